@@ -1,0 +1,7 @@
+"""Spatial attention for convolutional networks: put it in, train it, look at it, and learn what it bought."""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

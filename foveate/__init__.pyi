@@ -1,0 +1,33 @@
+from .accounting import Cost as Cost
+from .accounting import cost as cost
+from .data import ImageData as ImageData
+from .data import open_data as open_data
+from .errors import FoveateError as FoveateError
+from .explanations import Explanation as Explanation
+from .explanations import explain as explain
+from .networks import create_model as create_model
+from .registry import build as build
+from .registry import names as names
+from .registry import options as options
+from .registry import register as register
+from .spec import Placement as Placement
+from .spec import Plan as Plan
+from .spec import Spec as Spec
+from .studies import Comparison as Comparison
+from .studies import compare as compare
+from .studies import demo as demo
+from .surgery import Site as Site
+from .surgery import attentions as attentions
+from .surgery import insert as insert
+from .surgery import load as load
+from .surgery import plan_of as plan_of
+from .surgery import remove as remove
+from .surgery import save as save
+from .surgery import sites as sites
+from .training import Evaluation as Evaluation
+from .training import Fit as Fit
+from .training import Recipe as Recipe
+from .training import evaluate as evaluate
+from .training import fit as fit
+
+__version__: str

@@ -1,0 +1,127 @@
+"""CBAM: a weight for each channel, then a weight for each place.
+
+Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module, ECCV 2018, https://arxiv.org/abs/1807.06521
+
+    Mc(F) = sigmoid(MLP(mean_hw F) + MLP(max_hw F))                  one MLP, one sigmoid after the sum
+    Ms(F) = sigmoid(BN(conv7x7([max_c F; mean_c F])))
+    F'    = Mc(F) * F        out = Ms(F') * F'
+
+As in the authors' code: a batch norm after the spatial convolution, which the paper does not mention.
+The options are the ablations of the paper's tables 1 to 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.errors import FoveateError, near
+
+__all__ = ["CBAM"]
+
+CHANNEL_POOLS = ("both", "avg", "max")
+SPATIAL = ("pool", "conv")
+ORDERS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention.
+
+    Args:
+        channels: m, the channels of x.
+        reduction: r, the MLP's hidden layer has max(1, m // r) units. The paper: 16.
+        kernel_size: of the spatial convolution, odd. The paper: 7, against 3.
+        channel_pool: ``both`` (the paper), ``avg`` or ``max``.
+        spatial: how channels are squeezed for the spatial map: ``pool`` (maximum and mean, the paper) or ``conv`` (1x1).
+        order: ``channel-spatial`` (the paper), ``spatial-channel``, ``parallel`` (both from F, multiplied), or one of
+            the two alone: ``channel``, ``spatial``.
+
+    Shape:
+        x: (B, m, h, w) -> (B, m, h, w). The map: (B, m, h, w), in 0..1; the output is the map times x.
+
+    Raises:
+        FoveateError: an option is none of those listed.
+    """
+
+    map_axes = "b c h w"
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        channel_pool: str = "both",
+        spatial: str = "pool",
+        order: str = "channel-spatial",
+    ) -> None:
+        super().__init__()
+        for option, value, allowed in (
+            ("channel_pool", channel_pool, CHANNEL_POOLS),
+            ("spatial", spatial, SPATIAL),
+            ("order", order, ORDERS),
+        ):
+            if value not in allowed:
+                raise FoveateError(f"cbam({option}={value!r}) does not exist; {near(value, allowed)}")
+        if reduction < 1 or kernel_size < 1 or kernel_size % 2 == 0:
+            raise FoveateError(
+                f"cbam(reduction={reduction}, kernel_size={kernel_size}): the reduction is at least 1, the kernel odd"
+            )
+        self.reduction, self.kernel_size = reduction, kernel_size
+        self.channel_pool, self.spatial, self.order = channel_pool, spatial, order
+        if order != "spatial":
+            hidden = max(1, channels // reduction)
+            self.fc1, self.fc2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        if order != "channel":
+            self.squeeze = nn.Conv2d(channels, 1, 1, bias=False) if spatial == "conv" else None
+            planes = 2 if spatial == "pool" else 1
+            self.conv = nn.Conv2d(planes, 1, kernel_size, padding=kernel_size // 2, bias=False)
+            self.bn = nn.BatchNorm2d(1)
+
+    def attend_channels(self, x: Tensor) -> Tensor:
+        """Mc, (B, m, 1, 1)."""
+        pooled = []
+        if self.channel_pool != "max":
+            pooled.append(x.mean(dim=(2, 3)))
+        if self.channel_pool != "avg":
+            pooled.append(x.amax(dim=(2, 3)))
+        scores = sum(self.fc2(F.relu(self.fc1(vector))) for vector in pooled)
+        return torch.as_tensor(scores).sigmoid()[:, :, None, None]
+
+    def attend_places(self, x: Tensor) -> Tensor:
+        """Ms, (B, 1, h, w)."""
+        if self.squeeze is None:
+            planes = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        else:
+            planes = self.squeeze(x)
+        return self.bn(self.conv(planes)).sigmoid()
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Mc * Ms, each computed from what the order gives it, (B, m, h, w)."""
+        if self.order == "channel":
+            return self.attend_channels(x).expand_as(x)
+        if self.order == "spatial":
+            return self.attend_places(x).expand_as(x)
+        if self.order == "parallel":
+            return self.attend_channels(x) * self.attend_places(x)
+        if self.order == "channel-spatial":
+            channels = self.attend_channels(x)
+            return channels * self.attend_places(channels * x)
+        places = self.attend_places(x)
+        return places * self.attend_channels(places * x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map times x."""
+        if self.order in ("channel", "spatial", "parallel"):
+            return x * self.attend(x)
+        first, second = self.attend_channels, self.attend_places
+        if self.order == "spatial-channel":
+            first, second = second, first
+        x = x * first(x)
+        return x * second(x)
+
+    def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
+        """Parameters and MACs as the ULSAM paper's table counts them: 2 m^2 / r + 98, and 2 m^2 / r + 98 hw."""
+        mlp, conv = 2 * channels**2 // self.reduction, 2 * self.kernel_size**2
+        return mlp + conv, mlp + conv * height * width

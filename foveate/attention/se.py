@@ -1,0 +1,56 @@
+"""SE: squeeze-and-excitation, a weight for each channel from the channels' means.
+
+Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018, https://arxiv.org/abs/1709.01507
+
+    z = mean_hw(x)        s = sigmoid(W2 relu(W1 z))        out = s * x
+
+As in the authors' code: both layers have biases (``bias=False`` gives the paper's printed count, 2 m^2 / r).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.errors import FoveateError
+
+__all__ = ["SE"]
+
+
+class SE(nn.Module):
+    """Squeeze-and-excitation.
+
+    Args:
+        channels: m, the channels of x.
+        reduction: r, the hidden layer has max(1, m // r) units. The paper: 16.
+        bias: whether the two layers have biases.
+
+    Shape:
+        x: (B, m, h, w) -> (B, m, h, w). The map: (B, m), in 0..1.
+
+    Raises:
+        FoveateError: ``reduction`` is less than 1.
+    """
+
+    map_axes = "b c"
+
+    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True) -> None:
+        super().__init__()
+        if reduction < 1:
+            raise FoveateError(f"se(reduction={reduction}): the reduction is at least 1; the paper takes 16")
+        self.reduction = reduction
+        hidden = max(1, channels // reduction)
+        self.fc1 = nn.Linear(channels, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, channels, bias=bias)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The channel weights s, (B, m)."""
+        return self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3))))).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """s * x."""
+        return x * self.attend(x)[:, :, None, None]
+
+    def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:  # noqa: ARG002
+        """Parameters and MACs as the paper counts them: 2 m^2 / r each."""
+        return (2 * channels**2 // self.reduction,) * 2

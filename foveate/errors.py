@@ -1,0 +1,38 @@
+"""The one error a user can cause, and the words to say it with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["FoveateError", "near"]
+
+
+class FoveateError(ValueError):
+    """A request that cannot be met: what was asked, what exists, the nearest name, what to do, on one line.
+
+    The command line prints it without a traceback and exits with ``exit_code``.
+    """
+
+    exit_code = 2
+
+
+def near(asked: str, exist: Iterable[str], most: int = 8) -> str:
+    """Say which of the names that exist come nearest to the one asked for.
+
+    Args:
+        asked: the name that was not found.
+        exist: the names that could have been meant.
+        most: how many names are listed when none is near.
+
+    Returns:
+        A clause for the end of an error: ``did you mean 'a' or 'b'?``, else ``there are: a, b, c``.
+    """
+    names = list(exist)
+    close = difflib.get_close_matches(asked, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(name) for name in close)}?"
+    if not names:
+        return "there are none"
+    shown = ", ".join(names[:most])
+    return f"there are: {shown}" + (f", and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,126 @@
+"""Mechanisms by name: the folder is the registry, a constructor's signature is its schema.
+
+``foveate/attention/NAME.py`` holds the mechanism NAME: the first name in the file's ``__all__`` is its class.
+``timm:NAME`` is timm's own attention layer of that name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from foveate.errors import FoveateError, near
+from foveate.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build", "find", "names", "options", "register"]
+
+_FOLDERS = {"attention": "foveate.attention"}
+_REGISTERED: dict[tuple[str, str], Callable[..., Any]] = {}
+
+
+@functools.cache
+def _in_folder(kind: str) -> tuple[str, ...]:
+    # The folder is listed without importing the modules in it: they import torch.
+    package = importlib.import_module(_FOLDERS[kind])
+    return tuple(sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")))
+
+
+def names(kind: str = "attention") -> tuple[str, ...]:
+    """Every name that ``build`` knows, without timm's: the files of the folder and what was registered."""
+    return tuple(sorted({*_in_folder(kind), *(name for of, name in _REGISTERED if of == kind)}))
+
+
+def register(name: str, constructor: Callable[..., Any] | None = None, *, kind: str = "attention") -> Any:
+    """Make a mechanism of one's own available by name, as a call or as a class decorator.
+
+    Args:
+        name: an identifier that is not taken.
+        constructor: called as ``constructor(channels, **options)``; its signature is the schema.
+        kind: the registry, "attention".
+
+    Raises:
+        FoveateError: the name is taken or is no identifier.
+    """
+    if constructor is None:
+        return functools.partial(register, name, kind=kind)
+    if not name.isidentifier():
+        raise FoveateError(f"cannot register {name!r}: a name is letters, digits and _, as in 'my_attention'")
+    if name in names(kind):
+        raise FoveateError(f"cannot register {name!r}: the name is taken; choose another")
+    _REGISTERED[kind, name] = constructor
+    return constructor
+
+
+def find(name: str, kind: str = "attention") -> Callable[..., Any]:
+    """The constructor behind a name.
+
+    Raises:
+        FoveateError: no mechanism has this name; the nearest names are shown.
+    """
+    if name.startswith("timm:"):
+        from foveate.attention import _timm
+
+        return _timm.constructor(name.removeprefix("timm:"))
+    if (kind, name) in _REGISTERED:
+        return _REGISTERED[kind, name]
+    if name not in _in_folder(kind):
+        raise FoveateError(f"no mechanism is called {name!r}; {near(name, names(kind))} (timm's own: 'timm:NAME')")
+    module = importlib.import_module(f"{_FOLDERS[kind]}.{name}")
+    constructor: Callable[..., Any] = getattr(module, module.__all__[0])
+    return constructor
+
+
+def options(name: str, kind: str = "attention") -> dict[str, Any]:
+    """The options of a mechanism with their defaults, read from its constructor's signature."""
+    return {parameter.name: parameter.default for parameter in _keyword_options(find(name, kind))}
+
+
+def _keyword_options(constructor: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    for parameter in inspect.signature(constructor).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            yield parameter
+
+
+def _check_type(spec: Spec, key: str, value: object, default: object) -> None:
+    if default is None or default is inspect.Parameter.empty or value is None:
+        return
+    wanted = (int, float) if isinstance(default, float) else (type(default),)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+        kind = type(default).__name__
+        raise FoveateError(f"{spec}: {key}={value!r} is not of type {kind}; the default is {key}={default!r}")
+
+
+def build(spec: Spec | str, channels: int, kind: str = "attention") -> nn.Module:
+    """Build a mechanism for feature maps of a number of channels.
+
+    Args:
+        spec: its name and options, as data or as text.
+        channels: C of the (B, C, H, W) feature maps.
+        kind: the registry, "attention".
+
+    Raises:
+        FoveateError: the name or an option is unknown, or an option's value does not fit the channels.
+    """
+    if isinstance(spec, str):
+        spec = Spec.parse(spec)
+    constructor = find(spec.name, kind)
+    schema = options(spec.name, kind)
+    for key, value in spec.options:
+        if key not in schema:
+            raise FoveateError(f"{spec.name} has no option {key!r}; {near(key, schema)}")
+        _check_type(spec, key, value, schema[key])
+    try:
+        module: nn.Module = constructor(channels, **spec.kwargs)
+    except FoveateError:
+        raise
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FoveateError(f"{spec} cannot be built for {channels} channels: {reason}") from error
+    return module

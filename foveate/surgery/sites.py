@@ -1,0 +1,182 @@
+"""Where attention can go: the blocks and stages of a network, with the shapes they give."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from foveate.errors import FoveateError, near
+from foveate.surgery.probe import Seen, probe
+
+__all__ = ["Site", "is_plain_sequence", "list_sites", "resolve", "sites"]
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_WEIGHTED = (nn.Conv2d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a network.
+
+    Args:
+        name: the module's dotted name.
+        channels: C of the (B, C, H, W) feature map that the module gives.
+        height: H, in pixels, for the image size asked for.
+        width: W, in pixels.
+        kind: ``stage`` (holds blocks), ``block``, or ``layer`` (a single operation).
+        replaceable: whether the module keeps the shape, so that a mechanism can stand in its place.
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    kind: str
+    replaceable: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.channels}x{self.height}x{self.width}"
+
+
+def is_plain_sequence(module: nn.Module) -> bool:
+    """Whether the module is a Sequential whose output is its last child's."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(isinstance(m, _WEIGHTED) for m in module.modules())
+
+
+def _holds_blocks(container: Iterable[nn.Module]) -> bool:
+    """Whether most of the parts are composites of two or more weighted layers of one class."""
+    composites = [m for m in container if next(m.children(), None) is not None and _weights(m)]
+    classes = [type(m) for m in composites if _weights(m) >= 2]
+    return bool(classes) and 2 * max(classes.count(c) for c in classes) >= len(composites)
+
+
+def _is_stage(module: nn.Module, *, in_sequence: bool) -> bool:
+    if isinstance(module, _CONTAINERS) and _holds_blocks(module.children()):
+        return True
+    children = list(module.children())
+    if any(isinstance(c, _CONTAINERS) and _holds_blocks(c.children()) for c in children):
+        return True
+    # Blocks as direct children, as in RegNet. In a sequence it would be a block of two equal parts, as in GhostNet.
+    heavy = [type(c) for c in children if _weights(c) >= 2 and not isinstance(c, _CONTAINERS)]
+    return not in_sequence and any(heavy.count(c) >= 2 for c in heavy)
+
+
+def _walk(module: nn.Module, prefix: str, found: dict[str, str], *, in_stage: bool = False) -> None:
+    """Name the stages and blocks below a module, in order."""
+    in_sequence = isinstance(module, _CONTAINERS)
+    for child_name, child in module.named_children():
+        name = f"{prefix}{child_name}"
+        if next(child.children(), None) is None:
+            continue
+        if _is_stage(child, in_sequence=in_sequence):
+            container = isinstance(child, _CONTAINERS)
+            trunk = container and any(_is_stage(part, in_sequence=True) for part in child.children())
+            # A trunk is its last stage, and the sequence in a stage is that stage: one place, one name.
+            if not trunk and not (in_stage and container):
+                found[name] = "stage"
+            _walk(child, f"{name}.", found, in_stage=not trunk)
+        elif _weights(child) and not _is_chain(child):
+            found[name] = "block"
+
+
+def _is_chain(module: nn.Module) -> bool:
+    return isinstance(module, _CONTAINERS) and all(next(part.children(), None) is None for part in module.children())
+
+
+def _blocks(model: nn.Module) -> dict[str, str]:
+    found: dict[str, str] = {}
+    _walk(model, "", found)
+    return found
+
+
+def _layers(model: nn.Module) -> dict[str, str]:
+    return {
+        f"{name}.{child}".lstrip("."): "layer"
+        for name, module in model.named_modules()
+        if _is_chain(module)
+        for child, _ in module.named_children()
+    }
+
+
+def _fits(seen: Seen | None) -> bool:
+    return seen is not None and seen.calls == 1 and seen.out_shape is not None and len(seen.out_shape) == 4
+
+
+def list_sites(model: nn.Module, seen: dict[str, Seen]) -> list[Site]:
+    """The sites of a model that was probed, in the order of its modules."""
+    # A network without blocks, such as VGG, offers the layers of its sequences.
+    return _with_maps(_blocks(model), seen) or _with_maps(_layers(model), seen)
+
+
+def _with_maps(kinds: dict[str, str], seen: dict[str, Seen]) -> list[Site]:
+    found = []
+    for name, kind in kinds.items():
+        entry = seen.get(name)
+        if entry is not None and _fits(entry) and entry.out_shape is not None:
+            _, channels, height, width = entry.out_shape
+            if height * width > 1:  # a 1x1 map has no places to choose from
+                found.append(Site(name, channels, height, width, kind, entry.in_shape == entry.out_shape))
+    return found
+
+
+def sites(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> list[Site]:
+    """Where attention can go.
+
+    Args:
+        model: any convolutional network; it is left as found.
+        input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
+
+    Returns:
+        Stages and blocks, in the network's order; the layers of a network without blocks. ``#N`` in a plan is the N-th of them, from 0.
+        Any other module that gives one (B, C, H, W) tensor once in a forward pass can be named in a plan, too.
+
+    Raises:
+        FoveateError: the model cannot run on an image of this size.
+    """
+    return list_sites(model, probe(model, input_size)[0])
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(re.escape(text).replace(r"\*", r"[^.]*"))
+
+
+def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str]:
+    """The modules that a site pattern of a plan means.
+
+    Raises:
+        FoveateError: it means none, or a module that gives no single feature map; near names are shown.
+    """
+    names = [site.name for site in listed]
+    if pattern.startswith("#"):
+        index = int(pattern[1:])
+        if index >= len(listed):
+            raise FoveateError(f"site {pattern} does not exist: the network has sites #0 to #{len(listed) - 1}")
+        return [names[index]]
+    if "*" in pattern:
+        shape = _pattern(pattern)
+        every = [name for name in seen if name and _fits(seen[name])]
+        matched = [n for n in names if shape.fullmatch(n)] or [n for n in every if shape.fullmatch(n)]
+        if not matched:
+            raise FoveateError(f"no site matches {pattern!r}; {near(pattern.replace('*', ''), names)}")
+        return matched
+    entry = seen.get(pattern) if pattern else None
+    if entry is None:
+        raise FoveateError(f"the network has no site {pattern!r}; {near(pattern, names)} (list them with sites)")
+    if entry.calls != 1:
+        raise FoveateError(
+            f"site {pattern!r} runs {entry.calls} times in a forward pass, and attention goes where a module runs once; "
+            f"{near(pattern, names)}"
+        )
+    if not _fits(entry):
+        gives = f"shape {entry.out_shape}" if entry.out_shape else f"a {entry.out_type}"
+        raise FoveateError(
+            f"site {pattern!r} gives {gives}, not one (B, C, H, W) feature map; {near(pattern, names)}"
+        )
+    return [pattern]

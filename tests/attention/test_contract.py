@@ -1,0 +1,180 @@
+"""Every registered mechanism keeps the contract: options, shapes, dtypes, memory formats, gradients, copies, export."""
+
+import copy
+import inspect
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from foveate import registry
+from foveate.errors import FoveateError
+from foveate.spec import Spec
+
+NAMES = registry.names("attention")
+CHANNELS = 16
+AXES = {"b", "c", "g", "h", "w"}
+
+
+def make(name: str, channels: int = CHANNELS, **options) -> nn.Module:
+    torch.manual_seed(0)
+    module = registry.build(Spec(name, tuple(options.items())), channels).eval()
+    for buffer_name, buffer in module.named_buffers():  # statistics as after training, not 0 and 1
+        if buffer.is_floating_point():
+            buffer.copy_(torch.rand_like(buffer) + (0.5 if "var" in buffer_name else 0))
+    return module
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+def test_there_are_mechanisms():
+    assert {"ulsam", "se", "cbam"} <= set(NAMES)
+
+
+def test_constructor_is_a_schema(name):
+    parameters = list(inspect.signature(registry.find(name)).parameters.values())
+    assert parameters[0].name == "channels"
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters[1:])
+    assert all(isinstance(p.default, bool | int | float | str | None) for p in parameters[1:])
+
+
+def test_docstring_names_every_option_shape_and_paper(name):
+    constructor = registry.find(name)
+    for option in registry.options(name):
+        assert re.search(rf"^\s+{option}: ", constructor.__doc__, re.MULTILINE), option
+    assert "Shape:" in constructor.__doc__
+    assert "https://" in inspect.getmodule(constructor).__doc__
+
+
+@pytest.mark.parametrize("height,width", [(7, 11), (14, 14), (1, 5), (2, 2), (33, 8)])
+def test_any_size_gives_the_same_shape(name, height, width):
+    x = torch.randn(2, CHANNELS, height, width)
+    out = make(name)(x)
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("height,width", [(7, 11), (4, 4)])
+def test_map_has_the_declared_axes(name, height, width):
+    module = make(name)
+    axes = module.map_axes.split()
+    assert set(axes) <= AXES
+    assert axes[0] == "b"
+    x = torch.randn(3, CHANNELS, height, width)
+    attention = module.attend(x)
+    assert attention.ndim == len(axes)
+    sizes = {"b": 3, "h": height, "w": width}
+    for axis, size in zip(axes, attention.shape, strict=True):
+        assert size == sizes.get(axis, size), axis
+        if axis == "c":
+            assert size in (1, CHANNELS)
+
+
+def test_unknown_option_is_refused(name):
+    with pytest.raises(FoveateError, match="has no option 'nonsense'"):
+        registry.build(f"{name}(nonsense=1)", CHANNELS)
+
+
+def test_images_of_a_batch_do_not_see_each_other(name):
+    module = make(name)
+    x = torch.randn(4, CHANNELS, 6, 5)
+    whole = module(x)
+    alone = torch.cat([module(x[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(whole, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_both_memory_formats_agree_and_are_kept(name):
+    module = make(name)
+    x = torch.randn(2, CHANNELS, 6, 5)
+    last = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(module(x), module(last), rtol=1e-5, atol=1e-6)
+    assert module(x).is_contiguous()
+    assert module(last).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes(name, dtype):
+    module = make(name)
+    x = torch.randn(2, CHANNELS, 6, 5)
+    expected = module(x)
+    out = copy.deepcopy(module).to(dtype)(x.to(dtype))
+    assert out.dtype == dtype
+    tolerance = {torch.float64: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_autocast(name):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert make(name)(torch.randn(2, CHANNELS, 6, 5)).isfinite().all()
+
+
+def test_every_parameter_and_the_input_get_a_gradient(name):
+    module = make(name)
+    alive = {key: False for key, _ in module.named_parameters()}
+    for seed in range(5):  # a ReLU may close one unit for one input
+        torch.manual_seed(seed)
+        x = torch.randn(4, CHANNELS, 6, 5, requires_grad=True)
+        module.zero_grad()
+        (module(x) * torch.randn(4, CHANNELS, 6, 5)).sum().backward()
+        assert x.grad.abs().sum() > 0
+        for key, parameter in module.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+            alive[key] |= bool(parameter.grad.abs().sum() > 0)
+    assert all(alive.values()), [key for key, moved in alive.items() if not moved]
+
+
+def test_trains(name):
+    module = make(name).train()
+    x = torch.randn(4, CHANNELS, 6, 5)
+    module(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_input_is_not_changed(name):
+    x = torch.randn(2, CHANNELS, 6, 5)
+    before = x.clone()
+    make(name).train()(x)
+    assert torch.equal(x, before)
+
+
+def test_deepcopy_and_state_dict(name):
+    module, x = make(name), torch.randn(2, CHANNELS, 6, 5)
+    assert torch.equal(copy.deepcopy(module)(x), module(x))
+    other = registry.build(name, CHANNELS).eval()
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(x), module(x))
+
+
+def test_runs_without_data(name):
+    module = make(name).to("meta")
+    assert module(torch.empty(2, CHANNELS, 6, 5, device="meta")).shape == (2, CHANNELS, 6, 5)
+
+
+def test_torch_export(name):
+    module, x = make(name), torch.randn(2, CHANNELS, 6, 5)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    other = torch.randn(5, CHANNELS, 6, 5)
+    torch.testing.assert_close(program.module()(other), module(other), rtol=1e-5, atol=1e-6)
+
+
+def test_compiles_in_one_graph(name):
+    torch._dynamo.reset()
+    module, x = make(name), torch.randn(2, CHANNELS, 6, 5)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-6)
+
+
+def test_paper_cost_is_a_pair_of_whole_numbers(name):
+    module = make(name)
+    formula = getattr(module, "paper_cost", None)
+    if formula is not None:
+        params, macs = formula(CHANNELS, 7, 11)
+        assert params >= 0
+        assert macs >= 0
+        assert isinstance(params, int)
+        assert isinstance(macs, int)
