@@ -1,0 +1,140 @@
+"""Opening a data set, whatever form it is in, under the same rules."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from foveate.data.check import damaged, unusable
+from foveate.data.division import sample
+from foveate.data.elpv import read_elpv
+from foveate.data.folder import read_folder
+from foveate.data.parquet import is_parquet, read_parquet
+from foveate.data.split import ImageData, Split
+from foveate.errors import FoveateError, near
+
+__all__ = ["open_data"]
+
+
+def open_data(
+    source: str | os.PathLike[str] | ImageData,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    on_bad_image: Literal["stop", "skip"] = "stop",
+    allow_empty: bool = False,
+    limit: int | None = None,
+) -> ImageData:
+    """Open a data set for classification.
+
+    Args:
+        source: a folder with ``train/`` and ``val/`` (or ``valid``, ``validation``, ``test``), each with a folder per
+            class; a folder with a folder per class; a folder with ``train.parquet`` and ``test.parquet``, or one
+            ``.parquet`` file; the word ``elpv`` for the packaged solar cells (a folder of that name is ``./elpv``);
+            or an :class:`ImageData`, which comes back unchanged, or cut to ``limit``.
+        seed: of the split, where the source has none, and of ``limit``. The same seed gives the same images on every
+            machine.
+        val_fraction: part of each class (for ``elpv``: of the blocks) that goes to validation, where the source has no
+            split of its own.
+        on_bad_image: ``stop`` looks at every image's first bytes now and raises if one is empty or not an image;
+            damage deeper inside is raised when the image is loaded. ``skip`` decodes every image now and leaves the
+            bad ones out, listed in :attr:`ImageData.bad`.
+        allow_empty: whether a class may have no training image. It keeps its place among the classes.
+        limit: most images of each part, drawn with ``seed`` in proportion to the classes; applied before bad images
+            are looked for.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FoveateError: the source does not exist or is in none of these forms, a class is empty, an image is bad, or an
+            argument is out of range.
+    """
+    if on_bad_image not in ("stop", "skip"):
+        raise FoveateError(f"on_bad_image {on_bad_image!r}: {near(on_bad_image, ('stop', 'skip'))}")
+    if not 0 < val_fraction < 1:
+        raise FoveateError(f"val_fraction {val_fraction}: must lie between 0 and 1, both excluded")
+    if limit is not None and limit < 1:
+        raise FoveateError(f"limit {limit}: must be at least 1")
+    if isinstance(source, ImageData):
+        return source if limit is None else _limited(source, limit, seed)
+    data = _read(source, seed, val_fraction)
+    if not data.train.labels:
+        raise FoveateError(f"{source} holds no image in its class folders: name a folder of images")
+    if not data.val.labels:
+        raise FoveateError(f"{source} has no validation image: add some, or leave the validation part out for a split")
+    _require_every_class(data, allow_empty)
+    if limit is not None:
+        data = _limited(data, limit, seed)
+    return _without_bad(data, on_bad_image, allow_empty)
+
+
+def _read(source: str | os.PathLike[str], seed: int, val_fraction: float) -> ImageData:
+    if source == "elpv":
+        return read_elpv(seed, val_fraction)
+    if not isinstance(source, str | os.PathLike):
+        raise FoveateError(f"data is a folder, a .parquet file or 'elpv', not {type(source).__name__}")
+    # Absolute, so that workers and later calls find the images from any working directory.
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        above = next(parent for parent in path.parents if parent.is_dir())
+        there = sorted(entry.name for entry in above.iterdir() if not entry.name.startswith("."))
+        asked = path.relative_to(above).parts[0]
+        raise FoveateError(
+            f"no data at {path}: {near(asked, [*there, 'elpv'])} (in {above}; elpv is a packaged data set)"
+        )
+    if is_parquet(path):
+        return read_parquet(path, seed, val_fraction)
+    if not path.is_dir():
+        raise FoveateError(f"{path} is a file: data is a folder of class folders, a .parquet file or 'elpv'")
+    return read_folder(path, seed, val_fraction)
+
+
+def _require_every_class(data: ImageData, allow_empty: bool, left: str = "") -> None:
+    present = set(data.train.labels)
+    empty = [name for label, name in enumerate(data.classes) if label not in present]
+    if empty and not allow_empty:
+        what = f"class {empty[0]!r} has" if len(empty) == 1 else f"classes {', '.join(map(repr, empty[:8]))} have"
+        raise FoveateError(
+            f"{data.name}: {what} no training image{left}: add images, remove the class, or pass allow_empty=True"
+        )
+
+
+def _limited(data: ImageData, limit: int, seed: int) -> ImageData:
+    present = len(set(data.train.labels))
+    if limit < min(present, len(data.train)):
+        raise FoveateError(f"limit {limit}: {data.name} has {present} classes, each needs at least one training image")
+    train, val = (split.subset(sample(split.names, split.labels, limit, seed)) for split in (data.train, data.val))
+    if len(train) == len(data.train) and len(val) == len(data.val):
+        return data
+    note = f"{data.note}; at most {limit} images of each part drawn with seed {seed}"
+    return replace(data, train=train, val=val, note=note)
+
+
+def _without_bad(data: ImageData, on_bad_image: str, allow_empty: bool) -> ImageData:
+    find = damaged if on_bad_image == "skip" else unusable
+    bad = {split.name: find(split) for split in (data.train, data.val)}
+    reasons = [reason for found in bad.values() for reason in found.values()]
+    if not reasons:
+        return data
+    if on_bad_image == "stop":
+        more = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
+        raise FoveateError(f"{reasons[0]}{more}; on_bad_image='skip' leaves bad images out")
+    left_out = [split.names[index] for split in (data.train, data.val) for index in bad[split.name]]
+    data = replace(
+        data,
+        train=_without(data.train, bad["train"]),
+        val=_without(data.val, bad["val"]),
+        bad=tuple(left_out),
+        note=f"{data.note}; left out {len(left_out)} damaged image{'s' * (len(left_out) > 1)}",
+    )
+    if not data.val.labels:
+        raise FoveateError(f"{data.name}: every validation image is damaged, for example {reasons[-1]}")
+    _require_every_class(data, allow_empty, " after the damaged ones were left out")
+    return data
+
+
+def _without(split: Split, bad: dict[int, str]) -> Split:
+    return split.subset([index for index in range(len(split)) if index not in bad]) if bad else split

@@ -1,0 +1,121 @@
+"""What a data set is: classes, and two sequences of images with labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from PIL import Image
+
+from foveate.errors import FoveateError
+from foveate.images import open_image
+
+__all__ = ["ImageData", "Split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: a sequence of (image, label).
+
+    It holds paths or encoded bytes, never decoded pixels, so that worker processes get it at little cost.
+
+    Args:
+        name: ``train`` or ``val``.
+        sources: a path, or the encoded bytes of a Parquet row, for each image.
+        labels: position of each image's class in :attr:`ImageData.classes`.
+        names: what each image is called in errors and in the fingerprint, relative to the data set's folder.
+    """
+
+    name: str
+    sources: tuple[str | bytes, ...]
+    labels: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<Split {self.name!r}: {len(self)} images>"
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.load(index), self.labels[index]
+
+    def load(self, index: int, at_least: int | None = None) -> Image.Image:
+        """Decode one image.
+
+        Args:
+            index: its position.
+            at_least: decode a large JPEG at a reduced scale, as in :func:`foveate.images.open_image`.
+
+        Returns:
+            RGB image.
+
+        Raises:
+            FoveateError: the image cannot be decoded; the message names the file or the row.
+        """
+        source = self.sources[index]
+        return open_image(source, at_least=at_least, name=self.names[index] if isinstance(source, bytes) else source)
+
+    def label(self, index: int) -> int:
+        """Position of the image's class in :attr:`ImageData.classes`."""
+        return self.labels[index]
+
+    def subset(self, indices: Sequence[int]) -> Split:
+        """The images at these positions, in this order."""
+        return Split(
+            self.name,
+            tuple(self.sources[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            tuple(self.names[i] for i in indices),
+        )
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set for classification.
+
+    Args:
+        name: the folder's or file's name, or ``elpv``.
+        classes: class names; a label is a position in them, the same for both parts.
+        train: what the network learns from.
+        val: what its accuracy is measured on.
+        licence: terms of use, if the data set states them.
+        note: how the parts were made and what was left out, in words.
+        bad: names of damaged images that were left out.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    licence: str | None = None
+    note: str = ""
+    bad: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex over class names and, per part and in order, each image's name, label and size in bytes.
+
+        It is the same wherever the data set is stored, and changes when an image is added, removed, renamed,
+        relabelled, moved to the other part or replaced by one of another size. An image replaced by one of exactly
+        the same size is not noticed.
+        """
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for split in (self.train, self.val):
+            digest.update(f"\n{split.name} {len(split)}\n".encode())
+            for source, label, name in zip(split.sources, split.labels, split.names, strict=True):
+                digest.update(f"{name!r} {label} {_size(source)}\n".encode())
+        return digest.hexdigest()
+
+
+def _size(source: str | bytes) -> int:
+    """Bytes of an encoded image."""
+    if isinstance(source, bytes):
+        return len(source)
+    try:
+        return os.stat(source).st_size  # noqa: PTH116 - a Path for each of 100,000 images costs half a second
+    except OSError as error:
+        raise FoveateError(f"{source} cannot be read: {error.strerror}") from error
