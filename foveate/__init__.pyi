@@ -16,6 +16,7 @@ from .spec import Spec as Spec
 from .studies import Comparison as Comparison
 from .studies import compare as compare
 from .studies import demo as demo
+from .studies import report as report
 from .surgery import Site as Site
 from .surgery import attentions as attentions
 from .surgery import insert as insert
@@ -24,10 +25,10 @@ from .surgery import plan_of as plan_of
 from .surgery import remove as remove
 from .surgery import save as save
 from .surgery import sites as sites
-from .training import Evaluation as Evaluation
-from .training import Fit as Fit
-from .training import Recipe as Recipe
-from .training import evaluate as evaluate
-from .training import fit as fit
+from .training.metrics import Evaluation as Evaluation
+from .training.loop import Fit as Fit
+from .training.recipe import Recipe as Recipe
+from .training.metrics import evaluate as evaluate
+from .training.loop import fit as fit
 
 __version__: str

@@ -1,0 +1,36 @@
+# Each target sets up what it needs in a virtual environment of its own, $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo test check format docs
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+demo: $(VENV)/.demo  ## the main job on real input: a pretrained network, real solar cells, attention against none
+	$(BIN)/foveate demo
+
+test: $(VENV)/.test  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test  ## put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs  ## the pages in site/, every link checked
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing foveate[$*] into $(VENV): some minutes the first time"
+	$(INSTALL) '.[$*]'
+	@touch $@

@@ -1,0 +1,329 @@
+"""The commands. torch is imported only when a command runs, so that ``foveate --help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+import foveate as fv
+from foveate.errors import FoveateError
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="foveate",
+    help="Give a convolutional network spatial attention, and learn what it bought.",
+    version=lambda: fv.__version__,
+)
+
+_RECIPE = Group("Recipe", sort_key=2)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network.
+
+    Args:
+        model: a timm model, torchvision:NAME, or a folder that foveate saved.
+        pretrained: start from ImageNet weights: from an installed package where there is one, else from the hub.
+        plan: attention to insert, such as "ulsam(groups=4) replacing blocks.5.1; se after blocks.4.2".
+        start: "identity" makes the attention exactly the identity at first, so that pretrained predictions stay.
+    """
+
+    model: str = "mobilenetv2_100"
+    pretrained: bool = False
+    plan: str | None = None
+    start: Literal["mechanism", "identity"] | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DataOptions:
+    """How images are read.
+
+    Args:
+        on_bad_image: "stop" at a file that is no whole image, or "skip" it and say so.
+        allow_empty: accept class folders without images.
+        val_fraction: the part that is kept for validation where the data has no split of its own.
+        split_seed: decides which images that are.
+        limit: at most so many images of each part.
+    """
+
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    allow_empty: bool = False
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    limit: int | None = None
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _model(options: ModelOptions, input_size: int | None = None) -> Any:
+    """The network that the options name, with the plan."""
+    if os.sep in options.model or Path(options.model).is_dir():
+        network = fv.load(options.model)
+    else:
+        network = fv.create_model(options.model, pretrained=options.pretrained)
+    if options.plan is not None:
+        fv.insert(network, options.plan, start=options.start, input_size=input_size)
+    return network
+
+
+def _data(source: str, options: DataOptions) -> Any:
+    data = fv.open_data(
+        source,
+        seed=options.split_seed,
+        val_fraction=options.val_fraction,
+        on_bad_image=options.on_bad_image,
+        allow_empty=options.allow_empty,
+        limit=options.limit,
+    )
+    _say(f"{data.name}: {len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
+    for words in (data.note, data.licence):
+        if words:
+            _say(words)
+    for bad in data.bad:
+        _say(f"left out: {bad}")
+    return data
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+@app.command
+def sites(model: str, *, input_size: int | None = None, json: bool = False) -> None:
+    """List where attention can go: name, channels, height, width.
+
+    Args:
+        model: a timm model, torchvision:NAME, or a folder that foveate saved.
+        input_size: side of the images in pixels; without it the model's own.
+        json: print JSON.
+    """
+    found = fv.sites(_model(ModelOptions(model)), input_size)
+    if json:
+        _print_json([site.__dict__ for site in found])
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("#", "site", "kind", "channels", "height", "width", "replaceable"):
+        table.add_column(heading, justify="right" if heading in ("#", "channels", "height", "width") else "left")
+    for index, site in enumerate(found):
+        row = (f"#{index}", site.name, site.kind, str(site.channels), str(site.height), str(site.width))
+        table.add_row(*row, "yes" if site.replaceable else "")
+    _console().print(table)
+
+
+@app.command
+def cost(
+    model: str,
+    *,
+    plan: str | None = None,
+    input_size: int | None = None,
+    counting: Literal["exact", "paper"] = "exact",
+    json: bool = False,
+) -> None:
+    """Count parameters, MACs and activations, beside the network without the plan.
+
+    Args:
+        model: a timm model, torchvision:NAME, or a folder that foveate saved.
+        plan: attention to insert first.
+        input_size: side of the images in pixels; without it the model's own.
+        counting: "exact" counts the real modules, "paper" as the compact-CNN papers do.
+        json: print JSON.
+    """
+    network = _model(ModelOptions(model, plan=plan), input_size)
+    found = fv.cost(network, input_size, counting=counting)
+    columns = {"with the plan": found, "without": found.baseline} if found.baseline else {"": found}
+    if found.baseline is not None:
+        columns["difference"] = found - found.baseline
+    if json:
+        _print_json(
+            {
+                "plan": str(fv.plan_of(network) or ""),
+                "counting": counting,
+                **{
+                    (name or "cost").replace(" ", "_"): {"params": c.params, "macs": c.macs, "activations": c.activations}
+                    for name, c in columns.items()
+                },
+            }
+        )
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"{counting} counting")
+    for name in columns:
+        table.add_column(name, justify="right")
+    rows = ["params", "macs"] + (["activations"] if counting == "exact" else [])
+    for row in rows:
+        values = [f"{getattr(c, row):{'+' if name == 'difference' else ''},}" for name, c in columns.items()]
+        table.add_row({"params": "parameters", "macs": "MACs"}.get(row, row), *values)
+    _console().print(table)
+
+
+@app.command
+def train(
+    data: str,
+    *,
+    network: ModelOptions | None = None,
+    images: DataOptions | None = None,
+    recipe: Annotated[fv.Recipe | None, Parameter(name="*", group=_RECIPE)] = None,
+    output: Path = Path("runs/train"),
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Train a network on a folder of images, and keep it.
+
+    Args:
+        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
+        output: folder for checkpoints, summary.csv and the trained model (last/, model_best/).
+        resume: go on with the run that the output folder holds.
+        json: print the result as JSON.
+    """
+    network, recipe = network or ModelOptions(), recipe or fv.Recipe()
+    opened = _data(data, images or DataOptions())
+    model = _model(network, recipe.image_size)
+    result = fv.fit(model, opened, recipe, output=output, resume=resume)
+    found = result.evaluation
+    if json:
+        _print_json(
+            {"top1": found.top1, "macro_f1": found.macro_f1, "seconds": result.seconds, "folder": str(result.folder)}
+        )
+        return
+    print(f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%, {result.seconds:.0f} s; kept in {output}")
+
+
+@app.command
+def compare(
+    data: str,
+    *,
+    plans: Annotated[list[str], Parameter(consume_multiple=True)],
+    network: ModelOptions | None = None,
+    images: DataOptions | None = None,
+    recipe: Annotated[fv.Recipe | None, Parameter(name="*", group=_RECIPE)] = None,
+    seeds: int = 3,
+    output: Path = Path("runs/compare"),
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Train a network without attention and with each plan, for several seeds, and compare.
+
+    Args:
+        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
+        plans: the plans, each in quotes: --plans "se after blocks.4.2" "ulsam after blocks.4.2".
+        seeds: how many seeds.
+        output: folder for the runs, the tables and report.html.
+        resume: go on with the comparison that the output folder holds: finished runs are not run again.
+        json: print the table as JSON.
+    """
+    network, recipe = network or ModelOptions(), recipe or fv.Recipe()
+    if network.plan is not None:
+        raise FoveateError("compare takes --plans, not --plan")
+    opened = _data(data, images or DataOptions())
+    found = fv.compare(
+        network.model,
+        plans,
+        opened,
+        recipe,
+        seeds,
+        start=network.start,
+        pretrained=network.pretrained,
+        output=output,
+        resume=resume,
+    )
+    report = fv.report(found, opened)
+    if json:
+        _print_json(found.as_dicts())
+    else:
+        found.print(_console())
+    _say(f"report: {report}")
+
+
+@app.command
+def explain(
+    model: str,
+    images: Annotated[list[Path], Parameter(consume_multiple=True)],
+    *,
+    method: Literal["attention", "gradcam"] = "attention",
+    target: int | None = None,
+    layer: str | None = None,
+    pretrained: bool = False,
+    plan: str | None = None,
+    image_size: int | None = None,
+    output: Path = Path("explained"),
+    json: bool = False,
+) -> None:
+    """Show what a network looks at, drawn over the images.
+
+    Args:
+        model: a folder that foveate saved, a timm model, or torchvision:NAME.
+        images: image files.
+        method: "attention" shows the inserted mechanisms' own maps, "gradcam" what speaks for a class.
+        target: the class for gradcam, by index; without it the predicted one.
+        layer: the layer for gradcam; without it the last feature map.
+        pretrained: with a model's name, use its ImageNet weights.
+        plan: attention to insert first.
+        image_size: side of what the network sees, in pixels; without it the model's own.
+        output: a .png file for one image, or a folder.
+        json: print predictions and files as JSON.
+    """
+    network = _model(ModelOptions(model, pretrained=pretrained, plan=plan), image_size)
+    options: dict[str, Any] = {} if target is None else {"target": target}
+    if layer is not None:
+        options["layer"] = layer
+    found = fv.explain(network, list(images), method, image_size=image_size, **options)
+    files = found.save(output)
+    told = [
+        {"image": str(image), "prediction": found.label(int(p)), "probability": float(q)}
+        for image, p, q in zip(images, found.predictions, found.probabilities, strict=True)
+    ]
+    if json:
+        _print_json({"predictions": told, "files": [str(file) for file in files]})
+        return
+    for line in told:
+        print(f"{line['image']}: {line['prediction']} ({100 * float(line['probability']):.0f}%)")
+    print(f"drawn: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}")
+
+
+@app.command
+def demo(*, quick: bool = False, output: Path | None = None) -> None:
+    """The main job on real input: a pretrained network, real solar cells, attention against none.
+
+    Args:
+        quick: fewer images and epochs: under a minute.
+        output: folder for the report; without it the next free runs/demo.
+    """
+    fv.demo(quick=quick, output=output)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
+    logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
+    try:
+        app(arguments, exit_on_error=False)
+    except CycloptsError:
+        sys.exit(2)  # cyclopts has said what is wrong
+    except FoveateError as error:
+        _say(f"foveate: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("foveate: stopped")
+        sys.exit(130)

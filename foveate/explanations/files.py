@@ -1,0 +1,28 @@
+"""Write a file as a whole, or leave the old one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from foveate.errors import FoveateError
+
+__all__ = ["write_whole"]
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file and make its folder; whoever reads the file sees the old bytes or all of the new ones.
+
+    Raises:
+        FoveateError: the file cannot be written there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise FoveateError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another place") from error

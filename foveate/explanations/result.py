@@ -1,0 +1,128 @@
+"""What ``explain`` found: maps, channel weights, predictions; saved as pictures or as numbers."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.explanations.files import write_whole
+
+__all__ = ["Explanation", "Map"]
+
+
+@dataclass(frozen=True)
+class Map:
+    """One spatial map for each image.
+
+    Attributes:
+        name: what it is, as "blocks.5.2 subspace 1/4".
+        values: (B, h, w), float32 on the CPU, as the method computed them: nothing is rescaled.
+        module: the dotted name of the module that it belongs to.
+    """
+
+    name: str
+    values: Tensor
+    module: str
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a network looked at in B images.
+
+    Attributes:
+        method: "attention" or "gradcam".
+        names: a name for each image: the file's name without its ending, or "image".
+        pictures: the images as the network saw them, resized and cropped.
+        maps: the spatial maps, each (B, h, w).
+        channels: names and channel weights, each (B, c), of mechanisms that weigh channels.
+        predictions: (B,) the index of the class with the largest logit.
+        probabilities: (B,) its softmax probability.
+        targets: (B,) the class that is explained; None where the maps do not depend on a class.
+        labels: the names of the classes; empty when the model does not tell.
+    """
+
+    method: str
+    names: tuple[str, ...]
+    pictures: tuple[Image.Image, ...]
+    maps: tuple[Map, ...]
+    channels: tuple[tuple[str, Tensor], ...]
+    predictions: Tensor
+    probabilities: Tensor
+    targets: Tensor | None = None
+    labels: tuple[str, ...] = ()
+
+    def label(self, index: int) -> str:
+        """The name of a class, or "class N" when the model does not tell."""
+        return self.labels[index] if index < len(self.labels) else f"class {index}"
+
+    def draw(self, index: int = 0) -> Image.Image:
+        """One image with all its maps laid over it, and its channel weights as bars.
+
+        Raises:
+            FoveateError: there is no image of this index.
+        """
+        from foveate.explanations.overlay import draw
+
+        if not 0 <= index < len(self.pictures):
+            raise FoveateError(f"there is no image {index}: the explanation holds {len(self.pictures)}, counted from 0")
+        return draw(self, index)
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write the drawings: one image into a PNG file, several into a folder of PNG files.
+
+        A name that does not end in .png is a folder. Missing folders are made. A file of the same name is replaced as
+        a whole, or not at all.
+
+        Args:
+            path: a file name that ends in .png, or a folder; the files in it are "001_NAME.png", "002_NAME.png", ...
+
+        Returns:
+            The files written.
+
+        Raises:
+            FoveateError: the path does not fit the number of images, or cannot be written.
+        """
+        path, count = Path(path), len(self.pictures)
+        ending = "" if path.is_dir() else path.suffix.lower()
+        if ending != ".png" and ending in Image.registered_extensions():
+            raise FoveateError(f"cannot save to {str(path)!r}: drawings are PNG files; end the name in .png")
+        if ending == ".png" and count > 1:
+            raise FoveateError(f"cannot save {count} images to the one file {str(path)!r}: name a folder, as 'overlays'")
+        names = [f"{i:03d}_{name}.png" for i, name in enumerate(self.names, 1)]
+        files = [path] if ending == ".png" else [path / name for name in names]
+        for index, file in enumerate(files):
+            png = io.BytesIO()
+            self.draw(index).save(png, "PNG")
+            write_whole(file, png.getvalue())
+        return tuple(files)
+
+    def npz(self, path: str | os.PathLike[str]) -> Path:
+        """Write the numbers as NumPy arrays, to be read with ``np.load(path, allow_pickle=False)``.
+
+        The arrays: "map: NAME" (B, h, w) for each map, "channels: NAME" (B, c), "predictions", "probabilities",
+        "targets" (B,), "names" (B,), "labels" (classes,), "method".
+
+        Raises:
+            FoveateError: the name does not end in .npz, or cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".npz":
+            raise FoveateError(f"cannot save to {str(path)!r}: the numbers are one .npz file; end the name in .npz")
+        arrays = {f"map: {found.name}": found.values.numpy() for found in self.maps}
+        arrays |= {f"channels: {name}": weights.numpy() for name, weights in self.channels}
+        arrays |= {"predictions": self.predictions.numpy(), "probabilities": self.probabilities.numpy()}
+        if self.targets is not None:
+            arrays["targets"] = self.targets.numpy()
+        arrays |= {"names": np.array(self.names), "method": np.array(self.method)}
+        arrays["labels"] = np.array(self.labels, dtype=np.str_)
+        data = io.BytesIO()
+        np.savez_compressed(data, **arrays)
+        write_whole(path, data.getvalue())
+        return path

@@ -1,0 +1,265 @@
+"""Accuracy against cost as an SVG picture: one labelled point for each plan, no label over another.
+
+The whiskers of a plan are the 95% interval of its difference to the baseline, drawn around its own accuracy: where
+they cross the baseline's dashed line there is no evidence of a difference.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+__all__ = ["Box", "Point", "labels", "points_of", "scatter"]
+
+LINE = 15.0  # height of a line of text, at 12 pixels a letter
+GAP = 9.0  # between a point and its label
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels, y downwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def touches(self, other: Box) -> bool:
+        """Whether the two rectangles share more than an edge."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+    def holds(self, other: Box) -> bool:
+        """Whether the other rectangle lies inside."""
+        across = self.left <= other.left and other.right <= self.right
+        return across and self.top <= other.top and other.bottom <= self.bottom
+
+
+@dataclass(frozen=True)
+class Point:
+    """One plan.
+
+    Args:
+        label: the plan.
+        macs: multiply-adds of one image.
+        top1: accuracy in percent.
+        low: lower end of the whisker, in percent; None without one.
+        high: upper end.
+        seeds: accuracy with each seed, in percent.
+    """
+
+    label: str
+    macs: float
+    top1: float
+    low: float | None = None
+    high: float | None = None
+    seeds: tuple[float, ...] = ()
+
+    @property
+    def heights(self) -> tuple[float, ...]:
+        """Everything that is drawn for it, in percent."""
+        ends = () if self.low is None or self.high is None else (self.low, self.high)
+        return (self.top1, *ends, *self.seeds)
+
+
+def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """The rows of a comparison that have a cost and an accuracy, as points. The keys are those of ``write_report``."""
+    found = []
+    for row in rows:
+        macs, top1 = row.get("macs"), row.get("top1")
+        if not (_is_number(macs) and _is_number(top1)):
+            continue
+        ends = [row.get(f"difference_{end}") for end in ("low", "high")]
+        low, high = (top1 + end - row["difference"] for end in ends) if all(map(_is_number, ends)) else (None, None)
+        seeds = tuple(float(value) for value in row.get("top1_per_seed") or () if _is_number(value))
+        found.append(Point(str(row.get("plan", "")), macs, top1, low, high, seeds if len(seeds) > 1 else ()))
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def scatter(points: Sequence[Point], width: int = 760) -> str:
+    """Draw the points; the first one is the baseline.
+
+    Args:
+        points: at least one.
+        width: in pixels. The height follows from the labels.
+
+    Returns:
+        An ``<svg>`` element. Its colours come from the page's style sheet: classes axis, grid, base, whisker, point,
+        seed, lead.
+    """
+    height, found = max(320.0, width / 2), None
+    while found is None:  # a higher picture has room for more labels; in the end they may lie over whiskers
+        height *= 1.2
+        frame = Box(56, 12, width - 14, height - 46)
+        place = _Scale(points, frame)
+        ink = place.ink(points) if height < 5 * width else []
+        spots = [(x, place.y_of(p.top1)) for x, p in zip(place.xs, points, strict=True)]
+        wanted = [(spot, p.label) for spot, p in zip(spots, points, strict=True)]
+        found = labels(wanted, ink, frame, max(16, width // 26))
+    parts = [*place.axes(), *_marks(points, place)]
+    for (x, y), (box, lines) in zip(spots, found, strict=True):
+        near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+        if math.hypot(near_x - x, near_y - y) > 2 * GAP:
+            parts.append(f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{near_x:.1f}" y2="{near_y:.1f}"/>')
+        spans = "".join(
+            f'<tspan x="{box.left:.1f}" y="{box.top + LINE * (k + 0.8):.1f}">{escape(line)}</tspan>'
+            for k, line in enumerate(lines)
+        )
+        parts.append(f'<text class="label">{spans}</text>')
+    size = f'viewBox="0 0 {width} {height:.0f}" width="{width}" height="{height:.0f}"'
+    return f'<svg {size} role="img" aria-label="Top-1 accuracy against MACs">{"".join(parts)}</svg>'
+
+
+class _Scale:
+    """From MACs and percent to pixels.
+
+    Args:
+        points: what is drawn. ``xs`` are their places from the left: those at nearly one cost stand side by side.
+        frame: where it is drawn.
+    """
+
+    def __init__(self, points: Sequence[Point], frame: Box) -> None:
+        self.frame = frame
+        macs = [p.macs for p in points]
+        # Never so close that a cost or an accuracy that hardly differs seems to differ much.
+        self.x = _padded(macs, 0.12 * (max(macs) - min(macs)), least=0.01 * max(macs) or 1.0)
+        heights = [height for p in points for height in p.heights]
+        self.y = _padded(heights, 0.08 * (max(heights) - min(heights)), least=0.5)
+        self.xs = _side_by_side([self.x_of(p.macs) for p in points])
+
+    def x_of(self, macs: float) -> float:
+        """Pixels from the left."""
+        low, high = self.x
+        return self.frame.left + (macs - low) / (high - low) * (self.frame.right - self.frame.left)
+
+    def y_of(self, percent: float) -> float:
+        """Pixels from the top."""
+        low, high = self.y
+        return self.frame.bottom - (percent - low) / (high - low) * (self.frame.bottom - self.frame.top)
+
+    def ink(self, points: Sequence[Point]) -> list[Box]:
+        """What labels must not cover: the baseline's line, the points, their whiskers and their seeds."""
+        line = self.y_of(points[0].top1)
+        boxes = [Box(self.frame.left, line - 1, self.frame.right, line + 1)]
+        for x, point in zip(self.xs, points, strict=True):
+            ys = [self.y_of(height) for height in point.heights]
+            boxes.append(Box(x - 6, min(ys) - 5, x + 6, max(ys) + 5))
+        return boxes
+
+    def axes(self) -> Iterator[str]:
+        """Grid, ticks and titles."""
+        f = self.frame
+        unit, word = (1e9, ", billions") if self.x[1] >= 2e9 else (1e6, ", millions") if self.x[1] >= 2e6 else (1.0, "")
+        for tick in _ticks(self.x[0] / unit, self.x[1] / unit, int((f.right - f.left) / 90)):
+            x = self.x_of(tick * unit)
+            yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{f.top}" y2="{f.bottom:.1f}"/>'
+            yield f'<text class="axis" x="{x:.1f}" y="{f.bottom + 17:.1f}" text-anchor="middle">{tick:.6g}</text>'
+        for tick in _ticks(*self.y, int((f.bottom - f.top) / 50)):
+            y = self.y_of(tick)
+            yield f'<line class="grid" x1="{f.left}" x2="{f.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            yield f'<text class="axis" x="{f.left - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>'
+        middle_x, middle_y = (f.left + f.right) / 2, (f.top + f.bottom) / 2
+        yield f'<text class="axis" x="{middle_x}" y="{f.bottom + 38:.1f}" text-anchor="middle">MACs{word}</text>'
+        turned = f'transform="rotate(-90 14 {middle_y:.1f})" text-anchor="middle"'
+        yield f'<text class="axis" x="14" y="{middle_y:.1f}" {turned}>top-1 accuracy, %</text>'
+
+
+def _padded(values: Sequence[float], margin: float, least: float) -> tuple[float, float]:
+    margin = max(margin, least)
+    return min(values) - margin, max(values) + margin
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    return [float(tick) for tick in MaxNLocator(max(2, most)).tick_values(low, high) if low <= tick <= high]
+
+
+def _side_by_side(xs: Sequence[float], apart: float = 13.0) -> list[float]:
+    """Move places apart, in their order, each as little as its neighbours allow: crowds keep their centre."""
+    crowds: list[list[int]] = []
+    for index in sorted(range(len(xs)), key=lambda k: xs[k]):
+        crowds.append([index])
+        while len(crowds) > 1 and _row(xs, crowds[-1], apart)[0] - _row(xs, crowds[-2], apart)[-1] < apart:
+            crowds[-2:] = [crowds[-2] + crowds[-1]]
+    places = dict(pair for crowd in crowds for pair in zip(crowd, _row(xs, crowd, apart), strict=True))
+    return [places[index] for index in range(len(xs))]
+
+
+def _row(xs: Sequence[float], crowd: Sequence[int], apart: float) -> list[float]:
+    centre = sum(xs[index] for index in crowd) / len(crowd)
+    return [centre + apart * (k - (len(crowd) - 1) / 2) for k in range(len(crowd))]
+
+
+def _marks(points: Sequence[Point], place: _Scale) -> Iterator[str]:
+    y = place.y_of(points[0].top1)
+    yield f'<line class="base" x1="{place.frame.left}" x2="{place.frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    for x, point in zip(place.xs, points, strict=True):
+        if point.low is not None and point.high is not None:
+            low, high = place.y_of(point.low), place.y_of(point.high)
+            caps = "".join(f"M{x - 5:.1f} {end:.1f}h10" for end in (low, high))
+            yield f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
+        for seed in point.seeds:
+            yield f'<circle class="seed" cx="{x:.1f}" cy="{place.y_of(seed):.1f}" r="2.5"/>'
+        kind = "point first" if point is points[0] else "point"
+        yield f'<circle class="{kind}" cx="{x:.1f}" cy="{place.y_of(point.top1):.1f}" r="5"/>'
+
+
+def labels(
+    wanted: Sequence[tuple[tuple[float, float], str]], ink: Sequence[Box], frame: Box, letters: int
+) -> list[tuple[Box, list[str]]] | None:
+    """Find a place for each label, as near to its point as can be, over no other label and no ink.
+
+    Args:
+        wanted: for each label the point (x, y) that it belongs to, in pixels, and the text.
+        ink: what must stay free.
+        frame: where labels may stand.
+        letters: the most letters in a line.
+
+    Returns:
+        For each label its box and lines; None when there is no room.
+    """
+    placed: list[tuple[Box, list[str]]] = []
+    for (x, y), text in wanted:
+        lines = textwrap.wrap(text, letters) or [""]
+        width, height = max(map(_width, lines)), LINE * len(lines)
+        taken = [*ink, *(box for box, _ in placed)]
+        free = (
+            box
+            for box in _around(x, y, width, height, frame)
+            if frame.holds(box) and not any(box.touches(other) for other in taken)
+        )
+        box = min(free, key=lambda box: _away(box, x, y), default=None)
+        if box is None:
+            return None
+        placed.append((box, lines))
+    return placed
+
+
+def _around(x: float, y: float, width: float, height: float, frame: Box) -> Iterator[Box]:
+    lefts = [x + GAP, x - GAP - width, x - width / 2, frame.left + 4, frame.right - width]
+    lefts += [x + side * step - (width if side < 0 else 0) for side in (1, -1) for step in (30, 60, 120, 240)]
+    for left in lefts:
+        for step in range(int((frame.bottom - frame.top) / 4) + 1):
+            top = frame.top + 4 * step
+            yield Box(left, top, left + width, top + height)
+        yield Box(left, y - height / 2, left + width, y + height / 2)
+
+
+def _away(box: Box, x: float, y: float) -> float:
+    beside = max(box.left - x, x - box.right, 0.0)
+    above = max(box.top - y, y - box.bottom, 0.0)
+    return math.hypot(beside, above) + 0.05 * abs((box.top + box.bottom) / 2 - y)
+
+
+def _width(line: str) -> float:
+    return sum(12.0 if unicodedata.east_asian_width(letter) in "WF" else 7.0 for letter in line)

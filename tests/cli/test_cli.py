@@ -1,0 +1,143 @@
+"""The command line: the words of the functions, one line for an error, JSON where a program may read it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import foveate as fv
+from foveate.cli import main
+
+SMALL = ["--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--batch-size", "8"]
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr) of the command line in this process."""
+    try:
+        main([str(a) for a in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_help_names_every_verb_and_imports_no_torch():
+    code = "import sys, foveate.cli; sys.argv = ['foveate', '--help']; import atexit;"
+    code += "atexit.register(lambda: print('torch' in sys.modules)); foveate.cli.main()"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.rstrip().endswith("False")
+    for verb in ("sites", "cost", "train", "compare", "explain", "demo"):
+        assert verb in said
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[1].strip() == fv.__version__
+
+
+def test_sites(capsys):
+    code, out, _ = run(capsys, "sites", "mobilenetv2_100", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found[0]["name"] == "blocks.0"
+    code, out, _ = run(capsys, "sites", "mobilenetv2_100")
+    assert "blocks.5.2" in out
+
+
+def test_cost_of_the_papers_row(capsys):
+    plan = "ulsam(groups=4) replacing blocks.4.1, blocks.4.2, blocks.5.1, blocks.5.2"
+    code, out, _ = run(capsys, "cost", "mobilenetv2_100", "--plan", plan, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["with_the_plan"]["params"], found["with_the_plan"]["macs"]) == (2_630_936, 224_544_384)
+    _, out, _ = run(capsys, "cost", "mobilenetv2_100", "--plan", plan, "--counting", "paper", "--json")
+    assert json.loads(out)["with_the_plan"] == {"params": 2_537_792, "macs": 223_770_112, "activations": 0}
+    _, out, _ = run(capsys, "cost", "mobilenetv2_100", "--plan", plan)
+    assert "224,544,384" in out
+
+
+def test_train_then_explain_what_was_kept(capsys, folder, tmp_path):
+    output = tmp_path / "run"
+    code, out, _ = run(
+        capsys, "train", folder, *SMALL, "--plan", "ulsam(groups=2) after layer2.0", "--output", output, "--json"
+    )
+    assert code == 0
+    assert 0 <= json.loads(out)["top1"] <= 1
+    picture = folder / "val" / "left" / "0.png"
+    code, out, _ = run(capsys, "explain", output / "last", picture, "--output", tmp_path / "map.png")
+    assert code == 0
+    assert out.startswith(f"{picture}: left") or out.startswith(f"{picture}: right")
+    with Image.open(tmp_path / "map.png") as drawn:
+        assert drawn.width > 100
+    code, _, err = run(capsys, "train", folder, *SMALL, "--output", output)
+    assert code == 2
+    assert "resume" in err
+    plan = ["--plan", "ulsam(groups=2) after layer2.0"]
+    assert run(capsys, "train", folder, *SMALL, *plan, "--output", output, "--resume")[0] == 0
+
+
+def test_compare(capsys, folder, tmp_path):
+    output = tmp_path / "grid"
+    code, out, err = run(
+        capsys, "compare", folder, *SMALL, "--plans", "se after layer2.0", "--seeds", "1", "--output", output, "--json"
+    )
+    assert code == 0, err
+    assert [row["plan"] for row in json.loads(out)] == ["none", "se after layer2.0"]
+    assert (output / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        (["cost", "mobilnetv2_100"], "did you mean 'mobilenetv2_100'"),
+        (["cost", "mobilenetv2_100", "--plan", "ulsm after blocks.4.2"], "did you mean 'ulsam'"),
+        (["cost", "mobilenetv2_100", "--plan", "ulsam(grups=2) after blocks.4.2"], "did you mean 'groups'"),
+        (["cost", "mobilenetv2_100", "--plan", "ulsam after blocks.4.9"], "did you mean 'blocks.4.2'"),
+        (["cost", "mobilenetv2_100", "--plan", "ulsam(groups=5) after blocks.4.2"], "take groups from 1, 2, 4, 8, 16"),
+        (["cost", "mobilenetv2_100", "--plan", "ulsam replacing blocks.4.0"], "blocks that keep it: blocks.1.1"),
+        (["train", "no/such/folder"], "no/such/folder"),
+        (["sites", "no/such/model"], "no saved model"),
+    ],
+)
+def test_a_users_error_is_one_line_and_code_2(capsys, arguments, said):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert said in err
+    assert err.strip().count("\n") == 0
+    assert "Traceback" not in err
+
+
+def test_an_unknown_option_is_code_2(capsys):
+    assert run(capsys, "cost", "mobilenetv2_100", "--contng", "exact")[0] == 2
+
+
+def test_bad_images(capsys, folder, tmp_path):
+    import shutil
+
+    broken = tmp_path / "data"
+    shutil.copytree(folder, broken)
+    whole = (broken / "train" / "left" / "3.png").read_bytes()
+    (broken / "train" / "left" / "3.png").write_bytes(whole[: len(whole) // 2])
+    code, _, err = run(capsys, "train", broken, *SMALL, "--output", tmp_path / "a")
+    assert code == 2
+    assert "3.png" in err
+    code, _, err = run(capsys, "train", broken, *SMALL, "--output", tmp_path / "b", "--on-bad-image", "skip")
+    assert code == 0
+    assert "3.png" in err
+    (broken / "train" / "empty").mkdir()
+    code, _, err = run(capsys, "train", broken, *SMALL, "--output", tmp_path / "c")
+    assert code == 2
+    assert "empty" in err
+
+
+def test_help_is_quick():
+    # Three tries: the machine may be busy. The bound is generous; the figure is measured in benchmarks/.
+    def once():
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "foveate", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - began
+
+    assert min(once() for _ in range(3)) < 2
