@@ -19,8 +19,9 @@ __all__ = ["constructor", "names"]
 
 # timm has no list of them; a name that the installed timm lacks is dropped.
 _NAMES = (
-    "bat bottleneck cbam ceca coord eca ecam ela ese gc gca ge halo lambda lcbam nl scoord se sk splat strip"  # fmt: skip
-).split()
+    *("bat", "bottleneck", "cbam", "ceca", "coord", "eca", "ecam", "ela", "ese", "gc", "gca", "ge", "halo"),
+    *("lambda", "lcbam", "nl", "scoord", "se", "sk", "splat", "strip"),
+)
 
 
 def names() -> tuple[str, ...]:

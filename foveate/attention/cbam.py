@@ -33,7 +33,7 @@ class CBAM(nn.Module):
         reduction: r, the MLP's hidden layer has max(1, m // r) units. The paper: 16.
         kernel_size: of the spatial convolution, odd. The paper: 7, against 3.
         channel_pool: ``both`` (the paper), ``avg`` or ``max``.
-        spatial: how channels are squeezed for the spatial map: ``pool`` (maximum and mean, the paper) or ``conv`` (1x1).
+        spatial: how channels are squeezed for the spatial map: ``pool`` (maximum and mean; the paper) or ``conv``, 1x1.
         order: ``channel-spatial`` (the paper), ``spatial-channel``, ``parallel`` (both from F, multiplied), or one of
             the two alone: ``channel``, ``spatial``.
 

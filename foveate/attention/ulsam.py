@@ -78,7 +78,7 @@ class ULSAM(nn.Module):
         return 2 * channels, 2 * channels * height * width
 
 
-def _join_subspaces(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+def _join_subspaces(module: ULSAM, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Rewrite the authors' keys, one set for each subspace, into ours: concatenated along the first axis."""
     start = f"{prefix}subspaces."
     if not any(key.startswith(start) for key in state):

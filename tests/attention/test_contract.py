@@ -3,24 +3,36 @@
 import copy
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from foveate import registry
+from foveate.accounting.count import tally
 from foveate.errors import FoveateError
 from foveate.spec import Spec
 
 NAMES = registry.names("attention")
+PAGES = Path(__file__).parents[2] / "docs" / "attention"
 CHANNELS = 16
-AXES = {"b", "c", "g", "h", "w"}
+# b batch, c channels, g groups, h w places, k heads, n gathered features, q what looks: each place or each channel
+AXES = {"b", "c", "g", "h", "k", "n", "q", "w"}
 
 
-def make(name: str, channels: int = CHANNELS, **options) -> nn.Module:
-    torch.manual_seed(0)
+def make(name: str, channels: int = CHANNELS, seed: int = 0, **options) -> nn.Module:
+    """A module as after training: no statistics at 0 and 1, no parameter that is 0 throughout or a single number.
+
+    A gamma that starts at 0 hides what stands behind it from every comparison and every gradient.
+    """
+    torch.manual_seed(seed)
     module = registry.build(Spec(name, tuple(options.items())), channels).eval()
-    for buffer_name, buffer in module.named_buffers():  # statistics as after training, not 0 and 1
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.numel() == 1 or not parameter.any():
+                parameter.normal_()
+    for buffer_name, buffer in module.named_buffers():
         if buffer.is_floating_point():
             buffer.copy_(torch.rand_like(buffer) + (0.5 if "var" in buffer_name else 0))
     return module
@@ -50,7 +62,18 @@ def test_docstring_names_every_option_shape_and_paper(name):
     assert "https://" in inspect.getmodule(constructor).__doc__
 
 
-@pytest.mark.parametrize("height,width", [(7, 11), (14, 14), (1, 5), (2, 2), (33, 8)])
+def test_page_names_every_option_and_the_cost_at_512(name):
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    for option in registry.options(name):
+        assert f"| `{option}` |" in page, option
+    module = registry.build(name, 512).eval()
+    params = sum(parameter.numel() for parameter in module.parameters())
+    macs = tally(module.to("meta"), (512, 14, 14))[""].macs
+    assert f"{params:,} parameter" in page
+    assert f"{macs:,} MACs" in page
+
+
+@pytest.mark.parametrize("height,width", [(7, 11), (14, 14), (1, 5), (5, 1), (1, 1), (2, 2), (33, 8)])
 def test_any_size_gives_the_same_shape(name, height, width):
     x = torch.randn(2, CHANNELS, height, width)
     out = make(name)(x)
@@ -67,7 +90,8 @@ def test_map_has_the_declared_axes(name, height, width):
     x = torch.randn(3, CHANNELS, height, width)
     attention = module.attend(x)
     assert attention.ndim == len(axes)
-    sizes = {"b": 3, "h": height, "w": width}
+    looking = height * width if "h" in axes else CHANNELS
+    sizes = {"b": 3, "h": height, "w": width, "q": looking}
     for axis, size in zip(axes, attention.shape, strict=True):
         assert size == sizes.get(axis, size), axis
         if axis == "c":
@@ -113,12 +137,10 @@ def test_autocast(name):
 
 
 def test_every_parameter_and_the_input_get_a_gradient(name):
-    module = make(name)
-    alive = {key: False for key, _ in module.named_parameters()}
-    for seed in range(5):  # a ReLU may close one unit for one input
-        torch.manual_seed(seed)
+    alive = {key: False for key, _ in make(name).named_parameters()}
+    for seed in range(5):  # a ReLU may close a unit, which at 16 channels can be the only one
+        module = make(name, seed=seed)
         x = torch.randn(4, CHANNELS, 6, 5, requires_grad=True)
-        module.zero_grad()
         (module(x) * torch.randn(4, CHANNELS, 6, 5)).sum().backward()
         assert x.grad.abs().sum() > 0
         for key, parameter in module.named_parameters():

@@ -1,0 +1,134 @@
+"""Non-local: every place becomes a mean over all places, weighted by how alike they are.
+
+Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971
+
+    y_i = sum_j f(x_i, x_j) g(x_j) / C(x)        out = x + BN(W y)        theta, phi, g, W: 1x1, m/2 channels inside
+
+    embedded_gaussian:  softmax_j(theta_i . phi_j)          gaussian:  softmax_j(x_i . x_j)
+    dot:                theta_i . phi_j / N                 concat:    relu(w_f . [theta_i, phi_j]) / N
+
+The last batch norm starts with gamma 0, so the block starts as the identity.
+As in the authors' code: biases. Unlike it, as in the paper: the scores are not divided by sqrt(m/2) (``scale=True``),
+and sub-sampling pools after phi and g; the code pools before them.
+No form builds the N x N map in ``forward``: the softmax forms are one fused attention, dot is theta (phi^T g), and
+concat is two running sums over sorted scores. All four are exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.errors import FoveateError, near
+from foveate.kernels.relu_pairs import relu_pairs
+from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
+
+__all__ = ["NonLocal"]
+
+FORMS = ("embedded_gaussian", "gaussian", "dot", "concat")
+SUB_SAMPLES = ("none", "after", "before")
+
+
+class NonLocal(nn.Module):
+    """Non-local block.
+
+    Args:
+        channels: m, the channels of x.
+        form: f, one of ``embedded_gaussian`` (the paper's default), ``gaussian``, ``dot``, ``concat``.
+        sub_sample: a 2x2 max-pool ``after`` phi and g (the paper), ``before`` them (the authors' code), or ``none``.
+            An odd last row or column is pooled alone.
+        scale: divide the scores of a softmax form by the square root of theta's channels, as in the authors' code.
+        bn: a batch norm after W that starts with gamma 0. Without it W starts at 0.
+        reduction: the channels inside are max(1, m // reduction). The paper: 2.
+
+    Shape:
+        x: (B, m, h, w) -> (B, m, h, w). The map: (B, N, h, w): for each of the N = h*w places, in raster order, its
+        weights over all places; with sub-sampling over those that are left. Only ``attend`` builds it.
+
+    Raises:
+        FoveateError: ``form`` or ``sub_sample`` is none of those listed, ``scale`` for a form without softmax, or
+            ``reduction`` is less than 1.
+    """
+
+    map_axes = "b q h w"
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        form: str = "embedded_gaussian",
+        sub_sample: str = "none",
+        scale: bool = False,
+        bn: bool = True,
+        reduction: int = 2,
+    ) -> None:
+        super().__init__()
+        for option, value, allowed in (("form", form, FORMS), ("sub_sample", sub_sample, SUB_SAMPLES)):
+            if value not in allowed:
+                raise FoveateError(f"non_local({option}={value!r}) does not exist; {near(value, allowed)}")
+        if scale and form in ("dot", "concat"):
+            raise FoveateError(f"non_local(form={form!r}, scale=True): this form divides by N; scale is for softmax")
+        if reduction < 1:
+            raise FoveateError(f"non_local(reduction={reduction}): the reduction is at least 1; the paper takes 2")
+        self.form, self.sub_sample, self.reduction = form, sub_sample, reduction
+        inside = max(1, channels // reduction)
+        self.theta = nn.Identity() if form == "gaussian" else nn.Conv2d(channels, inside, 1)
+        self.phi = nn.Identity() if form == "gaussian" else nn.Conv2d(channels, inside, 1)
+        self.g = nn.Conv2d(channels, inside, 1)
+        if form == "concat":
+            self.w_f = nn.Linear(2 * inside, 1, bias=False)
+        self.scale = 1 / math.sqrt(channels if form == "gaussian" else inside) if scale else 1.0
+        self.out = nn.Conv2d(inside, channels, 1)
+        self.bn = nn.BatchNorm2d(channels) if bn else nn.Identity()
+        last = self.bn if isinstance(self.bn, nn.BatchNorm2d) else self.out
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The map f / C of all pairs, (B, N, h, w): N^2 numbers for each image."""
+        theta, phi, _ = self._project(x)
+        queries, keys = places(theta), places(phi)
+        if self.form == "dot":
+            pairs = queries @ keys.transpose(1, 2) / keys.shape[1]
+        elif self.form == "concat":
+            a, b = self._halves(queries, keys)
+            pairs = (a.unsqueeze(2) + b.unsqueeze(1)).relu() / keys.shape[1]
+        else:
+            pairs = softmax_map(queries, keys, self.scale)
+        return pairs.unflatten(2, phi.shape[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output, x + BN(W y)."""
+        theta, phi, g = self._project(x)
+        queries, keys, values = places(theta), places(phi), places(g)
+        if self.form == "dot":
+            y = queries @ (keys.transpose(1, 2) @ (values / keys.shape[1]))
+        elif self.form == "concat":
+            y = relu_pairs(*self._halves(queries, keys), values / keys.shape[1])
+        else:
+            y = softmax_attention(queries, keys, values, self.scale)
+        return x + self.bn(self.out(y.transpose(1, 2).unflatten(2, x.shape[2:])))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        source = _pool(x) if self.sub_sample == "before" else x
+        phi, g = self.phi(source), self.g(source)
+        if self.sub_sample == "after":
+            phi, g = _pool(phi), _pool(g)
+        return self.theta(x), phi, g
+
+    def _halves(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """w_f . [theta_i, phi_j] is a number of i plus a number of j: (B, N) and (B, N)."""
+        of_query, of_key = self.w_f.weight.chunk(2, dim=1)
+        return F.linear(queries, of_query).squeeze(2), F.linear(keys, of_key).squeeze(2)
+
+    @staticmethod
+    def paper_cost(channels: int, height: int, width: int) -> tuple[int, int]:
+        """Parameters and MACs as the ULSAM paper's table counts them: 2 m^2 and 2 m^2 hw, without the pairs."""
+        return 2 * channels**2, 2 * channels**2 * height * width
+
+
+def _pool(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2, ceil_mode=True)

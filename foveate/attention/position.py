@@ -1,0 +1,63 @@
+"""DANet's position attention: every place adds a mean over all places, weighted by how alike they are.
+
+Fu, Liu, Tian, Li, Bao, Fang, Lu: Dual Attention Network for Scene Segmentation, CVPR 2019,
+https://arxiv.org/abs/1809.02983
+
+    y_i = sum_j softmax_j(q_i . k_j) v_j        out = x + gamma y        q, k: 1x1, m/8 channels; v: 1x1, m channels
+
+gamma is one number that starts at 0, so the module starts as the identity. The scores are not divided by sqrt(d).
+As in the authors' code: q and k have m/8 channels; the paper writes m (``reduction=1``).
+Unlike the authors' code: one fused attention, so the N x N map is not built in ``forward``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
+
+__all__ = ["PositionAttention"]
+
+
+class PositionAttention(nn.Module):
+    """Position attention.
+
+    Args:
+        channels: m, the channels of x.
+        reduction: q and k have max(1, m // reduction) channels. The authors' code: 8; the paper's text: 1.
+
+    Shape:
+        x: (B, m, h, w) -> (B, m, h, w). The map: (B, N, h, w): for each of the N = h*w places, in raster order, its
+        weights over all places, which sum to 1. Only ``attend`` builds it.
+
+    Raises:
+        FoveateError: ``reduction`` is less than 1.
+
+    A state dict of the authors' module (``query_conv.weight``, ...) loads as it is.
+    """
+
+    map_axes = "b q h w"
+
+    def __init__(self, channels: int, *, reduction: int = 8) -> None:
+        super().__init__()
+        if reduction < 1:
+            raise FoveateError(f"position(reduction={reduction}): the reduction is at least 1; the authors take 8")
+        self.reduction = reduction
+        inside = max(1, channels // reduction)
+        self.query_conv = nn.Conv2d(channels, inside, 1)
+        self.key_conv = nn.Conv2d(channels, inside, 1)
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """softmax(q . k) of all pairs, (B, N, h, w): N^2 numbers for each image."""
+        pairs = softmax_map(places(self.query_conv(x)), places(self.key_conv(x)), 1.0)
+        return pairs.unflatten(2, x.shape[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output, x + gamma y."""
+        queries, keys, values = (places(conv(x)) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        y = softmax_attention(queries, keys, values, 1.0)
+        return x + self.gamma * y.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -1,0 +1,126 @@
+"""Strided sparse attention on an image: each place sees the last l places and every l-th place before it.
+
+Child, Gray, Radford, Sutskever: Generating Long Sequences with Sparse Transformers, 2019,
+https://arxiv.org/abs/1904.10509
+
+    places in raster order, l = the image's width by default
+    local(i)   = {j : 0 <= i - j < l}                    the places before it, one row's worth
+    strided(i) = {j <= i : (i - j) mod l = 0}            its column, above it
+    A(x, S)_i  = sum_{j in S(i)} softmax_j(q_i . k_j / sqrt(d)) v_j          for each head
+    steps:     y = x + W1 A(x, local)        out = y + W2 A(y, strided)
+    heads:     out = x + W [A(x, local) on half of the heads; A(x, strided) on the other half]
+
+Local, then strided, reaches every earlier place. Without ``causal`` both look forwards as well.
+As in the authors' code: the last l places are l with the place itself. The paper's formula has one more, i - l, which
+the strided pattern has too (``window`` = l + 1).
+Unlike the authors' code: only the attention, without the transformer's layer norm and feed-forward layer; and any
+height and width, with no mask of all pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError, near
+from foveate.kernels.softmax_attention import places
+from foveate.kernels.sparse import local_attention, local_pattern, pattern_map, strided_attention, strided_pattern
+
+__all__ = ["StridedSparseAttention"]
+
+ARRANGEMENTS = ("steps", "heads")
+
+
+class StridedSparseAttention(nn.Module):
+    """Strided sparse attention.
+
+    Args:
+        channels: m, the channels of x.
+        heads: number of heads, which divides ``channels``; even for ``heads`` below. The paper's CIFAR-10 model: 2.
+        stride: l; without a value the width of x.
+        window: places that the local pattern sees, its own included; without a value l.
+        causal: a place sees only those before it, as in the paper. False: in both directions.
+        arrangement: ``steps``: local, then strided, each with weights of its own; ``heads``: one step, half of the
+            heads local and half strided.
+
+    Shape:
+        x: (B, m, h, w) -> (B, m, h, w). The map: (B, k, N, h, w), N = h*w places in raster order that look; k is the
+        local heads, then the strided heads; each sums to 1 over h, w. Only ``attend`` builds it.
+
+    Raises:
+        FoveateError: ``heads`` does not divide ``channels`` or is odd where it must be even, ``stride`` or ``window``
+            is less than 1, or ``arrangement`` is none of those listed.
+    """
+
+    map_axes = "b k q h w"
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int = 2,
+        stride: int | None = None,
+        window: int | None = None,
+        causal: bool = True,
+        arrangement: str = "steps",
+    ) -> None:
+        super().__init__()
+        if arrangement not in ARRANGEMENTS:
+            raise FoveateError(f"sparse(arrangement={arrangement!r}) does not exist; {near(arrangement, ARRANGEMENTS)}")
+        halves = 2 if arrangement == "heads" else 1
+        if heads < 1 or channels % heads or heads % halves:
+            fitting = ", ".join(str(n) for n in (1, 2, 4, 8, 16) if channels % n == 0 and n % halves == 0) or "none"
+            raise FoveateError(
+                f"sparse(heads={heads}, arrangement={arrangement!r}) does not fit {channels} channels: "
+                f"take heads from {fitting}"
+            )
+        for option, value in (("stride", stride), ("window", window)):
+            if value is not None and value < 1:
+                raise FoveateError(f"sparse({option}={value}): it is at least 1; without a value it is the width of x")
+        self.heads, self.stride, self.window = heads, stride, window
+        self.causal, self.arrangement = causal, arrangement
+        steps = 2 if arrangement == "steps" else 1
+        self.qkv = nn.ModuleList(nn.Conv2d(channels, 3 * channels, 1, bias=False) for _ in range(steps))
+        self.out = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(steps))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The maps of the local heads and of the strided heads, (B, k, N, h, w): N^2 numbers for each head."""
+        stride, window = self._distances(x)
+        n = x.shape[2] * x.shape[3]
+        local, strided = local_pattern(n, window, self.causal), strided_pattern(n, stride, self.causal)
+        q, k, v = self._heads(x, 0)
+        if self.arrangement == "heads":
+            half = self.heads // 2
+            maps = [pattern_map(q[:, :half], k[:, :half], local), pattern_map(q[:, half:], k[:, half:], strided)]
+        else:
+            between = x + self._merge(local_attention(q, k, v, window, self.causal), x, 0)
+            second_q, second_k, _ = self._heads(between, 1)
+            maps = [pattern_map(q, k, local), pattern_map(second_q, second_k, strided)]
+        return torch.cat(maps, dim=1).unflatten(3, x.shape[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The attention added to x, in one step or two."""
+        stride, window = self._distances(x)
+        q, k, v = self._heads(x, 0)
+        if self.arrangement == "heads":
+            (q1, q2), (k1, k2), (v1, v2) = (rows.chunk(2, dim=1) for rows in (q, k, v))
+            local = local_attention(q1, k1, v1, window, self.causal)
+            strided = strided_attention(q2, k2, v2, stride, self.causal)
+            return x + self._merge(torch.cat([local, strided], dim=1), x, 0)
+        x = x + self._merge(local_attention(q, k, v, window, self.causal), x, 0)
+        q, k, v = self._heads(x, 1)
+        return x + self._merge(strided_attention(q, k, v, stride, self.causal), x, 1)
+
+    def _distances(self, x: Tensor) -> tuple[int, int]:
+        stride = x.shape[3] if self.stride is None else self.stride
+        return stride, stride if self.window is None else self.window
+
+    def _heads(self, x: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, each (B, heads, N, d)."""
+        rows = places(self.qkv[step](x)).unflatten(2, (3, self.heads, -1))
+        q, k, v = rows.permute(2, 0, 3, 1, 4).unbind()
+        return q, k, v
+
+    def _merge(self, rows: Tensor, x: Tensor, step: int) -> Tensor:
+        """(B, heads, N, d) -> (B, m, h, w), through W."""
+        return self.out[step](rows.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))

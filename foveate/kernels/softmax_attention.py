@@ -1,0 +1,62 @@
+"""Softmax attention between the rows of two matrices, with and without the matrix of all pairs.
+
+    out_i = sum_j softmax_j(scale <q_i, k_j>) v_j
+
+The rows are places of an image, or its channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["places", "softmax_attention", "softmax_map"]
+
+
+def places(x: Tensor) -> Tensor:
+    """A feature map as one row for each place, in raster order.
+
+    Args:
+        x: (B, C, h, w).
+
+    Returns:
+        (B, h*w, C), contiguous: a view when x is channels_last.
+    """
+    return x.flatten(2).transpose(1, 2).contiguous()
+
+
+def softmax_map(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """The plain definition: every pair at once.
+
+    Args:
+        q: (B, n, d).
+        k: (B, s, d).
+        scale: of the inner products.
+
+    Returns:
+        (B, n, s); each row sums to 1.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)  # a sum over thousands of places leaves float16's range
+    return (scale * (q.to(wide) @ k.to(wide).transpose(1, 2))).softmax(dim=2).to(q.dtype)
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """``softmax_map(q, k, scale) @ v`` without the map: memory grows with n + s and not with n * s.
+
+    Args:
+        q: (B, n, d), the last axis contiguous.
+        k: (B, s, d), likewise.
+        v: (B, s, e), likewise.
+        scale: of the inner products.
+
+    Returns:
+        (B, n, e).
+    """
+    width = v.shape[2]
+    if q.device.type == "cpu":
+        # PyTorch's fused CPU kernel wants rows of one width; without it the pairs are built. Zeros change nothing.
+        most = max(q.shape[2], width)
+        q, k, v = (F.pad(rows, (0, most - rows.shape[2])) for rows in (q, k, v))
+    out = F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=scale)
+    return out.squeeze(1)[..., :width]

@@ -1,0 +1,109 @@
+"""Strided sparse attention: the pattern as a mask, and the same attention without the mask.
+
+    local:    i sees j when 0 <= i - j < window                        (not causal: |i - j| < window)
+    strided:  i sees j when (i - j) mod stride == 0 and j <= i         (not causal: any j)
+
+The positions are cut into blocks, or into columns one stride apart; each block or column is one small dense
+attention. With window = stride = sqrt(n), time and memory are O(n sqrt(n)).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["local_attention", "local_pattern", "pattern_map", "strided_attention", "strided_pattern"]
+
+
+def local_pattern(n: int, window: int, causal: bool) -> Tensor:
+    """The definition: which j each i of n sees among the last ``window`` positions, (n, n) of truth values."""
+    back = torch.arange(n)[:, None] - torch.arange(n)
+    return (back < window) & (back >= 0 if causal else back > -window)
+
+
+def strided_pattern(n: int, stride: int, causal: bool) -> Tensor:
+    """The definition: which j each i of n sees at a distance that ``stride`` divides, (n, n) of truth values."""
+    back = torch.arange(n)[:, None] - torch.arange(n)
+    return (back % stride == 0) & (back >= (0 if causal else -n))
+
+
+def pattern_map(q: Tensor, k: Tensor, pattern: Tensor) -> Tensor:
+    """The plain definition: softmax of q k^T / sqrt(d) over the pairs of a pattern.
+
+    Args:
+        q: (B, heads, n, d).
+        k: (B, heads, n, d).
+        pattern: (n, n) of truth values; each row has one that is true.
+
+    Returns:
+        (B, heads, n, n); each row sums to 1.
+    """
+    scores = (q / q.shape[3] ** 0.5) @ k.transpose(2, 3)
+    return scores.masked_fill(~pattern.to(q.device), float("-inf")).softmax(dim=3)
+
+
+def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool) -> Tensor:
+    """``pattern_map(q, k, local_pattern(...)) @ v`` in O(n window) time and memory.
+
+    A block of ``window`` queries meets its own block of keys and the one before (not causal: and the one after).
+
+    Args:
+        q: (B, heads, n, d).
+        k: likewise.
+        v: likewise.
+        window: positions seen on one side, the own one included.
+        causal: only what comes before.
+
+    Returns:
+        (B, heads, n, d).
+    """
+    heads, n = q.shape[1:3]
+    size = min(window, n)
+    blocks = -(-n // size)
+    rest = blocks * size - n
+    span = size * (2 if causal else 3)
+
+    def around(rows: Tensor) -> Tensor:
+        """(B * heads, blocks, span, d), views of the same rows."""
+        padded = F.pad(rows, (0, 0, size, rest + span - 2 * size))
+        return padded.unfold(2, span, size).transpose(3, 4).flatten(0, 1)
+
+    query = torch.arange(blocks * size, device=q.device).view(blocks, size, 1)
+    key = (torch.arange(blocks, device=q.device)[:, None] * size + torch.arange(span, device=q.device) - size)[:, None]
+    back = query - key
+    seen = (back < size) & (back >= 0 if causal else back > -size) & (key >= 0) & (key < n)
+    queries = F.pad(q, (0, 0, 0, rest)).unflatten(2, (blocks, size)).flatten(0, 1)
+    out = F.scaled_dot_product_attention(queries, around(k), around(v), attn_mask=seen[None])
+    return out.unflatten(0, (-1, heads)).flatten(2, 3)[:, :, :n]
+
+
+def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool) -> Tensor:
+    """``pattern_map(q, k, strided_pattern(...)) @ v`` in O(n^2 / stride) time and O(n) memory.
+
+    The positions are written in rows of ``stride``; each column is one attention.
+
+    Args:
+        q: (B, heads, n, d).
+        k: likewise.
+        v: likewise.
+        stride: distance of the positions that see each other.
+        causal: only what comes before.
+
+    Returns:
+        (B, heads, n, d).
+    """
+    heads, n = q.shape[1:3]
+    columns = min(stride, n)
+    rows = -(-n // columns)
+    rest = rows * columns - n
+
+    def upright(x: Tensor) -> Tensor:
+        """(B * heads, columns, rows, d)."""
+        return F.pad(x, (0, 0, 0, rest)).unflatten(2, (rows, columns)).transpose(2, 3).flatten(0, 1)
+
+    real = None
+    if rest and not causal:  # causal: what was filled in comes last and is seen by nobody
+        real = (torch.arange(rows * columns, device=q.device) < n).view(1, rows, columns).transpose(1, 2).unsqueeze(2)
+    out = F.scaled_dot_product_attention(upright(q), upright(k), upright(v), attn_mask=real, is_causal=causal)
+    return out.transpose(1, 2).flatten(1, 2)[:, :n].unflatten(0, (-1, heads))
