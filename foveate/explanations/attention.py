@@ -56,7 +56,7 @@ def attention_maps(model: nn.Module, images: Tensor) -> tuple[object, list[Map],
     with borrowed(model) as hooks:
         for site, module in readable.items():
             hooks.append(module.register_forward_pre_hook(keep(site, module)))
-        output = model(images)
+        output = model(images.clone())
 
     maps = [found for site in readable if site in seen for found in seen[site][0]]
     channels = [weights for site in readable if site in seen for weights in seen[site][1]]

@@ -19,6 +19,7 @@ def borrowed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
     Each module's own ``training`` flag, the random state of the CPU and of the model's GPUs, the mode of autograd, and
     the hooks come back as they were. The flags are set directly: ``model.eval()`` would call a ``train`` that the
     model may override with side effects, and ``model.train()`` would forget which parts were frozen in evaluation mode.
+    Images are to be cloned inside: a model may work in place, and a tensor made in inference mode has no gradient.
 
     Args:
         model: the caller's model.

@@ -87,12 +87,12 @@ def _looker(
 ) -> Callable[[int], Found]:
     """The method as a function of the first index of a part of the batch."""
     if method == "attention":
-        return lambda start: attention_maps(model, batch[start : start + AT_ONCE].clone())
-    where = layer if layer is not None else last_feature_map(model, batch[:1].clone())
+        return lambda start: attention_maps(model, batch[start : start + AT_ONCE])
+    where = layer if layer is not None else last_feature_map(model, batch[:1])
 
     def look(start: int) -> Found:
         part = slice(start, start + AT_ONCE)
-        logits, found = gradcam(model, batch[part].clone(), classes and classes[part], where)
+        logits, found = gradcam(model, batch[part], classes and classes[part], where)
         return logits, [found], []
 
     return look
@@ -154,7 +154,7 @@ def _one_for_each(target: Any, count: int) -> list[int] | None:
         target = target.tolist()
     classes = [target] * count if isinstance(target, int) else list(target)
     if len(classes) != count or any(not isinstance(index, int) or isinstance(index, bool) for index in classes):
-        raise FoveateError(f"target={target!r}: give one class index, or a list with one index for each of {count} images")
+        raise FoveateError(f"target={target!r}: give one class index, or one for each of the {count} images")
     return classes
 
 

@@ -57,14 +57,14 @@ def gradcam(
     def cut(_: nn.Module, __: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[-2:].numel() == 1:
             given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise FoveateError(f"layer {layer!r} gives no (B, K, h, w) feature map but {given}; choose an earlier layer")
+            raise FoveateError(f"layer {layer!r} gives {given}, no (B, K, h, w) feature map; choose another layer")
         # The rest of the network gets a copy, so that an operation in place cannot change the leaf.
         leaves[:] = [output.detach().requires_grad_()]
         return leaves[0].clone()
 
     with borrowed(model) as hooks, torch.enable_grad():
         hooks.append(modules[layer].register_forward_hook(cut))
-        output = model(images)
+        output = model(images.clone())
         if not leaves:
             raise FoveateError(f"layer {layer!r} does not run when the model sees an image; choose another layer")
         logits = check_logits(output)
@@ -102,7 +102,7 @@ def last_feature_map(model: nn.Module, images: Tensor) -> str:
 
     with borrowed(model) as hooks:
         hooks += [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
-        model(images)
+        model(images.clone())
     if not found:
         raise FoveateError("no layer of this model gives a (B, K, h, w) feature map larger than 1x1 for these images")
     return found
@@ -117,7 +117,7 @@ def check_logits(output: Any) -> Tensor:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         given = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise FoveateError(f"explain needs a classifier that gives (B, classes) logits, two classes or more, not {given}")
+        raise FoveateError(f"the model must give (B, classes) logits of two classes or more, not {given}")
     return logits
 
 

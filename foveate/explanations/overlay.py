@@ -7,22 +7,21 @@ relative spread of ``FLAT`` it is not stretched over the colours.
 
 from __future__ import annotations
 
-import io
-import textwrap
-import warnings
+import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from foveate.explanations.result import Explanation, Map
 
-__all__ = ["FLAT", "colours", "draw", "is_uniform", "scale_words"]
+__all__ = ["FLAT", "MOST", "colours", "draw", "is_uniform", "scale_words"]
 
 FLAT = 1e-3  # (max - min) / max(|min|, |max|) below which a map counts as uniform
 COLOURS = "inferno"  # perceptually uniform
@@ -30,8 +29,9 @@ UNIFORM = 0.6  # the grey of a map that is constant: no colour, since it prefers
 OPACITY = 0.6
 COLUMNS = 5
 MOST = 16  # maps drawn of one site: those that vary most; all are in the numbers
-CELL, DPI = 2.3, 120  # inches
-TEXT = {"parse_math": False, "color": "black"}  # a name may hold a dollar sign
+# In pixels: the least and the most width of a cell, the space between cells, the letters of titles and of legends.
+CELL, GAP, TITLE, LEGEND = (280, 400), 14, 15, 13
+LINE = 1.3  # height of a line of text, in letters
 
 
 def draw(explanation: Explanation, index: int = 0) -> Image.Image:
@@ -44,32 +44,21 @@ def draw(explanation: Explanation, index: int = 0) -> Image.Image:
     Returns:
         An RGB picture. Its size depends on the number of maps.
     """
-    cells, note = _grid(explanation.maps, index)
-    bars = len(explanation.channels)
     picture = explanation.pictures[index].convert("RGB")
-    tall = CELL * picture.height / picture.width + 0.95
-    heights = [tall] * len(cells) + [1.25] * bars
-    width = CELL * max([len(row) for row in cells] + [3 if bars else 1])
-    figure = Figure(figsize=(width, sum(heights)), dpi=DPI, facecolor="white", layout="constrained")
-    rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for row, wanted in zip(rows, cells, strict=False):
-        axes = row.subplots(1, max(len(line) for line in cells), squeeze=False)[0]
-        for axis in axes:
-            axis.axis("off")
-        for axis, what in zip(axes, wanted, strict=False):
-            if what is None:
-                _show_picture(axis, picture, explanation, index)
-            else:
-                _show_map(axis, picture, what, index, explanation)
-    for row, (name, weights) in zip(rows[len(cells) :], explanation.channels, strict=True):
-        _show_channels(row.subplots(), name, weights[index])
+    width = min(max(picture.width, CELL[0]), CELL[1])
+    picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.BICUBIC)
+    cells, note = _grid(explanation.maps, index)
+    blocks = [_row(picture, cell_row, explanation, index) for cell_row in cells]
+    across = max([block.width for block in blocks] + [3 * width if explanation.channels else 0])
+    blocks += [_bars(name, weights[index], across) for name, weights in explanation.channels]
     if note:
-        figure.suptitle(note, fontsize=8.5, **TEXT)
-    png = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class name in a script without a font
-        figure.savefig(png, format="png", bbox_inches="tight", pad_inches=0.08, facecolor="white")
-    return Image.open(png).convert("RGB")
+        blocks.insert(0, _text(_wrap(note, across, TITLE), across, TITLE))
+    sheet = Image.new("RGB", (across + 2 * GAP, sum(block.height + GAP for block in blocks) + GAP), "white")
+    top = GAP
+    for block in blocks:
+        sheet.paste(block, (GAP, top))
+        top += block.height + GAP
+    return sheet
 
 
 def _grid(maps: tuple[Map, ...], index: int) -> tuple[list[list[Map | None]], str]:
@@ -118,7 +107,8 @@ def scale_words(values: Tensor, *, softmax: bool) -> tuple[str, str]:
     if is_uniform(values):
         return ("all zero" if high == 0 else f"{high:.3g} everywhere", "uniform")
     tiny = 1e-6 * max(abs(low), abs(high))
-    words = [f"{end} {'≈0' if 0 < abs(value) < tiny else f'{value:.3g}'}" for end, value in (("min", low), ("max", high))]
+    numbers = ["≈0" if 0 < abs(value) < tiny else f"{value:.3g}" for value in (low, high)]
+    words = [f"min {numbers[0]}", f"max {numbers[1]}"]
     if softmax:
         places = values.numel()
         words = [f"{word}\n{_times(value * places)}× uniform" for word, value in zip(words, (low, high), strict=True)]
@@ -152,51 +142,122 @@ def colours(picture: Image.Image, values: Tensor) -> np.ndarray[Any, Any]:
         unit = (values - values.min()) / (values.max() - values.min())
         size = (picture.height, picture.width)
         large = F.interpolate(unit[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        coloured = colormaps[COLOURS](large.clamp(0, 1).numpy())[..., :3]
+        coloured = mpl.colormaps[COLOURS](large.clamp(0, 1).numpy())[..., :3]
     mixed: np.ndarray[Any, Any] = OPACITY * coloured + (1 - OPACITY) * grey
     return mixed
 
 
-def _title(axis: Any, lines: list[str], bold: bool = False) -> None:
-    wrapped = [part for line in lines for part in textwrap.wrap(line, 27) or [""]]
-    axis.set_title("\n".join(wrapped), fontsize=8.5, fontweight="bold" if bold else "normal", **TEXT)
+@functools.cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", name), size)
 
 
-def _show_picture(axis: Any, picture: Image.Image, explanation: Explanation, index: int) -> None:
-    axis.imshow(np.asarray(picture))
-    said = explanation.label(int(explanation.predictions[index]))
-    _title(axis, [f"predicted: {said}", f"probability {float(explanation.probabilities[index]):.3f}"], bold=True)
+def _wrap(text: str, width: int, size: int, bold: bool = False) -> list[str]:
+    """Break a text into lines that are at most ``width`` pixels wide: between words, or inside a word that is wider."""
+    font, lines = _font(size, bold), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
 
 
-def _show_map(axis: Any, picture: Image.Image, found: Map, index: int, explanation: Explanation) -> None:
-    values = found.values[index]
-    size = f"{values.shape[0]}×{values.shape[1]}"
-    name, _, note = found.name.partition(", ")
-    if explanation.targets is not None:
-        note = f"for: {explanation.label(int(explanation.targets[index]))}"
-    lines = [name, f"{size}, {note}" if note else size]
-    _title(axis, lines)
-    axis.imshow(colours(picture, values))
-    softmax = bool(((found.values.sum(dim=(-2, -1)) - 1).abs() < 1e-3).all())
-    low, high = scale_words(values, softmax=softmax)
-    strip = axis.inset_axes((0, -0.075, 1, 0.045))
-    if is_uniform(values):
-        strip.imshow([[UNIFORM]], "gray", vmin=0, vmax=1, aspect="auto")
+def _text(lines: Sequence[str], width: int, size: int, *, side: str = "middle", bold: bool = False) -> Image.Image:
+    """Lines of text on white, ``width`` pixels wide; side is "left", "middle" or "right"."""
+    step = round(LINE * size)
+    block = Image.new("RGB", (width, step * len(lines)), "white")
+    pen, (x, anchor) = (
+        ImageDraw.Draw(block),
+        {"left": (0, "l"), "middle": (width // 2, "m"), "right": (width, "r")}[side],
+    )
+    for k, line in enumerate(lines):
+        pen.text((x, step * (k + 0.5)), line, "black", _font(size, bold), f"{anchor}m")
+    return block
+
+
+def _row(picture: Image.Image, cells: Sequence[Map | None], explanation: Explanation, index: int) -> Image.Image:
+    """The picture and maps side by side: titles above, scales below."""
+    width, height = picture.size
+    titles = [_title(cell, explanation, index, width) for cell in cells]
+    above = max(len(title) for title in titles) * round(LINE * TITLE) + 4
+    below = 10 + 8 + 2 * round(LINE * LEGEND)
+    row = Image.new("RGB", (len(cells) * (width + GAP) - GAP, above + height + below), "white")
+    for k, (cell, title) in enumerate(zip(cells, titles, strict=True)):
+        left = k * (width + GAP)
+        written = _text(title, width, TITLE, bold=cell is None)
+        row.paste(written, (left, above - 4 - written.height))
+        if cell is None:
+            row.paste(picture, (left, above))
+            continue
+        values = cell.values[index]
+        row.paste(_image(colours(picture, values)), (left, above))
+        row.paste(_scale(values, width, softmax=_is_softmax(cell)), (left, above + height + 6))
+    return row
+
+
+def _title(cell: Map | None, explanation: Explanation, index: int, width: int) -> list[str]:
+    if cell is None:
+        said = explanation.label(int(explanation.predictions[index]))
+        lines = [f"predicted: {said}", f"probability {float(explanation.probabilities[index]):.3f}"]
     else:
-        strip.imshow(np.linspace(0, 1, 256)[None], COLOURS, aspect="auto")
-    strip.set_axis_off()
-    for x, side, words in ((0.0, "left", low), (1.0, "right", high)):
-        axis.text(x, -0.09, words, transform=axis.transAxes, ha=side, va="top", fontsize=7.5, **TEXT)
+        name, _, note = cell.name.partition(", ")
+        size = f"{cell.values.shape[1]}×{cell.values.shape[2]}"
+        if explanation.targets is not None:
+            note = f"for: {explanation.label(int(explanation.targets[index]))}"
+        lines = [name, f"{size}, {note}" if note else size]
+    return [part for line in lines for part in _wrap(line, width, TITLE, bold=cell is None)]
 
 
-def _show_channels(axis: Any, name: str, weights: Tensor) -> None:
+def _is_softmax(found: Map) -> bool:
+    return bool(((found.values.sum(dim=(-2, -1)) - 1).abs() < 1e-3).all())
+
+
+def _scale(values: Tensor, width: int, *, softmax: bool) -> Image.Image:
+    """The colours from the smallest to the largest value, and what they mean."""
+    ramp = (
+        np.full((width, 3), UNIFORM) if is_uniform(values) else mpl.colormaps[COLOURS](np.linspace(0, 1, width))[:, :3]
+    )
+    low, high = (words.split("\n") for words in scale_words(values, softmax=softmax))
+    block = Image.new("RGB", (width, 12 + max(len(low), len(high)) * round(LINE * LEGEND)), "white")
+    block.paste(_image(np.broadcast_to(ramp, (10, width, 3))), (0, 0))
+    block.paste(_text(low, width // 2, LEGEND, side="left"), (0, 12))
+    block.paste(_text(high, width // 2, LEGEND, side="right"), (width - width // 2, 12))
+    return block
+
+
+def _image(colour: np.ndarray[Any, Any]) -> Image.Image:
+    return Image.fromarray((colour * 255).round().astype(np.uint8))
+
+
+def _bars(name: str, weights: Tensor, width: int) -> Image.Image:
+    """Channel weights as bars from 0, with their range."""
     low, mean, high = float(weights.min()), float(weights.mean()), float(weights.max())
-    axis.stairs(weights.numpy(), fill=True, color=colormaps[COLOURS](0.35))
-    axis.set_xlim(0, len(weights))
-    axis.set_ylim(min(0.0, low), max(high, 0.0) * 1.05 or 1.0)
-    axis.tick_params(labelsize=7)
-    axis.set_xlabel("channel", fontsize=7.5, labelpad=1)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    words = f"{name} · weights of {len(weights)} channels: min {low:.3g}, mean {mean:.3g}, max {high:.3g}"
-    axis.set_title(words, fontsize=8.5, loc="left", **TEXT)
+    words = f"{name}: weights of {len(weights)} channels, min {low:.3g}, mean {mean:.3g}, max {high:.3g}"
+    title = _text(_wrap(words, width, TITLE), width, TITLE, side="left")
+    gutter, height = 48, 76
+    bottom, top = min(low, 0.0), max(high, 0.0)
+    span = (top - bottom) or 1.0
+    block = Image.new("RGB", (width, title.height + height + 30), "white")
+    block.paste(title, (0, 0))
+    pen, font, start = ImageDraw.Draw(block), _font(LEGEND), title.height + 8
+
+    def y_of(value: float) -> float:
+        return start + height * (top - value) / span
+
+    edges = np.linspace(gutter, width, len(weights) + 1)
+    for left, right, value in zip(edges[:-1], edges[1:], weights.tolist(), strict=True):
+        ends = sorted((y_of(value), y_of(0.0)))
+        pen.rectangle((left, ends[0], max(right - 1, left), ends[1]), fill=(120, 40, 130))
+    pen.line((gutter, y_of(0.0), width, y_of(0.0)), fill="black")
+    for value in {bottom, top}:
+        pen.text((gutter - 6, y_of(value)), f"{value:.2g}", "black", font, "rm")
+    pen.text((gutter, start + height + 3), "channel 0", "black", font, "la")
+    pen.text((width, start + height + 3), str(len(weights) - 1), "black", font, "ra")
+    return block

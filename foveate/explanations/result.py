@@ -6,6 +6,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -94,7 +95,7 @@ class Explanation:
         if ending != ".png" and ending in Image.registered_extensions():
             raise FoveateError(f"cannot save to {str(path)!r}: drawings are PNG files; end the name in .png")
         if ending == ".png" and count > 1:
-            raise FoveateError(f"cannot save {count} images to the one file {str(path)!r}: name a folder, as 'overlays'")
+            raise FoveateError(f"cannot save {count} images to one file {str(path)!r}: name a folder, as 'overlays'")
         names = [f"{i:03d}_{name}.png" for i, name in enumerate(self.names, 1)]
         files = [path] if ending == ".png" else [path / name for name in names]
         for index, file in enumerate(files):
@@ -115,7 +116,7 @@ class Explanation:
         path = Path(path)
         if path.suffix.lower() != ".npz":
             raise FoveateError(f"cannot save to {str(path)!r}: the numbers are one .npz file; end the name in .npz")
-        arrays = {f"map: {found.name}": found.values.numpy() for found in self.maps}
+        arrays: dict[str, Any] = {f"map: {found.name}": found.values.numpy() for found in self.maps}
         arrays |= {f"channels: {name}": weights.numpy() for name, weights in self.channels}
         arrays |= {"predictions": self.predictions.numpy(), "probabilities": self.probabilities.numpy()}
         if self.targets is not None:

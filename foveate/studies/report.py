@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -19,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from foveate.errors import FoveateError
 from foveate.explanations.files import write_whole
-from foveate.studies.scatter import points_of, scatter
+from foveate.studies.scatter import is_number, points_of, scatter
 
 __all__ = ["write_report"]
 
@@ -118,7 +117,8 @@ def write_report(
     """
     path = Path(folder) / "report.html"
     body = [f"<h1>{escape(title)}</h1>", _table(rows), _plot(rows)]
-    body += ["<h2>Notes</h2>" if notes else "", *(f"<p>{escape(note)}</p>" for note in notes)]
+    paragraphs = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
+    body.append(f"<h2>Notes</h2>\n{paragraphs}" if paragraphs else "")
     body += [_gallery("Figures", figures), *(_gallery(heading, pictures) for heading, pictures in galleries)]
     lines = "\n".join(escape(line) for line in commands)
     body.append(f"<h2>How this was made</h2>\n<pre><code>{lines}</code></pre>" if lines else "")
@@ -153,7 +153,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         "macro_f1": ("Macro-F1 %", lambda row: _percent(row, "macro_f1")),
         "difference": ("Difference, points", _difference),
         "verdict": ("Verdict", lambda row: escape(str(row.get("verdict") or ""))),
-        "seconds": ("Training", lambda row: f"{row['seconds']:,.0f} s" if _is_number(row.get("seconds")) else ""),
+        "seconds": ("Training", lambda row: f"{row['seconds']:,.0f} s" if is_number(row.get("seconds")) else ""),
     }
     inside = {"plan", "top1_per_seed", "macro_f1_per_seed", "difference_low", "difference_high"}
     for key in (key for row in rows for key in row if key not in inside):
@@ -177,12 +177,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<h2>Comparison</h2>\n<table>{top}<tbody>{"".join(lines)}</tbody></table>\n<p class="hint">{hint}</p>'
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _numeric(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
-    return all(row.get(key) is None or _is_number(row[key]) for row in rows)
+    return all(row.get(key) is None or is_number(row[key]) for row in rows)
 
 
 def _plain(value: object) -> str:
@@ -195,30 +191,30 @@ def _macs(value: float) -> str:
 
 def _cost(row: Mapping[str, Any], first: Mapping[str, Any], key: str, words: Callable[[Any], str]) -> str:
     value, before = row.get(key), first.get(key)
-    if not _is_number(value):
+    if not is_number(value):
         return ""
-    change = f"<small>{_signed(100 * (value / before - 1), 2)} %</small>" if _is_number(before) and before else ""
+    change = f"<small>{_signed(100 * (value / before - 1), 2)} %</small>" if is_number(before) and before else ""
     return words(value) + (change if row is not first else "")
 
 
 def _percent(row: Mapping[str, Any], key: str) -> str:
-    if not _is_number(row.get(key)):
+    if not is_number(row.get(key)):
         return ""
-    seeds = [value for value in row.get(f"{key}_per_seed") or () if _is_number(value)]
+    seeds = [value for value in row.get(f"{key}_per_seed") or () if is_number(value)]
     each = f"<small>{', '.join(f'{value:.1f}' for value in seeds)}</small>" if len(seeds) > 1 else ""
     return f"{row[key]:.1f}{each}"
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    if not _is_number(row.get("difference")):
+    if not is_number(row.get("difference")):
         return ""
     ends = [row.get(f"difference_{end}") for end in ("low", "high")]
-    interval = f"<small>[{', '.join(_signed(end, 1) for end in ends)}]</small>" if all(map(_is_number, ends)) else ""
+    interval = f"<small>[{', '.join(_signed(end, 1) for end in ends)}]</small>" if all(map(is_number, ends)) else ""
     return _signed(row["difference"], 1) + interval
 
 
 def _signed(value: Any, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no negative zero
 
 
 def _plot(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -245,7 +241,7 @@ def _figure(caption: str, picture: Picture) -> str:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as opened:
             (width, height), kind = opened.size, f"image/{str(opened.format).lower()}"
     except UnidentifiedImageError as error:
-        raise FoveateError(f"the picture {caption!r} is neither PNG nor JPEG: give a PIL image or such bytes") from error
+        raise FoveateError(f"the picture {caption!r} is neither PNG nor JPEG: give a PIL image or such") from error
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     wide = ' class="wide"' if width > WIDE else ""
     image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(caption)}">'
@@ -254,7 +250,7 @@ def _figure(caption: str, picture: Picture) -> str:
 
 def _encoded(picture: Picture, caption: str) -> bytes:
     if not isinstance(picture, Image.Image):
-        raise FoveateError(f"the picture {caption!r} is a {type(picture).__name__}: give a PIL image, PNG or JPEG bytes")
+        raise FoveateError(f"the picture {caption!r} is a {type(picture).__name__}: give a PIL image or PNG bytes")
     png = io.BytesIO()
     picture.save(png, "PNG", optimize=True)
     if png.tell() <= LARGE or picture.mode not in ("RGB", "L"):

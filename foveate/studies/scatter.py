@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["Box", "Point", "labels", "points_of", "scatter"]
+__all__ = ["Box", "Point", "is_number", "labels", "lead", "points_of", "scatter"]
 
 LINE = 15.0  # height of a line of text, at 12 pixels a letter
 GAP = 9.0  # between a point and its label
@@ -73,18 +73,19 @@ def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
     """The rows of a comparison that have a cost and an accuracy, as points. The keys are those of ``write_report``."""
     found = []
     for row in rows:
-        macs, top1 = row.get("macs"), row.get("top1")
-        if not (_is_number(macs) and _is_number(top1)):
+        if not all(is_number(row.get(key)) for key in ("macs", "top1")):
             continue
-        ends = [row.get(f"difference_{end}") for end in ("low", "high")]
-        low, high = (top1 + end - row["difference"] for end in ends) if all(map(_is_number, ends)) else (None, None)
-        seeds = tuple(float(value) for value in row.get("top1_per_seed") or () if _is_number(value))
+        macs, top1, low, high = float(row["macs"]), float(row["top1"]), None, None
+        if all(is_number(row.get(key)) for key in ("difference", "difference_low", "difference_high")):
+            low, high = (top1 + row[f"difference_{end}"] - row["difference"] for end in ("low", "high"))
+        seeds = tuple(float(value) for value in row.get("top1_per_seed") or () if is_number(value))
         found.append(Point(str(row.get("plan", "")), macs, top1, low, high, seeds if len(seeds) > 1 else ()))
     return found
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """Whether a cell of a table holds a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def scatter(points: Sequence[Point], width: int = 760) -> str:
@@ -103,20 +104,21 @@ def scatter(points: Sequence[Point], width: int = 760) -> str:
         height *= 1.2
         frame = Box(56, 12, width - 14, height - 46)
         place = _Scale(points, frame)
-        ink = place.ink(points) if height < 5 * width else []
+        ink = place.ink(points) if height < 5 * width else None
         spots = [(x, place.y_of(p.top1)) for x, p in zip(place.xs, points, strict=True)]
         wanted = [(spot, p.label) for spot, p in zip(spots, points, strict=True)]
         found = labels(wanted, ink, frame, max(16, width // 26))
     parts = [*place.axes(), *_marks(points, place)]
     for (x, y), (box, lines) in zip(spots, found, strict=True):
-        near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
-        if math.hypot(near_x - x, near_y - y) > 2 * GAP:
-            parts.append(f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{near_x:.1f}" y2="{near_y:.1f}"/>')
+        end = lead(box, x, y)
+        if end is not None:
+            parts.append(f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>')
+        side, anchor = (box.right, "end") if box.right <= x else (box.left, "start")
         spans = "".join(
-            f'<tspan x="{box.left:.1f}" y="{box.top + LINE * (k + 0.8):.1f}">{escape(line)}</tspan>'
+            f'<tspan x="{side:.1f}" y="{box.top + LINE * (k + 0.8):.1f}">{escape(line)}</tspan>'
             for k, line in enumerate(lines)
         )
-        parts.append(f'<text class="label">{spans}</text>')
+        parts.append(f'<text class="label" text-anchor="{anchor}">{spans}</text>')
     size = f'viewBox="0 0 {width} {height:.0f}" width="{width}" height="{height:.0f}"'
     return f'<svg {size} role="img" aria-label="Top-1 accuracy against MACs">{"".join(parts)}</svg>'
 
@@ -133,7 +135,8 @@ class _Scale:
         self.frame = frame
         macs = [p.macs for p in points]
         # Never so close that a cost or an accuracy that hardly differs seems to differ much.
-        self.x = _padded(macs, 0.12 * (max(macs) - min(macs)), least=0.01 * max(macs) or 1.0)
+        low, high = _padded(macs, 0.1 * (max(macs) - min(macs)), least=0.01 * max(macs) or 1.0)
+        self.x = low, high + 0.4 * (high - low)  # room for labels on the right, where most plans stand
         heights = [height for p in points for height in p.heights]
         self.y = _padded(heights, 0.08 * (max(heights) - min(heights)), least=0.5)
         self.xs = _side_by_side([self.x_of(p.macs) for p in points])
@@ -215,13 +218,13 @@ def _marks(points: Sequence[Point], place: _Scale) -> Iterator[str]:
 
 
 def labels(
-    wanted: Sequence[tuple[tuple[float, float], str]], ink: Sequence[Box], frame: Box, letters: int
+    wanted: Sequence[tuple[tuple[float, float], str]], ink: Sequence[Box] | None, frame: Box, letters: int
 ) -> list[tuple[Box, list[str]]] | None:
     """Find a place for each label, as near to its point as can be, over no other label and no ink.
 
     Args:
         wanted: for each label the point (x, y) that it belongs to, in pixels, and the text.
-        ink: what must stay free.
+        ink: what must stay free, and no leading line goes through a label; None: only labels stay free.
         frame: where labels may stand.
         letters: the most letters in a line.
 
@@ -229,20 +232,43 @@ def labels(
         For each label its box and lines; None when there is no room.
     """
     placed: list[tuple[Box, list[str]]] = []
+    taken = list(ink or ())
     for (x, y), text in wanted:
         lines = textwrap.wrap(text, letters) or [""]
         width, height = max(map(_width, lines)), LINE * len(lines)
-        taken = [*ink, *(box for box, _ in placed)]
-        free = (
-            box
-            for box in _around(x, y, width, height, frame)
-            if frame.holds(box) and not any(box.touches(other) for other in taken)
-        )
-        box = min(free, key=lambda box: _away(box, x, y), default=None)
+        places = sorted(_around(x, y, width, height, frame), key=lambda box: _away(box, x, y))
+        others = [box for box, _ in placed] if ink is not None else []
+        free = (box for box in places if _is_free(box, frame, taken))
+        box = next((box for box in free if not _meets(_trail(box, x, y), others)), None)
         if box is None:
             return None
         placed.append((box, lines))
+        taken += [box] if ink is None else [box, *_trail(box, x, y)]
     return placed
+
+
+def _is_free(box: Box, frame: Box, taken: Sequence[Box]) -> bool:
+    return frame.holds(box) and not _meets([box], taken)
+
+
+def _meets(boxes: Sequence[Box], others: Sequence[Box]) -> bool:
+    return any(box.touches(other) for box in boxes for other in others)
+
+
+def lead(box: Box, x: float, y: float) -> tuple[float, float] | None:
+    """Where the line from a point to its label ends; None where the label is so near that it needs none."""
+    end = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+    return end if math.hypot(end[0] - x, end[1] - y) > 2 * GAP else None
+
+
+def _trail(box: Box, x: float, y: float) -> list[Box]:
+    """Small boxes along the line from a point to its label."""
+    end = lead(box, x, y)
+    if end is None:
+        return []
+    steps = int(math.hypot(end[0] - x, end[1] - y) // 3)
+    spots = [(x + (end[0] - x) * k / steps, y + (end[1] - y) * k / steps) for k in range(steps)]
+    return [Box(u - 1, v - 1, u + 1, v + 1) for u, v in spots]
 
 
 def _around(x: float, y: float, width: float, height: float, frame: Box) -> Iterator[Box]:
