@@ -16,6 +16,7 @@ OUTPUT = Path(__file__).parent / "images"
 
 
 def main() -> None:
+    """Draw them all."""
     torch.manual_seed(0)
     OUTPUT.mkdir(exist_ok=True)
     package = importlib.util.find_spec("skimage")

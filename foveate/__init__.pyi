@@ -25,10 +25,10 @@ from .surgery import plan_of as plan_of
 from .surgery import remove as remove
 from .surgery import save as save
 from .surgery import sites as sites
-from .training.metrics import Evaluation as Evaluation
 from .training.loop import Fit as Fit
-from .training.recipe import Recipe as Recipe
-from .training.metrics import evaluate as evaluate
 from .training.loop import fit as fit
+from .training.metrics import Evaluation as Evaluation
+from .training.metrics import evaluate as evaluate
+from .training.recipe import Recipe as Recipe
 
 __version__: str

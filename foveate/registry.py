@@ -10,7 +10,8 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from foveate.errors import FoveateError, near
@@ -27,6 +28,8 @@ _REGISTERED: dict[tuple[str, str], Callable[..., Any]] = {}
 
 @functools.cache
 def _in_folder(kind: str) -> tuple[str, ...]:
+    if kind not in _FOLDERS:
+        raise FoveateError(f"there is no registry {kind!r}; {near(kind, _FOLDERS)}")
     # The folder is listed without importing the modules in it: they import torch.
     package = importlib.import_module(_FOLDERS[kind])
     return tuple(sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")))
@@ -41,21 +44,33 @@ def register(name: str, constructor: Callable[..., Any] | None = None, *, kind: 
     """Make a mechanism of one's own available by name, as a call or as a class decorator.
 
     Args:
-        name: an identifier that is not taken.
-        constructor: called as ``constructor(channels, **options)``; its signature is the schema.
+        name: an identifier that is not taken. What is defined anew, as when a notebook's cell runs again, may be
+            registered anew.
+        constructor: called as ``constructor(channels, **options)``; its signature is the schema. An option cannot be
+            called ``start``: in a plan that word belongs to ``insert``.
         kind: the registry, "attention".
 
     Raises:
-        FoveateError: the name is taken or is no identifier.
+        FoveateError: the name is taken or is no identifier, or the constructor cannot be called in this way.
     """
     if constructor is None:
         return functools.partial(register, name, kind=kind)
-    if not name.isidentifier():
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise FoveateError(f"cannot register {name!r}: a name is letters, digits and _, as in 'my_attention'")
-    if name in names(kind):
+    if name in names(kind) and not _same_place(constructor, _REGISTERED.get((kind, name))):
         raise FoveateError(f"cannot register {name!r}: the name is taken; choose another")
+    parameters = list(inspect.signature(constructor).parameters) if callable(constructor) else []
+    if not parameters or "start" in parameters:
+        raise FoveateError(
+            f"cannot register {name!r}: it is called as constructor(channels, **options) without 'start'"
+        )
     _REGISTERED[kind, name] = constructor
     return constructor
+
+
+def _same_place(one: object, other: object) -> bool:
+    places = [(getattr(c, "__module__", ""), getattr(c, "__qualname__", None)) for c in (one, other)]
+    return places[0] == places[1] and places[0][1] is not None
 
 
 def find(name: str, kind: str = "attention") -> Callable[..., Any]:
@@ -79,13 +94,9 @@ def find(name: str, kind: str = "attention") -> Callable[..., Any]:
 
 def options(name: str, kind: str = "attention") -> dict[str, Any]:
     """The options of a mechanism with their defaults, read from its constructor's signature."""
-    return {parameter.name: parameter.default for parameter in _keyword_options(find(name, kind))}
-
-
-def _keyword_options(constructor: Callable[..., Any]) -> Iterator[inspect.Parameter]:
-    for parameter in inspect.signature(constructor).parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            yield parameter
+    _channels, *rest = inspect.signature(find(name, kind)).parameters.values()
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {parameter.name: parameter.default for parameter in rest if parameter.kind in named}
 
 
 def _check_type(spec: Spec, key: str, value: object, default: object) -> None:
@@ -120,7 +131,7 @@ def build(spec: Spec | str, channels: int, kind: str = "attention") -> nn.Module
         module: nn.Module = constructor(channels, **spec.kwargs)
     except FoveateError:
         raise
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FoveateError(f"{spec} cannot be built for {channels} channels: {reason}") from error
     return module

@@ -21,9 +21,7 @@ specs = st.builds(
     st.dictionaries(identifiers, literals, max_size=3),
 )
 parts = st.from_regex(r"[a-z0-9_*]{1,6}", fullmatch=True)
-site_names = st.one_of(
-    st.lists(parts, min_size=1, max_size=4).map(".".join), st.integers(0, 999).map("#{}".format)
-)
+site_names = st.one_of(st.lists(parts, min_size=1, max_size=4).map(".".join), st.integers(0, 999).map("#{}".format))
 placements = st.one_of(
     st.builds(
         Placement,
@@ -44,8 +42,40 @@ def test_a_plan_prints_as_itself(plan):
 
 notation_like = st.lists(
     st.sampled_from(
-        ["ulsam", "se", "after", "replacing", "as", "pool", "head", "(", ")", ",", ";", "=", "groups", "4", "-1", "1e3",
-         "1.", "'x'", '"', "'", "blocks.5.1", "*", "#3", "#", ".", "True", "__import__('os')", "\\", "\n", " ", "é", ":"]
+        [
+            "ulsam",
+            "se",
+            "after",
+            "replacing",
+            "as",
+            "pool",
+            "head",
+            "(",
+            ")",
+            ",",
+            ";",
+            "=",
+            "groups",
+            "4",
+            "-1",
+            "1e3",
+            "1.",
+            "'x'",
+            '"',
+            "'",
+            "blocks.5.1",
+            "*",
+            "#3",
+            "#",
+            ".",
+            "True",
+            "__import__('os')",
+            "\\",
+            "\n",
+            " ",
+            "é",
+            ":",
+        ]
     ),
     max_size=14,
 ).map(" ".join)

@@ -6,18 +6,17 @@ and matrix products write for one image (Radosavovic et al., Designing Network D
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from foveate.accounting.count import Tally, tally
 from foveate.errors import FoveateError, near
-from foveate.surgery import attentions, plan_of, remove
+from foveate.surgery import attentions, plan_of
+from foveate.surgery.graft import record_of, take_out
 from foveate.surgery.insert import replaced_by
-from foveate.surgery.probe import eval_mode, input_size_of, probe, record_of, skeleton
+from foveate.surgery.probe import first_line, input_size_of, on_a_copy, probe
 
 __all__ = ["Cost", "cost"]
 
@@ -74,9 +73,7 @@ class Cost:
         return f"{text} (the plan: {plus.params:+,} parameters, {plus.macs:+,} MACs)"
 
 
-def cost(
-    model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, counting: str = "exact"
-) -> Cost:
+def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, counting: str = "exact") -> Cost:
     """Count what a model costs, beside the same model without its plan.
 
     Args:
@@ -95,20 +92,17 @@ def cost(
     if counting not in COUNTINGS:
         raise FoveateError(f"counting={counting!r} does not exist; {near(counting, COUNTINGS)}")
     size = input_size_of(model, input_size)
-    whole = _tally(model, size)
-    exact = Cost(_parameters(model), whole[""].macs, whole[""].activations)
+    exact, whole = _measure(model, size)
     if plan_of(model) is None:
         return exact if counting == "exact" else _printed(exact)
-    plain = _without_plan(model)
-    tallies = _tally(plain, size)
-    baseline = Cost(_parameters(plain), tallies[""].macs, tallies[""].activations)
+    baseline, parts = _measure(model, size, plain=True)
     if counting == "exact":
         return Cost(exact.params, exact.macs, exact.activations, baseline=baseline)
     printed = _printed(baseline)
     params, macs = printed.params, printed.macs
     for site, block in replaced_by(model).items():
         params -= sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Conv2d))
-        macs -= tallies[site].macs
+        macs -= parts[site].macs
     for added, multiplied in _mechanisms(model, size, whole):
         params, macs = params + added, macs + multiplied
     return Cost(params, macs, 0, "paper", printed)
@@ -118,25 +112,22 @@ def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
+def _measure(model: nn.Module, size: tuple[int, int, int], *, plain: bool = False) -> tuple[Cost, dict[str, Tally]]:
+    """The cost of a network, with or without its plan, and what runs in each of its modules."""
+
+    def task(net: nn.Module) -> tuple[Cost, dict[str, Tally]]:
+        net = take_out(net) if plain else net
+        tallies = tally(net, size)
+        return Cost(_parameters(net), tallies[""].macs, tallies[""].activations), tallies
+
     try:
-        return tally(skeleton(model), size)
-    except Exception:  # noqa: BLE001 - without data anything may fail; the real run gives the real reason
-        pass
-    try:
-        with torch.random.fork_rng(devices=[]), eval_mode(model):
-            return tally(model, size)
+        return on_a_copy(model, task)[0]
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FoveateError(f"cannot count {type(model).__name__} at {size}: {reason}") from error
-
-
-def _without_plan(model: nn.Module) -> nn.Module:
-    plain = copy.deepcopy(model)
-    record = record_of(plain)
-    for removed in record.removed.values() if record else ():
-        removed.original = True  # shapes are enough here
-    return remove(plain)
+        channels, height, width = size
+        raise FoveateError(
+            f"cannot count {type(model).__name__} on an image of {channels} x {height} x {width} "
+            f"(channels x height x width): {first_line(error)}"
+        ) from error
 
 
 def _printed(exact: Cost) -> Cost:
@@ -147,7 +138,7 @@ def _printed(exact: Cost) -> Cost:
 def _mechanisms(model: nn.Module, size: tuple[int, int, int], whole: dict[str, Tally]) -> Iterator[tuple[int, int]]:
     """(parameters, MACs) of each inserted mechanism: its paper's formula, or the real module's where it has none."""
     record = record_of(model)
-    paths = {site: path for site, _, path in record.placed} if record else {}
+    paths = {at.site: at.path for at in record.placed} if record else {}
     seen, _ = probe(model, size)
     for site, mechanism in attentions(model).items():
         formula = getattr(mechanism, "paper_cost", None)

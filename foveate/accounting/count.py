@@ -11,12 +11,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from foveate.surgery.probe import example
+from foveate.surgery.probe import run_once
 
 __all__ = ["Tally", "tally"]
 
@@ -35,7 +34,7 @@ class _Counter(TorchDispatchMode):
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self.stack: list[str] = [""]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
@@ -52,7 +51,7 @@ def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
     """Run a model once on one image of zeros and count.
 
     Args:
-        model: in eval mode, best a skeleton, whose tensors have shapes and no data.
+        model: a copy in eval mode, best a skeleton, whose tensors have shapes and no data.
         size: (channels, height, width) of the image.
 
     Returns:
@@ -71,8 +70,8 @@ def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
             handles.append(module.register_forward_pre_hook(enter, prepend=True))
             handles.append(module.register_forward_hook(leave))
     try:
-        with torch.no_grad(), counter:
-            model(example(model, size))
+        with counter:
+            run_once(model, size)
     finally:
         for handle in handles:
             handle.remove()

@@ -155,16 +155,11 @@ def cost(
     if found.baseline is not None:
         columns["difference"] = found - found.baseline
     if json:
-        _print_json(
-            {
-                "plan": str(fv.plan_of(network) or ""),
-                "counting": counting,
-                **{
-                    (name or "cost").replace(" ", "_"): {"params": c.params, "macs": c.macs, "activations": c.activations}
-                    for name, c in columns.items()
-                },
-            }
-        )
+        numbers = {
+            (name or "cost").replace(" ", "_"): {key: getattr(c, key) for key in ("params", "macs", "activations")}
+            for name, c in columns.items()
+        }
+        _print_json({"plan": str(fv.plan_of(network) or ""), "counting": counting, **numbers})
         return
     from rich.table import Table
 
@@ -208,7 +203,8 @@ def train(
             {"top1": found.top1, "macro_f1": found.macro_f1, "seconds": result.seconds, "folder": str(result.folder)}
         )
         return
-    print(f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%, {result.seconds:.0f} s; kept in {output}")
+    scores = f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%"
+    print(f"{scores}, {result.seconds:.0f} s; kept in {output}")
 
 
 @app.command
@@ -292,14 +288,14 @@ def explain(
     found = fv.explain(network, list(images), method, image_size=image_size, **options)
     files = found.save(output)
     told = [
-        {"image": str(image), "prediction": found.label(int(p)), "probability": float(q)}
-        for image, p, q in zip(images, found.predictions, found.probabilities, strict=True)
+        {"image": str(image), "prediction": found.label(int(index)), "probability": float(probability)}
+        for image, index, probability in zip(images, found.predictions, found.probabilities, strict=True)
     ]
     if json:
         _print_json({"predictions": told, "files": [str(file) for file in files]})
         return
     for line in told:
-        print(f"{line['image']}: {line['prediction']} ({100 * float(line['probability']):.0f}%)")
+        print("{image}: {prediction} ({probability:.0%})".format(**line))
     print(f"drawn: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}")
 
 
@@ -316,6 +312,9 @@ def demo(*, quick: bool = False, output: Path | None = None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
+    # Threads that spin while they wait make training several times slower as soon as another program runs beside it.
+    # It must be said before torch is imported; benchmarks/waiting.py measures it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
     try:
         app(arguments, exit_on_error=False)

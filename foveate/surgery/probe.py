@@ -1,49 +1,32 @@
-"""One forward pass that tells which module gives which shape, without touching the model.
+"""One forward pass that tells which module gives which shape, on a copy of the model: the model itself never runs.
 
-A skeleton, a copy whose tensors have shapes and no data (device "meta"), is run in place of the model. Where an
-operation of the network cannot run so, the model itself is run once on zeros, in eval mode, and left as it was.
+The first copy is a skeleton, whose tensors have shapes and no data (device "meta"). Where an operation of the network
+cannot run so, a copy with data is run on zeros.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from foveate.errors import FoveateError
+from foveate.surgery.graft import record_of, take_out
 
-__all__ = ["Record", "Removed", "Seen", "eval_mode", "example", "input_size_of", "probe", "record_of", "run", "skeleton"]
+__all__ = ["Seen", "eval_mode", "first_line", "input_size_of", "on_a_copy", "probe", "run", "run_once"]
 
-ATTRIBUTE = "_foveate"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-@dataclass
-class Removed:
-    """A block that a placement replaced: kept so that ``remove`` can put it back."""
-
-    module: nn.Module
-    original: bool  # False when its weights were never those of the caller's model, as after ``load``
-
-
-@dataclass
-class Record:
-    """What ``insert`` did to a model; it travels with copies of the model and is not part of its state dict."""
-
-    plan: Any
-    placed: tuple[tuple[str, str, str], ...]  # (site, verb, dotted name of the attention module)
-    removed: dict[str, Removed]
-
-
-def record_of(model: nn.Module) -> Record | None:
-    """The model's record, or None when it carries no plan."""
-    record: Record | None = getattr(model, ATTRIBUTE, None)
-    return record
+Result = TypeVar("Result")
+logger = logging.getLogger("foveate")
 
 
 @dataclass
@@ -74,8 +57,8 @@ def input_size_of(model: nn.Module, input_size: int | tuple[int, ...] | None = N
         channels = first.in_channels
     if input_size is None:
         return channels, height, width
-    size = (input_size,) if isinstance(input_size, int) else tuple(input_size)
-    if not 1 <= len(size) <= 3 or not all(isinstance(side, int) and side > 0 for side in size):
+    size = tuple(input_size) if isinstance(input_size, tuple | list) else (input_size,)
+    if not 1 <= len(size) <= 3 or not all(type(side) is int and side > 0 for side in size):
         raise FoveateError(f"input_size={input_size!r}: write a side, (height, width) or (channels, height, width)")
     if len(size) == 1:
         return channels, size[0], size[0]
@@ -94,35 +77,93 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _is_foreign(hook: object) -> bool:
-    # The hooks of torch.nn.utils compute weights and ours are part of the network; a user's own hooks watch it.
+    # Hooks of torch.nn.utils compute weights, timm's collect features, ours attend: they are part of the network.
+    # A user's own hooks watch it.
+    while isinstance(hook, functools.partial):
+        hook = hook.func
     module = getattr(hook, "__module__", "") or type(hook).__module__
-    return not module.startswith(("torch.nn.", "foveate.", "functools"))
+    return not module.startswith(("torch.nn.", "timm.", "foveate.surgery."))
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with the same modules and shapes, no data, and without the user's own hooks."""
-    memo: dict[int, Any] = {}
+def _foreign_hooks(module: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any]]:
+    for attribute in _HOOKS:
+        hooks = getattr(module, attribute)
+        for key, hook in list(hooks.items()):
+            if _is_foreign(hook):
+                yield hooks, key, hook
+
+
+def _copied(model: nn.Module, *, data: bool) -> nn.Module:
+    """A copy in eval mode, with data or as a skeleton, without the user's own hooks: they are not run."""
     record = record_of(model)
     roots = [model, *(removed.module for removed in record.removed.values())] if record else [model]
-    for root in roots:
+    memo: dict[int, Any] = {}
+    for module in (module for root in roots for module in root.modules()):
+        memo.update({id(hook): hook for _, _, hook in _foreign_hooks(module)})
+        for tensor in vars(module).values():  # such as a feature map that the module keeps, which has a history
+            if isinstance(tensor, Tensor):
+                memo[id(tensor)] = tensor.detach().clone() if data else tensor.detach().to("meta")
+    for root in roots if not data else []:
         for parameter in root.parameters():
             memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         for buffer in root.buffers():
             memo[id(buffer)] = buffer.detach().to("meta")
-    bones = copy.deepcopy(model, memo)
-    for module in bones.modules():
-        for attribute in _HOOKS:
-            hooks = getattr(module, attribute)
-            for key in [key for key, hook in hooks.items() if _is_foreign(hook)]:
-                del hooks[key]
-    return bones.eval()
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        for hooks, key, _ in _foreign_hooks(module):
+            del hooks[key]
+    return copied.eval()
 
 
-def example(model: nn.Module, size: tuple[int, int, int], device: str | None = None) -> Tensor:
-    """One image of zeros, (1, C, H, W), in the dtype and on the device of the model."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.zeros(1, *size, dtype=parameter.dtype, device=device or parameter.device)
+def on_a_copy(model: nn.Module, task: Callable[[nn.Module], Result]) -> tuple[Result, nn.Module]:
+    """Do a task on a skeleton of a model; where that fails, on a copy with data, whose failure is the real one.
+
+    Args:
+        model: left as found, the state of the random number generators too.
+        task: it may change the copy, which is in eval mode.
+
+    Returns:
+        The task's result, and the copy.
+
+    Raises:
+        Exception: whatever the task raises on the copy with data; a FoveateError that it raises on the skeleton.
+    """
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            bones = _copied(model, data=False)
+            return task(bones), bones
+        except FoveateError:
+            raise
+        except Exception as error:  # noqa: BLE001 - without data anything may fail; below is the real reason
+            logger.debug("%s does not run without data: %s", type(model).__name__, first_line(error))
+        twin = _copied(model, data=True)
+        return task(twin), twin
+
+
+class _QuickShapes(TorchFunctionMode):
+    """Without data, torch works out what these give in Python, most of a pass; it has the shape of their input."""
+
+    quick = frozenset({F.batch_norm, F.hardsigmoid, F.hardswish, F.hardtanh, F.relu6})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.quick and args[0].is_meta:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def run_once(model: nn.Module, size: tuple[int, int, int]) -> None:
+    """Run a copy on one image of zeros, (1, C, H, W), in the copy's dtype and on its device, without gradients."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    with torch.no_grad(), _QuickShapes():
+        model(torch.zeros(1, *size, dtype=like.dtype, device=like.device))
 
 
 def _shape(value: object) -> tuple[int, ...] | None:
@@ -130,7 +171,7 @@ def _shape(value: object) -> tuple[int, ...] | None:
 
 
 def run(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Seen]:
-    """Run a model once on zeros, with a hook on every module, and report what each gave.
+    """Run a copy once, with a hook on every module, and report what each gave.
 
     Raises:
         Exception: whatever the model raises.
@@ -151,39 +192,33 @@ def run(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Seen]:
         for name, module in model.named_modules():
             # In front of the attention's own hook, so that a site shows what the network itself gives.
             handles.append(module.register_forward_hook(watch(name), prepend=True))
-        with torch.no_grad():
-            model(example(model, size))
+        run_once(model, size)
     finally:
         for handle in handles:
             handle.remove()
     return seen
 
 
-def probe(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> tuple[dict[str, Seen], nn.Module | None]:
-    """What each module gives, by dotted name, and the skeleton that showed it.
+def probe(
+    model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, plain: bool = False
+) -> tuple[dict[str, Seen], nn.Module]:
+    """What each module gives, by dotted name, and the copy that showed it.
 
     Args:
         model: left as found.
         input_size: as in ``input_size_of``.
-
-    Returns:
-        The report, and the skeleton, or None when the model itself had to be run.
+        plain: take the model's plan out of the copy first.
 
     Raises:
-        FoveateError: the model cannot run on an image of this size.
+        FoveateError: the model cannot be copied, or cannot run on an image of this size.
     """
     size = input_size_of(model, input_size)
     try:
-        bones = skeleton(model)
-        return run(bones, size), bones
-    except Exception:  # noqa: BLE001 - anything may fail without data; the real run below gives the real reason
-        pass
-    try:
-        with torch.random.fork_rng(devices=[]), eval_mode(model):
-            return run(model, size), None
+        return on_a_copy(model, lambda net: run(take_out(net) if plain else net, size))
+    except FoveateError:
+        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FoveateError(
-            f"{type(model).__name__} cannot run on an image of {size[0]} x {size[1]} x {size[2]} "
-            f"(channels x height x width): {reason}; give the right input_size"
+            f"a copy of {type(model).__name__} cannot run on an image of {size[0]} x {size[1]} x {size[2]} "
+            f"(channels x height x width): {first_line(error)}; give the right input_size"
         ) from error

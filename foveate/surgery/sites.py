@@ -11,7 +11,7 @@ from torch import nn
 from foveate.errors import FoveateError, near
 from foveate.surgery.probe import Seen, probe
 
-__all__ = ["Site", "is_plain_sequence", "list_sites", "resolve", "sites"]
+__all__ = ["Site", "list_sites", "resolve", "sites"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -39,11 +39,6 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.name} {self.channels}x{self.height}x{self.width}"
-
-
-def is_plain_sequence(module: nn.Module) -> bool:
-    """Whether the module is a Sequential whose output is its last child's."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _weights(module: nn.Module) -> int:
@@ -130,17 +125,20 @@ def sites(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> 
     """Where attention can go.
 
     Args:
-        model: any convolutional network; it is left as found.
+        model: any convolutional network; it is left as found. One that carries a plan is shown without it, so that
+            ``#N`` means the same before and after ``insert``.
         input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
 
     Returns:
-        Stages and blocks, in the network's order; the layers of a network without blocks. ``#N`` in a plan is the N-th of them, from 0.
-        Any other module that gives one (B, C, H, W) tensor once in a forward pass can be named in a plan, too.
+        Stages and blocks, in the network's order; the layers of a network without blocks. ``#N`` in a plan is the
+        N-th of them, from 0. Any other module that gives one (B, C, H, W) tensor once in a forward pass can be named
+        in a plan, too.
 
     Raises:
         FoveateError: the model cannot run on an image of this size.
     """
-    return list_sites(model, probe(model, input_size)[0])
+    seen, copied = probe(model, input_size, plain=True)
+    return list_sites(copied, seen)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -157,7 +155,8 @@ def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str
     if pattern.startswith("#"):
         index = int(pattern[1:])
         if index >= len(listed):
-            raise FoveateError(f"site {pattern} does not exist: the network has sites #0 to #{len(listed) - 1}")
+            held = f"sites #0 to #{len(listed) - 1}" if listed else "no listed sites: name a module"
+            raise FoveateError(f"site {pattern} does not exist: the network has {held}")
         return [names[index]]
     if "*" in pattern:
         shape = _pattern(pattern)
@@ -171,12 +170,10 @@ def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str
         raise FoveateError(f"the network has no site {pattern!r}; {near(pattern, names)} (list them with sites)")
     if entry.calls != 1:
         raise FoveateError(
-            f"site {pattern!r} runs {entry.calls} times in a forward pass, and attention goes where a module runs once; "
+            f"site {pattern!r} runs {entry.calls} times in a forward pass, attention goes where one runs once; "
             f"{near(pattern, names)}"
         )
     if not _fits(entry):
         gives = f"shape {entry.out_shape}" if entry.out_shape else f"a {entry.out_type}"
-        raise FoveateError(
-            f"site {pattern!r} gives {gives}, not one (B, C, H, W) feature map; {near(pattern, names)}"
-        )
+        raise FoveateError(f"site {pattern!r} gives {gives}, not one (B, C, H, W) feature map; {near(pattern, names)}")
     return [pattern]

@@ -69,7 +69,7 @@ def test_train_then_explain_what_was_kept(capsys, folder, tmp_path):
     picture = folder / "val" / "left" / "0.png"
     code, out, _ = run(capsys, "explain", output / "last", picture, "--output", tmp_path / "map.png")
     assert code == 0
-    assert out.startswith(f"{picture}: left") or out.startswith(f"{picture}: right")
+    assert out.startswith((f"{picture}: left", f"{picture}: right"))
     with Image.open(tmp_path / "map.png") as drawn:
         assert drawn.width > 100
     code, _, err = run(capsys, "train", folder, *SMALL, "--output", output)

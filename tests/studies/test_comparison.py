@@ -26,9 +26,7 @@ def found(folder, tmp_path_factory):
     model = network()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     rng = torch.get_rng_state()
-    result = fv.compare(
-        model, PLANS, fv.open_data(folder), RECIPE, seeds=2, output=output, progress=False
-    )
+    result = fv.compare(model, PLANS, fv.open_data(folder), RECIPE, seeds=2, output=output, progress=False)
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert fv.plan_of(model) is None

@@ -1,0 +1,158 @@
+"""A network and the data's classes: find the classifier, and give it the right number of classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveate.errors import FoveateError
+from foveate.images import Preprocess
+from foveate.surgery.probe import probe
+from foveate.training.guard import own_batchnorms
+from foveate.training.loaders import mix
+from foveate.training.recipe import Recipe
+
+__all__ = ["adapt", "classifier_of", "draw_small", "replace_classifier", "write_config"]
+
+_NAMES = ("fc", "classifier", "head", "heads")
+
+
+def classifier_of(model: nn.Module) -> tuple[str, ...]:
+    """The dotted names of the layers that give the class scores; timm's distilled networks have two.
+
+    timm's own word is taken; else the last Linear or 1x1 convolution of ``fc``, ``classifier``, ``head`` or ``heads``
+    (torchvision's names), or a Linear at the end of a Sequential.
+
+    Raises:
+        FoveateError: none is found.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    timms: Any = model
+    if hasattr(model, "get_classifier"):
+        layers = timms.get_classifier()
+        found = layers if isinstance(layers, Iterable) and not isinstance(layers, nn.Sequential) else [layers]
+        known = tuple(
+            names[id(layer)] for layer in found if id(layer) in names and any(True for _ in layer.parameters())
+        )
+        if known:
+            return known
+    for name in _NAMES:
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Module):
+            layers = [names[id(module)] for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+            if layers:
+                return (layers[-1],)
+    last = list(model.children())[-1] if isinstance(model, nn.Sequential) and len(model) else None
+    if isinstance(last, nn.Linear):
+        return (names[id(last)],)
+    raise FoveateError(
+        f"no classifier is found in {type(model).__name__}: it must be a timm or torchvision classification model, "
+        f"or have a Linear named {', '.join(_NAMES[:-1])}, or end with one"
+    )
+
+
+def replace_classifier(model: nn.Module, classes: int) -> None:
+    """Give the model a new classifier, drawn from the global random numbers, on the old one's device.
+
+    timm's ``reset_classifier`` where there is one; else a layer of the same kind in place of the found one.
+
+    Raises:
+        FoveateError: no classifier is found, or the model refuses.
+    """
+    names = classifier_of(model)
+    old = model.get_submodule(names[0])
+    like = next(old.parameters())
+    timms: Any = model
+    if hasattr(model, "reset_classifier"):
+        try:
+            timms.reset_classifier(classes)
+        except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+            raise FoveateError(f"the classifier of {type(model).__name__} cannot be replaced: {error}") from error
+        for name in classifier_of(model):
+            model.get_submodule(name).to(like.device, like.dtype)
+        return
+    where: dict[str, Any] = {"bias": getattr(old, "bias", None) is not None, "device": like.device, "dtype": like.dtype}
+    if isinstance(old, nn.Linear):
+        new: nn.Module = nn.Linear(old.in_features, classes, **where)
+    elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1):
+        new = nn.Conv2d(old.in_channels, classes, 1, **where)
+    else:
+        raise FoveateError(f"the classifier {names[0]!r} is no Linear or 1x1 convolution: replace it before fit")
+    parent, _, leaf = names[0].rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
+    if isinstance(getattr(model, "num_classes", None), int):
+        model.num_classes = classes  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def draw_small(model: nn.Module, std: float) -> None:
+    """Draw the classifier's weights from a normal distribution with this standard deviation; its biases become 0."""
+    for name in classifier_of(model):
+        layer: Any = model.get_submodule(name)
+        for own, parameter in layer.named_parameters():
+            parameter.zero_() if own.endswith("bias") else parameter.normal_(0.0, std)
+
+
+def write_config(model: nn.Module, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
+    """Write into ``pretrained_cfg`` what the model now is: how images are prepared for it, and its class names.
+
+    The config keeps its kind (timm's dataclass or a dictionary); a model without one gets a dictionary.
+    """
+    fields: dict[str, Any] = {
+        "input_size": (len(preprocess.mean), *preprocess.size),
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        "interpolation": preprocess.interpolation,
+        "crop_pct": preprocess.crop_pct,
+        "num_classes": len(classes),
+        "label_names": classes,
+    }
+    held: Any = getattr(model, "pretrained_cfg", None)
+    if dataclasses.is_dataclass(held) and not isinstance(held, type):
+        config: Any = dataclasses.replace(held, **fields)
+    else:
+        config = {**(held if isinstance(held, Mapping) else {}), **fields}
+    model.pretrained_cfg = config
+    if hasattr(model, "default_cfg"):  # timm's older name for the same object
+        model.default_cfg = config
+
+
+def adapt(model: nn.Module, classes: tuple[str, ...], recipe: Recipe) -> Preprocess:
+    """Give a model the data's classes and the recipe's settings, in place.
+
+    Args:
+        model: gives one score per class for an image.
+        classes: of the data.
+        recipe: its image size, the seed of a new classifier, BatchNorm's momentum and memory format.
+
+    Returns:
+        How images are prepared for the model.
+
+    Raises:
+        FoveateError: the model takes other channels, cannot run on this image size, is no classifier, or has no
+            parameter to train.
+    """
+    preprocess = Preprocess.of(model, recipe.image_size)
+    seen, _ = probe(model, (len(preprocess.mean), *preprocess.size))
+    shape = seen[""].out_shape
+    if shape is None or len(shape) != 2:
+        gives = f"shape {shape}" if shape else f"a {seen[''].out_type}"
+        raise FoveateError(f"{type(model).__name__} gives {gives} for an image, not one score per class: no classifier")
+    torch.manual_seed(mix(recipe.seed, "classifier"))
+    if shape[1] != len(classes):
+        replace_classifier(model, len(classes))
+    if recipe.head_init_scale is not None:
+        draw_small(model, recipe.head_init_scale)
+    if recipe.bn_momentum is not None:
+        for norm in own_batchnorms(model):
+            norm.momentum = recipe.bn_momentum
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    write_config(model, preprocess, classes)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise FoveateError(f"nothing to train in {type(model).__name__}: no parameter requires a gradient")
+    return preprocess

@@ -1,0 +1,134 @@
+"""How good a classifier is, measured on images that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.images import Preprocess
+from foveate.surgery.probe import eval_mode
+from foveate.training.loaders import Batch, Source, of_whole
+from foveate.training.progress import Report
+
+if TYPE_CHECKING:
+    from foveate.data.split import Split
+
+__all__ = ["Diverged", "Evaluation", "evaluate", "measure", "predict"]
+
+_CALIBRATION_BINS = 15
+
+
+class Diverged(FoveateError):  # noqa: N818 - as FloatingPointError and StopIteration, it says what happened
+    """The loss or the model's outputs are NaN or infinite."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model predicts for N images of K classes, and how good that is.
+
+    Args:
+        loss: mean cross entropy in nats, without label smoothing.
+        top1: share of the images whose highest score is the right class, 0 to 1.
+        top5: share whose five highest scores hold the right class (all K, where K < 5).
+        macro_f1: F1 of each class, averaged over the classes that are present or predicted.
+        ece: expected calibration error, 15 bins (Guo et al., On Calibration of Modern Neural Networks, 2017).
+        predictions: (N,) int64, the class with the highest score.
+        labels: (N,) int64.
+        probabilities: (N, K) float32, softmax of the scores.
+    """
+
+    loss: float
+    top1: float
+    top5: float
+    macro_f1: float
+    ece: float
+    predictions: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    probabilities: Tensor = field(repr=False)
+
+
+def measure(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Every metric from the scores (N, K) and the right classes (N,).
+
+    Raises:
+        Diverged: a score is NaN or infinite.
+        FoveateError: there is no image, or a label that the scores do not have.
+    """
+    from torchmetrics.functional import classification as metrics  # imports for seconds
+
+    count, classes = logits.shape
+    if not count:
+        raise FoveateError("there is no image to evaluate")
+    if int(labels.max()) >= classes:
+        raise FoveateError(f"the model has {classes} classes and an image has the label {int(labels.max())}")
+    bad = int((~logits.isfinite().all(dim=1)).sum())
+    if bad:
+        raise Diverged(f"the model's outputs are NaN or infinite for {bad} of {count} images: lower the learning rate")
+    logits, labels = logits.float().cpu(), labels.cpu()
+    probabilities = logits.softmax(dim=1)
+    best = logits.topk(min(5, classes), dim=1).indices
+    right = best == labels[:, None]
+    f1 = metrics.multiclass_f1_score(best[:, 0], labels, classes, average="macro")
+    return Evaluation(
+        loss=float(F.cross_entropy(logits.double(), labels)),
+        top1=float(right[:, 0].double().mean()),
+        top5=float(right.any(dim=1).double().mean()),
+        macro_f1=float(f1),
+        ece=float(metrics.multiclass_calibration_error(probabilities, labels, classes, n_bins=_CALIBRATION_BINS)),
+        predictions=best[:, 0],
+        labels=labels,
+        probabilities=probabilities,
+    )
+
+
+def predict(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Scores (N, K) float32 and labels (N,) of all batches, without gradients."""
+    scores, labels = [], []
+    with torch.no_grad():
+        for inputs, right in batches:
+            scores.append(forward(inputs).float().cpu())
+            labels.append(right)
+    return torch.cat(scores), torch.cat(labels)
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    preprocess: Preprocess | None = None,
+    image_size: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Measure a model on a split, in eval mode, on the device where it is. The model is left as found.
+
+    Args:
+        model: a classifier of as many classes as the split has.
+        split: such as ``data.val``.
+        preprocess: how images are prepared; without it as the model says.
+        image_size: side of the images in pixels, instead of the model's own.
+        batch_size: images in a step.
+        workers: processes that load images.
+        progress: show a bar.
+
+    Raises:
+        FoveateError: an image cannot be read, or the split does not fit the model.
+        Diverged: a score is NaN or infinite.
+    """
+    if not len(split):
+        raise FoveateError(f"the split {split.name!r} has no image to evaluate")
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    source = Source(split, "", preprocess or Preprocess.of(model, image_size), workers)
+    with Report(progress) as report, eval_mode(model):
+        batches = source.stream()(of_whole(len(split), batch_size))
+        shown = report.track(batches, f"evaluating on {split.name}", len(split))
+        return measure(*predict(lambda inputs: model(source.normalised(inputs, device)), shown))

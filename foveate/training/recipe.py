@@ -1,0 +1,164 @@
+"""How to train, as data: one frozen dataclass. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.errors import FoveateError, near
+
+__all__ = ["AMP", "AUGMENTATIONS", "SCHEDULES", "Recipe"]
+
+SCHEDULES = ("cosine", "constant", "step")
+AUGMENTATIONS = ("none", "flip", "standard", "randaugment")
+AMP = ("no", "bf16", "fp16")
+
+_CHOICES = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "amp": AMP}
+
+# Field -> (lowest value, is the lowest value itself allowed, highest value). Highest values are included.
+_BOUNDS: dict[str, tuple[float, bool, float]] = {
+    "epochs": (0, True, math.inf),
+    "learning_rate": (0, True, math.inf),
+    "head_learning_rate_scale": (0, False, math.inf),
+    "warmup_epochs": (0, True, math.inf),
+    "weight_decay": (0, True, math.inf),
+    "momentum": (0, True, 1),
+    "label_smoothing": (0, True, 1),
+    "image_size": (1, True, math.inf),
+    "batch_size": (1, True, math.inf),
+    "seed": (0, True, math.inf),
+    "workers": (0, True, math.inf),
+    "bn_momentum": (0, True, 1),
+    "head_init_scale": (0, True, math.inf),
+    "gradient_clip": (0, False, math.inf),
+    "ema_decay": (0, True, 1),
+    "checkpoint_every": (1, True, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a model is trained, apart from the model and the data.
+
+    Two runs with the same model, data and recipe end with the same weights on the same machine (on a CPU: bit for
+    bit, for any number of workers).
+
+    Args:
+        epochs: passes over the training images; 0 only evaluates.
+        optimiser: a name of ``timm.optim.list_optimizers()``: "adamw", "sgd" (with Nesterov's momentum), "lamb", ...
+        learning_rate: the highest learning rate of the run, after the warm-up.
+        head_learning_rate_scale: the classifier's learning rate as a multiple of ``learning_rate``.
+        schedule: "cosine" falls to 0 at the end; "step" is ten times lower after each third of the run; "constant".
+        warmup_epochs: epochs in which the learning rate rises linearly from nearly 0; fractions count.
+        weight_decay: on weights only; biases and the parameters of norms have none.
+        momentum: for the optimisers that have one.
+        label_smoothing: the share of the target that is spread over all classes, 0 to 1.
+        augmentation: "none"; "flip" (left to right); "standard" (a random crop of 8% to 100% of the area, resized, and
+            flip); "randaugment" ("standard", then two random operations of RandAugment).
+        image_size: height and width in pixels; None is the model's own.
+        batch_size: images in a training step.
+        freeze: "" trains everything; "trunk" freezes all but the classifier; a module's dotted name freezes
+            everything that runs up to and including that module. What is frozen runs in eval mode.
+        seed: decides the new classifier, the order of the images, the augmentation and dropout.
+        workers: processes that load images; 0 loads in the main process. The result does not depend on it.
+        bn_momentum: momentum of the network's own BatchNorm layers during training; None leaves them. Attention that
+            was inserted keeps its own.
+        head_init_scale: the classifier starts anew from a normal distribution with this standard deviation and a bias
+            of 0, such as 0.01; None leaves it (a classifier with the wrong number of classes is replaced all the same).
+        gradient_clip: the longest 2-norm of all gradients together; None does not clip.
+        ema_decay: an exponential moving average of the weights with this decay is what is evaluated and kept; None: no.
+        checkpoint_every: steps between two checkpoints inside an epoch; None: only after each epoch.
+        amp: mixed precision: "no", "bf16" or "fp16" (needs a GPU).
+        channels_last: keep feature maps in memory with the channels last, which is faster for convolutions.
+        cache: keep in memory what every epoch would compute again: the prepared images when augmentation is "none" or
+            "flip", and with ``freeze`` the frozen part's features.
+
+    Raises:
+        FoveateError: a value has the wrong type or is out of its range.
+    """
+
+    epochs: int = 10
+    optimiser: str = "adamw"
+    learning_rate: float = 1e-3
+    head_learning_rate_scale: float = 1.0
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+    label_smoothing: float = 0.0
+    augmentation: str = "flip"
+    image_size: int | None = None
+    batch_size: int = 32
+    freeze: str = ""
+    seed: int = 0
+    workers: int = 0
+    bn_momentum: float | None = None
+    head_init_scale: float | None = None
+    gradient_clip: float | None = None
+    ema_decay: float | None = None
+    checkpoint_every: int | None = None
+    amp: str = "no"
+    channels_last: bool = True
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _typed(field.name, getattr(self, field.name), str(field.type))
+            object.__setattr__(self, field.name, value)
+            if field.name in _CHOICES and value not in _CHOICES[field.name]:
+                raise FoveateError(f"recipe: {field.name}={value!r} is unknown; {near(value, _CHOICES[field.name])}")
+            if field.name in _BOUNDS and value is not None:
+                _check_bounds(field.name, value)
+        if self.warmup_epochs > self.epochs:
+            raise FoveateError(
+                f"recipe: warmup_epochs={self.warmup_epochs} is longer than epochs={self.epochs}; make it shorter"
+            )
+
+    def with_(self, **overrides: Any) -> Recipe:
+        """The same recipe with some fields changed.
+
+        Raises:
+            FoveateError: a field is unknown (the nearest name is shown), or its value is wrong.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in overrides:
+            if name not in names:
+                raise FoveateError(f"a recipe has no field {name!r}; {near(name, names)}")
+        return dataclasses.replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field -> value, plain numbers, text and None: ``Recipe.from_dict(r.to_dict()) == r``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """A recipe from field -> value; a field that is missing has its default.
+
+        Raises:
+            FoveateError: a field is unknown (the nearest name is shown), or its value is wrong.
+        """
+        return cls().with_(**{str(name): value for name, value in fields.items()})
+
+
+def _typed(name: str, value: object, wanted: str) -> Any:
+    """The value in its field's type (an int becomes a float), or the error that says what is wanted."""
+    if value is None and "None" in wanted:
+        return None
+    kind = wanted.removesuffix(" | None")
+    if kind == "float" and type(value) in (int, float):
+        return float(value)  # type: ignore[arg-type]
+    if type(value).__name__ != kind:
+        words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}[kind]
+        raise FoveateError(f"recipe: {name}={value!r} is not {words}")
+    return value
+
+
+def _check_bounds(name: str, value: float) -> None:
+    low, inclusive, high = _BOUNDS[name]
+    if not math.isfinite(value) or value > high or value < low or (value == low and not inclusive):
+        least = f"at least {low}" if inclusive else f"more than {low}"
+        most = f" and at most {high:g}" if math.isfinite(high) else ""
+        raise FoveateError(f"recipe: {name}={value} must be {least}{most}")
