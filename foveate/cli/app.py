@@ -287,7 +287,7 @@ def explain(
         options["layer"] = layer
     found = fv.explain(network, list(images), method, image_size=image_size, **options)
     files = found.save(output)
-    told = [
+    told: list[dict[str, Any]] = [
         {"image": str(image), "prediction": found.label(int(index)), "probability": float(probability)}
         for image, index, probability in zip(images, found.predictions, found.probabilities, strict=True)
     ]

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from foveate.accounting import Cost, cost
+from foveate.accounting.cost import Cost, cost
 from foveate.data import ImageData, open_data
 from foveate.errors import FoveateError
 from foveate.networks import create_model
 from foveate.spec import Plan
 from foveate.studies.statistics import Difference, accuracy, paired_difference
-from foveate.surgery import insert
+from foveate.surgery.insert import insert
 from foveate.training.cache import FeatureCache
 from foveate.training.loop import Fit, fit
 from foveate.training.recipe import Recipe
