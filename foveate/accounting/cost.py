@@ -33,7 +33,7 @@ PRINTED: dict[tuple[int, int], tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass of one image costs. Costs can be added and subtracted.
+    """What one forward pass of one image costs. Costs of one counting can be added and subtracted.
 
     Args:
         params: parameters.
@@ -50,18 +50,18 @@ class Cost:
     baseline: Cost | None = field(default=None, compare=False)
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(
-            self.params - other.params,
-            self.macs - other.macs,
-            self.activations - other.activations,
-            self.counting,
-        )
+        return self._plus(other, -1)
 
     def __add__(self, other: Cost) -> Cost:
+        return self._plus(other, 1)
+
+    def _plus(self, other: Cost, sign: int) -> Cost:
+        if self.counting != other.counting:
+            raise FoveateError(f"cannot take {self.counting!r} and {other.counting!r} together: count both in one way")
         return Cost(
-            self.params + other.params,
-            self.macs + other.macs,
-            self.activations + other.activations,
+            self.params + sign * other.params,
+            self.macs + sign * other.macs,
+            self.activations + sign * other.activations,
             self.counting,
         )
 

@@ -7,7 +7,7 @@ multiply-add as two; here it is one MAC. Limits: element-wise operations, normal
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,9 @@ class Tally:
 
 
 class _Counter(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
-        self.tallies: dict[str, Tally] = defaultdict(Tally)
+        self.tallies = {name: Tally() for name in names}
         self.stack: list[str] = [""]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,7 +60,7 @@ def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
     Raises:
         Exception: whatever the model raises.
     """
-    counter = _Counter()
+    counter = _Counter(name for name, _ in model.named_modules())
     handles = []
     for name, module in model.named_modules():
         if name:
@@ -75,4 +75,4 @@ def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
     finally:
         for handle in handles:
             handle.remove()
-    return dict(counter.tallies)
+    return counter.tallies

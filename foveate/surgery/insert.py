@@ -163,25 +163,13 @@ def _build(model: nn.Module, site: str, verb: str, spec: Spec, entry: Seen) -> S
         mechanism = build(bare, shape[1])
     except FoveateError as error:
         raise FoveateError(f"{error} (at site {site!r})") from error
-
-    def trial(tried: nn.Module) -> tuple[int, ...]:
-        device = next((p.device for p in tried.parameters()), None)
-        with torch.no_grad():
-            return tuple(tried(torch.zeros(shape, device=device)).shape)
-
-    try:
-        given, _ = on_a_copy(mechanism, trial)
-    except Exception as error:
-        raise FoveateError(f"{bare} does not work at site {site!r}, {_x(shape)}: {first_line(error)}") from error
-    if given != shape:
-        raise FoveateError(f"{bare} turns {_x(shape)} into {_x(given)} at site {site!r}; attention keeps the shape")
     if start == "identity":
         mechanism = Gate(mechanism)
     host = model.get_submodule(site)
     like = next((p for p in (*host.parameters(), *model.parameters()) if p.is_floating_point()), None)
     if like is not None:
         mechanism = mechanism.to(like.device, like.dtype)
-    return Step(site, verb, spec, mechanism.train(host.training))
+    return Step(site, verb, spec, mechanism.train(host.training), shape)
 
 
 def _rehearse(model: nn.Module, steps: list[Step], size: tuple[int, int, int]) -> None:
@@ -205,18 +193,50 @@ def _rehearse(model: nn.Module, steps: list[Step], size: tuple[int, int, int]) -
     except FoveateError:
         raise
     except Exception as error:
+        for step in steps:
+            _try_alone(step)
         raise FoveateError(f"the network does not run with this plan: {first_line(error)}; take other sites") from error
-    again = [at for at in record.placed if seen[at.path].calls != 1]
-    for at in again:
+    again = []
+    for at in record.placed:
+        step = next(step for step in steps if step.site == at.site)
+        inside = seen[f"{at.path}.mechanism" if isinstance(step.mechanism, Gate) else at.path]
+        if inside.calls == 1:
+            _check_shape(step, inside.out_shape)
+            continue
         keeper = at.path.rpartition(".")[0]
         if at.verb == "replacing" or not keeper:
             raise FoveateError(
-                f"attention {at.verb} {at.site!r} would run {seen[at.path].calls} times in a forward pass; "
-                "choose another site"
+                f"attention {at.verb} {at.site!r} would run {inside.calls} times in a forward pass; choose another site"
             )
-        next(step for step in steps if step.site == at.site).keeper = keeper.rpartition(".")[0]
+        again.append(step)
+        step.keeper = keeper.rpartition(".")[0]
     if again:
         _rehearse(model, steps, size)
+
+
+def _try_alone(step: Step) -> None:
+    """Say so when a mechanism by itself does not work on the feature map of its site."""
+
+    def task(mechanism: nn.Module) -> tuple[int, ...]:
+        like = next((p for p in mechanism.parameters() if p.is_floating_point()), torch.empty(0))
+        with torch.no_grad():
+            return tuple(mechanism(torch.zeros(step.shape, dtype=like.dtype, device=like.device)).shape)
+
+    try:
+        given, _ = on_a_copy(step.mechanism.mechanism if isinstance(step.mechanism, Gate) else step.mechanism, task)
+    except Exception as error:
+        raise FoveateError(
+            f"{step.spec} does not work at site {step.site!r}, {_x(step.shape)}: {first_line(error)}"
+        ) from error
+    _check_shape(step, given)
+
+
+def _check_shape(step: Step, given: tuple[int, ...] | None) -> None:
+    if given != step.shape:
+        what = _x(given) if given else "no single tensor"
+        raise FoveateError(
+            f"{step.spec} turns {_x(step.shape)} into {what} at site {step.site!r}; attention keeps the shape"
+        )
 
 
 def remove(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from foveate.errors import FoveateError
@@ -54,7 +56,7 @@ def input_size_of(model: nn.Module, input_size: int | tuple[int, ...] | None = N
     channels, height, width = known or (3, 224, 224)
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None:
-        channels = first.in_channels
+        channels = first.in_channels or channels  # 0 in a lazy layer that has not run
     if input_size is None:
         return channels, height, width
     size = tuple(input_size) if isinstance(input_size, tuple | list) else (input_size,)
@@ -107,9 +109,11 @@ def _copied(model: nn.Module, *, data: bool) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in (module for root in roots for module in root.modules()):
         memo.update({id(hook): hook for _, _, hook in _foreign_hooks(module)})
-        for tensor in vars(module).values():  # such as a feature map that the module keeps, which has a history
-            if isinstance(tensor, Tensor):
-                memo[id(tensor)] = tensor.detach().clone() if data else tensor.detach().to("meta")
+        for value in vars(module).values():
+            if isinstance(value, Tensor):  # such as a feature map that the module keeps, which has a history
+                memo[id(value)] = value.detach().clone() if data else value.detach().to("meta")
+            elif type(value) in (dict, OrderedDict) and not value:  # most of a module, and slow to copy one by one
+                memo[id(value)] = type(value)()
     for root in roots if not data else []:
         for parameter in root.parameters():
             memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
@@ -133,8 +137,11 @@ def on_a_copy(model: nn.Module, task: Callable[[nn.Module], Result]) -> tuple[Re
         The task's result, and the copy.
 
     Raises:
-        Exception: whatever the task raises on the copy with data; a FoveateError that it raises on the skeleton.
+        FoveateError: the model has lazy layers that have not run; or what the task raises.
+        Exception: whatever else the task raises on the copy with data.
     """
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise FoveateError(f"{type(model).__name__} has lazy layers without weights: run it once on an image first")
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:

@@ -145,6 +145,12 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(text).replace(r"\*", r"[^.]*"))
 
 
+def _near(pattern: str, names: list[str], seen: dict[str, Seen]) -> str:
+    """The nearest sites; a module that only lacks the front of its name is nearer than any."""
+    within = [name for name, entry in seen.items() if name.endswith(f".{pattern}") and _fits(entry)]
+    return near(within[0], within[:3]) if within else near(pattern, names)
+
+
 def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str]:
     """The modules that a site pattern of a plan means.
 
@@ -167,7 +173,7 @@ def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str
         return matched
     entry = seen.get(pattern) if pattern else None
     if entry is None:
-        raise FoveateError(f"the network has no site {pattern!r}; {near(pattern, names)} (list them with sites)")
+        raise FoveateError(f"the network has no site {pattern!r}; {_near(pattern, names, seen)} (list them with sites)")
     if entry.calls != 1:
         raise FoveateError(
             f"site {pattern!r} runs {entry.calls} times in a forward pass, attention goes where one runs once; "
