@@ -49,10 +49,8 @@ def test_every_name_builds_and_says_its_options(name):
 
 
 def test_build_takes_text_or_data():
-    one, other = (
-        fv.build("se(reduction=4, bias=False)", 32),
-        fv.build(Spec("se", (("reduction", 4), ("bias", False))), 32),
-    )
+    one = fv.build("se(reduction=4, bias=False)", 32)
+    other = fv.build(Spec("se", (("reduction", 4), ("bias", False))), 32)
     assert str(one) == str(other)
     assert one.fc1.out_features == 8
 
@@ -79,10 +77,10 @@ def test_as_a_decorator():
 
 
 def test_a_function_will_do():
-    fv.register("double", functools.partial(Scale, factor=2))
-    fv.register("triple", lambda channels, *, factor=3: Scale(channels, factor))
-    assert fv.build("double", 4).factor[0].item() == 2
-    assert fv.build("triple", 4).factor[0].item() == 3
+    fv.register("twofold", functools.partial(Scale, factor=2))
+    fv.register("threefold", lambda channels, *, factor=3: Scale(channels, factor))
+    assert fv.build("twofold", 4).factor[0].item() == 2
+    assert fv.build("threefold", 4).factor[0].item() == 3
 
 
 def test_a_cell_that_runs_again_registers_again():
@@ -114,10 +112,8 @@ def with_start(channels, *, start=0):
     return Scale(channels)
 
 
-@pytest.mark.parametrize("constructor", [nn.Identity(), 3, "Scale", with_start, lambda: None])
+@pytest.mark.parametrize("constructor", [3, "Scale", with_start, lambda: None])
 def test_a_constructor_that_cannot_be_one(constructor):
-    if isinstance(constructor, nn.Identity):
-        pytest.skip("a module can be called with channels: it is refused when it is built")
     with pytest.raises(FoveateError, match="it is called as constructor"):
         fv.register("mine", constructor)
     assert "mine" not in fv.names()
@@ -173,21 +169,25 @@ def test_whatever_a_constructor_raises_is_said(error):
     assert caught.value.__cause__ is error
 
 
-NEEDS_SIZE = {"bottleneck", "halo", "lambda"}
+# A fixed feature map; sides that are multiples of its blocks; an error of its own that timm has since it was released.
+REFUSED = {"bottleneck": "feature size", "halo": "AssertionError", "ge": "multiple values"}
 
 
 @pytest.mark.parametrize("name", _timm.names())
 def test_timms_own_layers(name):
-    """Each builds with its defaults and keeps the shape, or says why not."""
+    """Each goes in with its defaults and keeps the shape, or says in one line why not."""
+    model, x = nn.Sequential(nn.Conv2d(3, 64, 1)).eval(), torch.rand(2, 3, 14, 14)
     try:
-        module = fv.build(f"timm:{name}", 64).eval()
+        fv.insert(model, f"timm:{name} after 0", input_size=14)
     except FoveateError as error:
-        assert name in NEEDS_SIZE
-        assert "\n" not in str(error)
-        assert f"timm:{name} cannot be built for 64 channels: " in str(error)
-        return
-    x = torch.rand(2, 64, 14, 14)
-    assert module(x).shape == x.shape
+        message = str(error)
+        assert "\n" not in message
+        assert f"timm:{name} " in message
+        assert "at site '0'" in message
+        assert REFUSED.get(name, "no error") in message
+        assert fv.plan_of(model) is None
+    else:
+        assert model(x).shape == (2, 64, 14, 14)
 
 
 @pytest.mark.parametrize("name", _timm.names())
@@ -207,9 +207,8 @@ def test_an_option_of_timms_layer_arrives():
     assert fv.build("timm:se(rd_ratio=0.5)", 64).fc1.out_channels == 32
 
 
-odd = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 70), st.floats(-2, 300), st.sampled_from(["", "relu", "sum", "x"])
-)
+words = st.sampled_from(["", "relu", "sum", "x"])
+odd = st.one_of(st.none(), st.booleans(), st.integers(-3, 17), st.floats(-2, 4), words)
 chosen = st.sampled_from([*registry.names(), *(f"timm:{name}" for name in _timm.names())]).flatmap(
     lambda name: st.tuples(
         st.just(name), st.dictionaries(st.sampled_from(sorted(registry.options(name)) or ["none"]), odd, max_size=3)
@@ -218,7 +217,9 @@ chosen = st.sampled_from([*registry.names(), *(f"timm:{name}" for name in _timm.
 
 
 @given(chosen, st.sampled_from([1, 3, 8, 12]))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_options_build_or_are_refused_in_one_line(asked, channels):
     name, options = asked
     try:

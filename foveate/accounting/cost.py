@@ -66,7 +66,8 @@ class Cost:
         )
 
     def __str__(self) -> str:
-        text = f"{self.params:,} parameters, {self.macs:,} MACs, {self.activations:,} activations"
+        text = f"{self.params:,} parameters, {self.macs:,} MACs"
+        text += f", {self.activations:,} activations" if self.counting == "exact" else ", counted as the papers do"
         if self.baseline is None:
             return text
         plus = self - self.baseline

@@ -1,7 +1,7 @@
 """The main job on real input, with no argument: does attention help a pretrained network to see broken solar cells?
 
 EfficientNet-Lite0 with its ImageNet weights, the ELPV solar cells, the network without attention against ULSAM inserted
-and ULSAM in a block's place. The trunk up to ``blocks.5.1`` is frozen and its features are computed once; the tail
+and ULSAM in a block's place. The trunk up to ``blocks.5.2`` is frozen and its features are computed once; the tail
 trains, with a small initial head and a batch norm momentum of 0.1.
 """
 
@@ -21,21 +21,21 @@ from foveate.training.recipe import Recipe
 __all__ = ["demo"]
 
 MODEL = "tf_efficientnet_lite0"
-PLANS = ("ulsam(groups=4) after blocks.5.2", "ulsam(groups=4) replacing blocks.5.2")
+PLANS = ("ulsam(groups=4) after blocks.5.3", "ulsam(groups=4) replacing blocks.5.3")
 RECIPE = Recipe(
-    epochs=4,
+    epochs=3,
     learning_rate=1e-3,
     weight_decay=0.01,
     image_size=128,
     batch_size=32,
-    augmentation="flip",
+    augmentation="none",
     label_smoothing=0.1,
-    freeze="blocks.5.1",
+    freeze="blocks.5.2",
     bn_momentum=0.1,
     head_init_scale=0.01,
 )
-QUICK = {"epochs": 2, "augmentation": "none"}
-QUICK_IMAGES = 400
+QUICK = {"epochs": 2}
+QUICK_IMAGES = 300
 
 
 def _free_folder() -> Path:

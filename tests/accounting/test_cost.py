@@ -204,6 +204,7 @@ def test_countings_do_not_mix():
 
 def test_text(blocks):
     assert str(Cost(1234, 5_678_901, 2)) == "1,234 parameters, 5,678,901 MACs, 2 activations"
+    assert str(Cost(1234, 5, 0, "paper")) == "1,234 parameters, 5 MACs, counted as the papers do"
     text = str(fv.cost(fv.insert(blocks, "se replacing stage2.1"), 32))
     assert "(the plan: -4,6" in text
     assert "+" not in text

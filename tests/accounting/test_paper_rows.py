@@ -58,7 +58,7 @@ def test_mobilenet_v2(positions, exact, paper, mobilenet_v2):
         assert (counted.baseline.params, counted.baseline.macs) == (3_400_000, 300_000_000)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("groups", [1, 4, 16])
 def test_mobilenet_v2_with_ulsam_after_a_block(groups, mobilenet_v2):
     fv.insert(mobilenet_v2, f"ulsam(groups={groups}) after features.16")
     try:
