@@ -21,10 +21,9 @@ TIMM = [
     "inception_v3",
     "efficientvit_b0",
     "repvgg_a0",
-    "mobilenetv2_035",
     "resnet18",
 ]
-TORCHVISION = ["shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"]
+TORCHVISION = ["shufflenet_v2_x0_5", "squeezenet1_1"]
 SOME = {  # what a person would look for first, and how many places there are
     "vgg11": ({"features.0", "features.20"}, 21),
     "densenet121": ({"features.denseblock2", "features.transition1"}, 65),
@@ -36,11 +35,9 @@ SOME = {  # what a person would look for first, and how many places there are
     "inception_v3": ({"Mixed_5b", "Mixed_7c"}, 16),
     "efficientvit_b0": ({"stages.1", "stages.2.blocks.1"}, 17),
     "repvgg_a0": ({"stages.1", "stages.2.13"}, 26),
-    "mobilenetv2_035": ({"blocks.4", "blocks.5.2"}, 24),
     "resnet18": ({"layer3", "layer4.1"}, 12),
     "shufflenet_v2_x0_5": ({"stage3", "stage4.3"}, 19),
     "squeezenet1_1": ({"features.3", "features.12"}, 9),
-    "mnasnet0_5": ({"layers.8", "layers.8.1"}, None),
 }
 
 
@@ -88,7 +85,7 @@ def test_sites(network):
     names = [site.name for site in found]
     expected, count = SOME[name]
     assert expected <= set(names)
-    assert count in (None, len(found))
+    assert len(found) == count
     assert len(set(names)) == len(names)
     order = [key for key, _ in model.named_modules()]
     assert sorted(names, key=order.index) == names
@@ -119,13 +116,13 @@ def test_attention_at_every_place_and_back(network, untouched):
         fv.remove(model)
 
 
-def test_every_replaceable_block_can_be_replaced(network, untouched):
-    _, model, listed = network
+def test_blocks_can_be_replaced(network, untouched):
+    name, model, listed = network
     blocks = [site.name for site in listed if site.replaceable and site.kind != "stage"]
-    chosen = blocks[::5]  # a few: each needs a rehearsal
-    with untouched(model):
-        if chosen:
-            fv.insert(model, f"se replacing {', '.join(chosen)}", input_size=SIDE)
+    assert bool(blocks) == (name != "densenet121")  # there every layer adds channels
+    if name in ("resnet18", "ghostnet_050", "hrnet_w18_small", "shufflenet_v2_x0_5", "vgg11"):  # an insert each
+        with untouched(model):
+            fv.insert(model, f"se replacing {', '.join(blocks)}", input_size=SIDE)
             with torch.no_grad():
                 assert model(IMAGE).isfinite().all()
             fv.remove(model)

@@ -21,11 +21,11 @@ def assert_equal_states(one, other):
 
 
 @pytest.mark.parametrize("name", fv.names())
-def test_identity_start_changes_no_bit(name, mobilenet, images):
+def test_identity_start_changes_no_bit(name, blocks, images):
     with torch.no_grad():
-        expected = mobilenet(images)
-        fv.insert(mobilenet, f"{name} after blocks.2.1, blocks.4.2; se after blocks.5.0", start="identity")
-        assert torch.equal(mobilenet(images), expected)
+        expected = blocks(images)
+        fv.insert(blocks, f"{name} after stage1.0, stage2.1; se after stage2.0", start="identity", input_size=64)
+        assert torch.equal(blocks(images), expected)
 
 
 def test_the_default_start_is_the_mechanism(blocks, images):
