@@ -1,6 +1,6 @@
 """Subspace re-weighting: the part of ULSAM after the scores.
 
-    A_n = softmax over h, w of scores_n        out_n = F_n + A_n * F_n        n = 1 .. g
+A_n = softmax over h, w of scores_n        out_n = F_n + A_n * F_n        n = 1 .. g
 """
 
 from __future__ import annotations
