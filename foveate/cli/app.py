@@ -6,13 +6,13 @@ import json
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import foveate as fv
+from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
 from foveate.errors import FoveateError
 
 __all__ = ["app", "main"]
@@ -26,81 +26,10 @@ app = App(
 _RECIPE = Group("Recipe", sort_key=2)
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which network.
-
-    Args:
-        model: a timm model, torchvision:NAME, or a folder that foveate saved.
-        pretrained: start from ImageNet weights: from an installed package where there is one, else from the hub.
-        plan: attention to insert, such as "ulsam(groups=4) replacing blocks.5.1; se after blocks.4.2".
-        start: "identity" makes the attention exactly the identity at first, so that pretrained predictions stay.
-    """
-
-    model: str = "mobilenetv2_100"
-    pretrained: bool = False
-    plan: str | None = None
-    start: Literal["mechanism", "identity"] | None = None
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class DataOptions:
-    """How images are read.
-
-    Args:
-        on_bad_image: "stop" at a file that is no whole image, or "skip" it and say so.
-        allow_empty: accept class folders without images.
-        val_fraction: the part that is kept for validation where the data has no split of its own.
-        split_seed: decides which images that are.
-        limit: at most so many images of each part.
-    """
-
-    on_bad_image: Literal["stop", "skip"] = "stop"
-    allow_empty: bool = False
-    val_fraction: float = 0.2
-    split_seed: int = 0
-    limit: int | None = None
-
-
 def _console() -> Any:
     from rich.console import Console
 
     return Console()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _model(options: ModelOptions, input_size: int | None = None) -> Any:
-    """The network that the options name, with the plan."""
-    if os.sep in options.model or Path(options.model).is_dir():
-        network = fv.load(options.model)
-    else:
-        network = fv.create_model(options.model, pretrained=options.pretrained)
-    if options.plan is not None:
-        fv.insert(network, options.plan, start=options.start, input_size=input_size)
-    return network
-
-
-def _data(source: str, options: DataOptions) -> Any:
-    data = fv.open_data(
-        source,
-        seed=options.split_seed,
-        val_fraction=options.val_fraction,
-        on_bad_image=options.on_bad_image,
-        allow_empty=options.allow_empty,
-        limit=options.limit,
-    )
-    _say(f"{data.name}: {len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
-    for words in (data.note, data.licence):
-        if words:
-            _say(words)
-    for bad in data.bad:
-        _say(f"left out: {bad}")
-    return data
 
 
 def _print_json(value: object) -> None:
@@ -116,7 +45,7 @@ def sites(model: str, *, input_size: int | None = None, json: bool = False) -> N
         input_size: side of the images in pixels; without it the model's own.
         json: print JSON.
     """
-    found = fv.sites(_model(ModelOptions(model)), input_size)
+    found = fv.sites(open_network(ModelOptions(model)), input_size)
     if json:
         _print_json([site.__dict__ for site in found])
         return
@@ -149,7 +78,7 @@ def cost(
         counting: "exact" counts the real modules, "paper" as the compact-CNN papers do.
         json: print JSON.
     """
-    network = _model(ModelOptions(model, plan=plan), input_size)
+    network = open_network(ModelOptions(model, plan=plan), input_size)
     found = fv.cost(network, input_size, counting=counting)
     columns = {"with the plan": found, "without": found.baseline} if found.baseline else {"": found}
     if found.baseline is not None:
@@ -194,8 +123,8 @@ def train(
         json: print the result as JSON.
     """
     network, recipe = network or ModelOptions(), recipe or fv.Recipe()
-    opened = _data(data, images or DataOptions())
-    model = _model(network, recipe.image_size)
+    opened = open_images(data, images or DataOptions())
+    model = open_network(network, recipe.image_size)
     result = fv.fit(model, opened, recipe, output=output, resume=resume)
     found = result.evaluation
     if json:
@@ -233,9 +162,9 @@ def compare(
     network, recipe = network or ModelOptions(), recipe or fv.Recipe()
     if network.plan is not None:
         raise FoveateError("compare takes --plans, not --plan")
-    opened = _data(data, images or DataOptions())
+    opened = open_images(data, images or DataOptions())
     found = fv.compare(
-        network.model,
+        open_network(network) if is_folder(network.model) else network.model,
         plans,
         opened,
         recipe,
@@ -250,7 +179,7 @@ def compare(
         _print_json(found.as_dicts())
     else:
         found.print(_console())
-    _say(f"report: {report}")
+    say(f"report: {report}")
 
 
 @app.command
@@ -281,7 +210,7 @@ def explain(
         output: a .png file for one image, or a folder.
         json: print predictions and files as JSON.
     """
-    network = _model(ModelOptions(model, pretrained=pretrained, plan=plan), image_size)
+    network = open_network(ModelOptions(model, pretrained=pretrained, plan=plan), image_size)
     options: dict[str, Any] = {} if target is None else {"target": target}
     if layer is not None:
         options["layer"] = layer
@@ -321,8 +250,8 @@ def main(arguments: list[str] | None = None) -> None:
     except CycloptsError:
         sys.exit(2)  # cyclopts has said what is wrong
     except FoveateError as error:
-        _say(f"foveate: {error}")
+        say(f"foveate: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _say("foveate: stopped")
+        say("foveate: stopped")
         sys.exit(130)

@@ -1,0 +1,93 @@
+"""Options that several commands share, and what they open."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cyclopts import Parameter
+
+import foveate as fv
+
+__all__ = ["DataOptions", "ModelOptions", "is_folder", "open_images", "open_network", "say"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network.
+
+    Args:
+        model: a timm model, torchvision:NAME, or a folder that foveate saved.
+        pretrained: start from ImageNet weights: from an installed package where there is one, else from the hub.
+        plan: attention to insert, such as "ulsam(groups=4) replacing blocks.5.1; se after blocks.4.2".
+        start: "identity" makes the attention exactly the identity at first, so that pretrained predictions stay.
+    """
+
+    model: str = "mobilenetv2_100"
+    pretrained: bool = False
+    plan: str | None = None
+    start: Literal["mechanism", "identity"] | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DataOptions:
+    """How images are read.
+
+    Args:
+        on_bad_image: "stop" at a file that is no whole image, or "skip" it and say so.
+        allow_empty: accept class folders without images.
+        val_fraction: the part that is kept for validation where the data has no split of its own.
+        split_seed: decides which images that are.
+        limit: at most so many images of each part.
+    """
+
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    allow_empty: bool = False
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    limit: int | None = None
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr: stdout is for results."""
+    print(text, file=sys.stderr)
+
+
+def is_folder(model: str) -> bool:
+    """Whether a model's name is meant as a folder."""
+    return os.sep in model or Path(model).is_dir()
+
+
+def open_network(options: ModelOptions, input_size: int | None = None) -> Any:
+    """The network that the options name, with the plan."""
+    if is_folder(options.model):
+        network = fv.load(options.model)
+    else:
+        network = fv.create_model(options.model, pretrained=options.pretrained)
+    if options.plan is not None:
+        fv.insert(network, options.plan, start=options.start, input_size=input_size)
+    return network
+
+
+def open_images(source: str, options: DataOptions) -> Any:
+    """The data set, with what there is to say about it."""
+    data = fv.open_data(
+        source,
+        seed=options.split_seed,
+        val_fraction=options.val_fraction,
+        on_bad_image=options.on_bad_image,
+        allow_empty=options.allow_empty,
+        limit=options.limit,
+    )
+    say(f"{data.name}: {len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
+    for words in (data.note, data.licence):
+        if words:
+            say(words)
+    for bad in data.bad:
+        say(f"left out: {bad}")
+    return data
