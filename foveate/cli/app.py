@@ -239,11 +239,20 @@ def demo(*, quick: bool = False, output: Path | None = None) -> None:
     fv.demo(quick=quick, output=output)
 
 
+def _share_the_cores() -> None:
+    """Let threads sleep while they wait when other programs keep the cores busy.
+
+    By default they spin, which is faster alone and much slower beside another program (benchmarks/waiting.py). It must
+    be decided before torch is imported. A user's own OMP_WAIT_POLICY stands.
+    """
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if busy > (os.cpu_count() or 1) / 4:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
-    # Threads that spin while they wait make training several times slower as soon as another program runs beside it.
-    # It must be said before torch is imported; benchmarks/waiting.py measures it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _share_the_cores()
     logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
     try:
         app(arguments, exit_on_error=False)

@@ -1,6 +1,7 @@
 """The command line: the words of the functions, one line for an error, JSON where a program may read it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -141,3 +142,14 @@ def test_help_is_quick():
         return time.perf_counter() - began
 
     assert min(once() for _ in range(3)) < 2
+
+
+@pytest.mark.parametrize("load,own,expected", [(0.0, None, None), (8.0, None, "PASSIVE"), (8.0, "ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_on_a_busy_machine(monkeypatch, capsys, load, own, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    run(capsys, "--version")
+    assert os.environ.get("OMP_WAIT_POLICY") == expected
