@@ -35,7 +35,7 @@ RECIPE = Recipe(
     head_init_scale=0.01,
 )
 QUICK = {"epochs": 2}
-QUICK_IMAGES = 300
+QUICK_IMAGES = 240
 
 
 def _free_folder() -> Path:
