@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["FoveateError", "near"]
+__all__ = ["FoveateError", "first_line", "near"]
 
 
 class FoveateError(ValueError):
@@ -36,3 +36,9 @@ def near(asked: str, exist: Iterable[str], most: int = 8) -> str:
         return "there are none"
     shown = ", ".join(names[:most])
     return f"there are: {shown}" + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def first_line(error: Exception) -> str:
+    """What another's error says, on one line, to be told in ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import FoveateError, near
+from foveate.errors import FoveateError, first_line, near
 from foveate.spec import Spec
 
 if TYPE_CHECKING:
@@ -132,6 +132,5 @@ def build(spec: Spec | str, channels: int, kind: str = "attention") -> nn.Module
     except FoveateError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FoveateError(f"{spec} cannot be built for {channels} channels: {reason}") from error
+        raise FoveateError(f"{spec} cannot be built for {channels} channels: {first_line(error)}") from error
     return module

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from foveate.accounting.count import Tally, tally
-from foveate.errors import FoveateError, near
+from foveate.errors import FoveateError, first_line, near
 from foveate.surgery import attentions, plan_of
 from foveate.surgery.graft import record_of, take_out
 from foveate.surgery.insert import replaced_by
-from foveate.surgery.probe import first_line, input_size_of, on_a_copy, probe
+from foveate.surgery.probe import input_size_of, on_a_copy, probe
 
 __all__ = ["Cost", "cost"]
 

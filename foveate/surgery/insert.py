@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from foveate.errors import FoveateError, near
+from foveate.errors import FoveateError, first_line, near
 from foveate.registry import build, find
 from foveate.spec import Placement, Plan, Spec
 from foveate.surgery.graft import Gate, Record, Step, graft, host_of, part, record_of, take_out
-from foveate.surgery.probe import Seen, first_line, input_size_of, on_a_copy, probe, run
+from foveate.surgery.probe import Seen, input_size_of, on_a_copy, probe, run
 from foveate.surgery.sites import Site, list_sites, resolve
 
 __all__ = ["attentions", "insert", "plan_of", "remove", "replaced_by", "unwrapped"]

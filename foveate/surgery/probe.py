@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
 from foveate.surgery.graft import record_of, take_out
 
-__all__ = ["Seen", "eval_mode", "first_line", "input_size_of", "on_a_copy", "probe", "run", "run_once"]
+__all__ = ["Seen", "eval_mode", "input_size_of", "on_a_copy", "probe", "run", "run_once"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 Result = TypeVar("Result")
@@ -77,12 +77,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _is_foreign(hook: object) -> bool:
