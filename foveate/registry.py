@@ -1,7 +1,7 @@
-"""Mechanisms by name: the folder is the registry, a constructor's signature is its schema.
+"""Mechanisms, pools and heads by name: the folder is the registry, a constructor's signature is its schema.
 
-``foveate/attention/NAME.py`` holds the mechanism NAME: the first name in the file's ``__all__`` is its class.
-``timm:NAME`` is timm's own attention layer of that name.
+``foveate/attention/NAME.py`` holds the mechanism NAME: the first name in the file's ``__all__`` is its class. Pools are
+in ``foveate/pooling``, heads in ``foveate/heads``. ``timm:NAME`` is timm's own attention layer of that name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "find", "names", "options", "register"]
 
-_FOLDERS = {"attention": "foveate.attention"}
+_FOLDERS = {"attention": "foveate.attention", "pooling": "foveate.pooling", "heads": "foveate.heads"}
+# What an entry of each registry is called, and the sizes that its constructor takes before the options.
+_WORDS = {"attention": "mechanism", "pooling": "pool", "heads": "head"}
+_SIZES = {"attention": ("channels",), "pooling": ("channels",), "heads": ("channels", "features", "classes")}
 _REGISTERED: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
@@ -46,9 +49,10 @@ def register(name: str, constructor: Callable[..., Any] | None = None, *, kind: 
     Args:
         name: an identifier that is not taken. What is defined anew, as when a notebook's cell runs again, may be
             registered anew.
-        constructor: called as ``constructor(channels, **options)``; its signature is the schema. An option cannot be
-            called ``start``: in a plan that word belongs to ``insert``.
-        kind: the registry, "attention".
+        constructor: called as ``constructor(channels, **options)``, for a head as ``constructor(channels, features,
+            classes, **options)``; its signature is the schema. An option cannot be called ``start``: in a plan that
+            word belongs to ``insert``.
+        kind: the registry: "attention", "pooling" or "heads".
 
     Raises:
         FoveateError: the name is taken or is no identifier, or the constructor cannot be called in this way.
@@ -60,9 +64,9 @@ def register(name: str, constructor: Callable[..., Any] | None = None, *, kind: 
     if name in names(kind) and not _same_place(constructor, _REGISTERED.get((kind, name))):
         raise FoveateError(f"cannot register {name!r}: the name is taken; choose another")
     parameters = list(inspect.signature(constructor).parameters) if callable(constructor) else []
-    if not parameters or "start" in parameters:
+    if len(parameters) < len(_SIZES[kind]) or "start" in parameters:
         raise FoveateError(
-            f"cannot register {name!r}: it is called as constructor(channels, **options) without 'start'"
+            f"cannot register {name!r}: it is called as constructor({', '.join(_SIZES[kind])}, **options) without 'start'"
         )
     _REGISTERED[kind, name] = constructor
     return constructor
@@ -79,14 +83,15 @@ def find(name: str, kind: str = "attention") -> Callable[..., Any]:
     Raises:
         FoveateError: no mechanism has this name; the nearest names are shown.
     """
-    if name.startswith("timm:"):
+    if name.startswith("timm:") and kind == "attention":
         from foveate.attention import _timm
 
         return _timm.constructor(name.removeprefix("timm:"))
     if (kind, name) in _REGISTERED:
         return _REGISTERED[kind, name]
     if name not in _in_folder(kind):
-        raise FoveateError(f"no mechanism is called {name!r}; {near(name, names(kind))} (timm's own: 'timm:NAME')")
+        timms = " (timm's own: 'timm:NAME')" if kind == "attention" else ""
+        raise FoveateError(f"no {_WORDS[kind]} is called {name!r}; {near(name, names(kind))}{timms}")
     module = importlib.import_module(f"{_FOLDERS[kind]}.{name}")
     constructor: Callable[..., Any] = getattr(module, module.__all__[0])
     return constructor
@@ -94,7 +99,7 @@ def find(name: str, kind: str = "attention") -> Callable[..., Any]:
 
 def options(name: str, kind: str = "attention") -> dict[str, Any]:
     """The options of a mechanism with their defaults, read from its constructor's signature."""
-    _channels, *rest = inspect.signature(find(name, kind)).parameters.values()
+    rest = list(inspect.signature(find(name, kind)).parameters.values())[len(_SIZES[kind]) :]
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {parameter.name: parameter.default for parameter in rest if parameter.kind in named}
 
@@ -108,16 +113,17 @@ def _check_type(spec: Spec, key: str, value: object, default: object) -> None:
         raise FoveateError(f"{spec}: {key}={value!r} is not of type {kind}; the default is {key}={default!r}")
 
 
-def build(spec: Spec | str, channels: int, kind: str = "attention") -> nn.Module:
-    """Build a mechanism for feature maps of a number of channels.
+def build(spec: Spec | str, *sizes: Any, kind: str = "attention") -> nn.Module:
+    """Build a mechanism, a pool or a head.
 
     Args:
         spec: its name and options, as data or as text.
-        channels: C of the (B, C, H, W) feature maps.
-        kind: the registry, "attention".
+        sizes: C of the (B, C, H, W) feature maps. For a head: the channels of each of its feature maps (a tuple), the
+            number of pooled features, and the number of classes.
+        kind: the registry: "attention", "pooling" or "heads".
 
     Raises:
-        FoveateError: the name or an option is unknown, or an option's value does not fit the channels.
+        FoveateError: the name or an option is unknown, or an option's value does not fit the sizes.
     """
     if isinstance(spec, str):
         spec = Spec.parse(spec)
@@ -128,9 +134,10 @@ def build(spec: Spec | str, channels: int, kind: str = "attention") -> nn.Module
             raise FoveateError(f"{spec.name} has no option {key!r}; {near(key, schema)}")
         _check_type(spec, key, value, schema[key])
     try:
-        module: nn.Module = constructor(channels, **spec.kwargs)
+        module: nn.Module = constructor(*sizes, **spec.kwargs)
     except FoveateError:
         raise
     except Exception as error:
-        raise FoveateError(f"{spec} cannot be built for {channels} channels: {first_line(error)}") from error
+        said = ", ".join(f"{size} {word}" for size, word in zip(sizes, _SIZES[kind], strict=False))
+        raise FoveateError(f"{spec} cannot be built for {said}: {first_line(error)}") from error
     return module

@@ -14,10 +14,10 @@ LEVELS = [
     {"errors"},
     {"spec", "images"},
     {"registry", "kernels"},
-    {"attention"},
+    {"attention", "pooling", "heads"},
     {"networks"},
     {"surgery"},
-    {"accounting", "data", "training", "explanations"},
+    {"accounting", "data", "training", "explanations", "dense"},
     {"studies"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

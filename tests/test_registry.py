@@ -150,7 +150,7 @@ def test_what_cannot_be_built(spec, message):
 
 
 def test_a_registry_that_does_not_exist():
-    for ask in (fv.names, lambda kind: fv.build("se", 4, kind), lambda kind: fv.register("x", Scale, kind=kind)):
+    for ask in (fv.names, lambda kind: fv.build("se", 4, kind=kind), lambda kind: fv.register("x", Scale, kind=kind)):
         with pytest.raises(FoveateError, match="there is no registry 'atention'; did you mean 'attention'"):
             ask("atention")
 
