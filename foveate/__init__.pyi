@@ -5,7 +5,6 @@ from .data import open_data as open_data
 from .errors import FoveateError as FoveateError
 from .explanations import Explanation as Explanation
 from .explanations import explain as explain
-from .networks import create_model as create_model
 from .registry import build as build
 from .registry import names as names
 from .registry import options as options
@@ -17,6 +16,7 @@ from .studies import Comparison as Comparison
 from .studies import compare as compare
 from .studies import demo as demo
 from .studies import report as report
+from .surgery import create_model as create_model
 from .surgery.checkpoint import load as load
 from .surgery.checkpoint import save as save
 from .surgery.insert import attentions as attentions

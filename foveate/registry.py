@@ -65,9 +65,8 @@ def register(name: str, constructor: Callable[..., Any] | None = None, *, kind: 
         raise FoveateError(f"cannot register {name!r}: the name is taken; choose another")
     parameters = list(inspect.signature(constructor).parameters) if callable(constructor) else []
     if len(parameters) < len(_SIZES[kind]) or "start" in parameters:
-        raise FoveateError(
-            f"cannot register {name!r}: it is called as constructor({', '.join(_SIZES[kind])}, **options) without 'start'"
-        )
+        sizes = ", ".join(_SIZES[kind])
+        raise FoveateError(f"cannot register {name!r}: it is called as constructor({sizes}, **options) without 'start'")
     _REGISTERED[kind, name] = constructor
     return constructor
 

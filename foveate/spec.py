@@ -1,7 +1,7 @@
 """The notation: which mechanism goes where, as data that prints as itself.
 
     plan      = placement (";" placement)*
-    placement = spec "after" sites | spec "replacing" sites | spec "as pool" | spec "as head"
+    placement = spec "after" sites | spec "replacing" sites | spec "as pool" | spec "as head" ["on" sites]
     sites     = site ("," site)*          dotted module names; `*` within one part; or #N, the N-th of `fv.sites`
     spec      = name ["(" key=literal, ... ")"]
 
@@ -91,7 +91,7 @@ class Placement:
     Args:
         spec: the mechanism.
         verb: ``after``, ``replacing``, ``as pool`` or ``as head``.
-        sites: site patterns; empty for ``as pool`` and ``as head``.
+        sites: site patterns; none for ``as pool``; for ``as head`` those whose feature maps it reads, or none.
     """
 
     spec: Spec
@@ -99,7 +99,8 @@ class Placement:
     sites: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.spec} {self.verb} {', '.join(self.sites)}".rstrip()
+        on = "on " if self.verb == "as head" and self.sites else ""
+        return f"{self.spec} {self.verb} {on}{', '.join(self.sites)}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class _Parser:
         if verb not in VERBS:
             self.index -= 1
             raise self.error(f"{verb!r} is no verb; {near(verb, VERBS)}")
-        if verb.startswith("as "):
+        if verb == "as pool" or (verb == "as head" and not self.take("on")):
             return Placement(spec, verb)
         sites = [self.site()]
         while self.take(","):

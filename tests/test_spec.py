@@ -30,6 +30,7 @@ placements = st.one_of(
         st.lists(site_names, min_size=1, max_size=3).map(tuple),
     ),
     st.builds(Placement, specs, st.sampled_from(["as pool", "as head"])),
+    st.builds(Placement, specs, st.just("as head"), st.lists(site_names, min_size=1, max_size=3).map(tuple)),
 )
 plans = st.lists(placements, min_size=1, max_size=4).map(lambda p: Plan(tuple(p)))
 
@@ -50,6 +51,7 @@ notation_like = st.lists(
             "as",
             "pool",
             "head",
+            "on",
             "(",
             ")",
             ",",

@@ -102,7 +102,8 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, c
     printed = _printed(baseline)
     params, macs = printed.params, printed.macs
     for site, block in replaced_by(model).items():
-        params -= sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Conv2d))
+        convolutions = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Conv2d))
+        params -= convolutions or _parameters(block)  # a classifier has none
         macs -= parts[site].macs
     for added, multiplied in _mechanisms(model, size, whole):
         params, macs = params + added, macs + multiplied
@@ -139,12 +140,12 @@ def _printed(exact: Cost) -> Cost:
 def _mechanisms(model: nn.Module, size: tuple[int, int, int], whole: dict[str, Tally]) -> Iterator[tuple[int, int]]:
     """(parameters, MACs) of each inserted mechanism: its paper's formula, or the real module's where it has none."""
     record = record_of(model)
-    paths = {at.site: at.path for at in record.placed} if record else {}
     seen, _ = probe(model, size)
-    for site, mechanism in attentions(model).items():
+    paths = [at.path for at in record.placed] if record else []
+    for path, mechanism in zip(paths, attentions(model).values(), strict=True):
         formula = getattr(mechanism, "paper_cost", None)
-        shape = seen[paths[site]].out_shape
+        shape = seen[path].out_shape
         if formula is not None and shape is not None:
             yield formula(*shape[1:])
         else:
-            yield _parameters(mechanism), whole[paths[site]].macs
+            yield _parameters(mechanism), whole[path].macs

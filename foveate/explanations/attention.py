@@ -20,10 +20,10 @@ _AVERAGED = {"q": "places", "c": "channels"}
 
 
 def attention_maps(model: nn.Module, images: Tensor) -> tuple[object, list[Map], list[tuple[str, Tensor]]]:
-    """Run the model once and read each inserted mechanism's own map.
+    """Run the model once and read the own map of each inserted mechanism, pool and head.
 
     A mechanism's map is ``attend`` of the input that it gets, taken in evaluation mode without gradients. A
-    mechanism that runs several times shows its last map.
+    mechanism that runs several times shows its last map; a head that reads several feature maps shows one for each.
 
     Args:
         model: a network with attention inserted.
@@ -48,8 +48,12 @@ def attention_maps(model: nn.Module, images: Tensor) -> tuple[object, list[Map],
     seen: dict[str, tuple[list[Map], list[tuple[str, Tensor]]]] = {}
 
     def keep(site: str, module: Any) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen[site] = split_map(module.attend(inputs[0]), str(module.map_axes), site)
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found = module.attend(*inputs)
+            levels = found if isinstance(found, tuple) else (found,)
+            names = [f"{site} level {n}/{len(levels)}" if len(levels) > 1 else site for n in range(1, len(levels) + 1)]
+            parts = [split_map(v, str(module.map_axes), name) for v, name in zip(levels, names, strict=True)]
+            seen[site] = [m for maps, _ in parts for m in maps], [c for _, weights in parts for c in weights]
 
         return hook
 

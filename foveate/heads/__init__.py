@@ -1,1 +1,1 @@
-"""Classifiers that are more than pool + linear, one file each: several feature maps and the pooled features -> scores."""
+"""Classifiers that are more than pool + linear, one file each: feature maps and the pooled features -> scores."""

@@ -140,6 +140,7 @@ def origin_of(model: nn.Module) -> Origin | None:
     in_chans = first.in_channels if first is not None else 3
     if library == "timm":
         return Origin(library, name, int(getattr(model, "num_classes", 0)), in_chans, options)
-    last = layers[-1]
-    classes = last.out_features if isinstance(last, nn.Linear) else last.out_channels
+    # A head in the classifier's place says its classes as a Linear does.
+    ends = (getattr(module, "out_features", getattr(module, "out_channels", None)) for module in reversed(own))
+    classes = next(classes for classes in ends if isinstance(classes, int))
     return Origin(library, name, classes, in_chans, options)

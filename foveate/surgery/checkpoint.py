@@ -26,7 +26,8 @@ from foveate.errors import FoveateError, first_line
 from foveate.networks import create_model, origin_of
 from foveate.networks.create import KEPT_OPTIONS
 from foveate.spec import Plan
-from foveate.surgery.graft import KEY, record_of, take_out
+from foveate.surgery.graft import record_of, take_out
+from foveate.surgery.holders import KEY
 from foveate.surgery.insert import insert, plan_of, unwrapped
 from foveate.surgery.probe import input_size_of
 
@@ -84,7 +85,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "in_chans": origin.in_chans if origin else input_size_of(model)[0],
         "options": dict(origin.options) if origin else {},
         "structure": _structure(model),
-        "plan": str(record.plan) if record else "",
+        "plan": str(plan_of(model) or ""),
         "plan_input_size": list(record.size) if record else None,
         "preparation": _preparation(model),
         "foveate_version": __version__,

@@ -2,7 +2,9 @@
 
 ``after`` leaves every module in its place: the mechanism becomes a child of the module that it follows, and a forward
 hook calls it. So the network's own keys, attributes and weights stay. ``replacing`` takes a block out and puts a holder
-with the mechanism in its place; the block is kept aside. Nothing is checked here: ``insert`` does that first.
+with the mechanism in its place; the block is kept aside. ``as pool`` follows the last feature map and gives a map of
+1x1, which the network's own average pooling then leaves as it is. ``as head`` replaces the classifier, and hooks keep
+the feature maps that the head reads. Nothing is checked here: ``insert`` does that first.
 """
 
 from __future__ import annotations
@@ -13,19 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.spec import Placement, Plan, Spec
+from foveate.surgery.holders import KEY, HeadPlace, PerClass, Replacement
 
 __all__ = [
-    "Gate",
     "Placed",
     "Record",
     "Removed",
-    "Replacement",
     "Step",
+    "carried_plan",
     "graft",
     "host_of",
     "is_plain_sequence",
@@ -34,52 +35,23 @@ __all__ = [
     "take_out",
 ]
 
-KEY = "foveate"
 ATTRIBUTE = "_foveate"
 logger = logging.getLogger("foveate")
-
-
-class Gate(nn.Module):
-    """x + gate * (mechanism(x) - x), with a gate that starts at 0: exactly the identity until it is trained.
-
-    Args:
-        mechanism: (B, C, H, W) -> (B, C, H, W).
-
-    Source: the zero-initialised residual weight of Bachlechner et al., ReZero is All You Need, 2020.
-    """
-
-    def __init__(self, mechanism: nn.Module) -> None:
-        super().__init__()
-        self.mechanism = mechanism
-        self.gate = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The gated mechanism; equal to x, element by element, while the gate is 0."""
-        return x + self.gate * (self.mechanism(x) - x)
-
-
-class Replacement(nn.Module):
-    """Stands where a block stood and calls the mechanism, its child ``foveate``."""
-
-    def __init__(self, mechanism: nn.Module) -> None:
-        super().__init__()
-        self.add_module(KEY, mechanism)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """mechanism(x)."""
-        return self.foveate(x)  # type: ignore[operator]
 
 
 @dataclass
 class Step:
     """One mechanism that goes to one site."""
 
-    site: str
+    site: str  # for ``as pool`` the last feature map, for ``as head`` the classifier
     verb: str
     spec: Spec  # with start
     mechanism: nn.Module
-    shape: tuple[int, ...]  # (1, C, H, W) of the feature map there
+    shape: tuple[int, ...]  # (1, C, H, W) of the feature map there; of a head, (1, D) of the pooled features
+    gives: tuple[int, ...]  # the shape that the mechanism gives
     keeper: str | None = None  # for ``after``: the module to keep it, or the nearest above that can; else the host
+    maps: tuple[str, ...] = ()  # for ``as head``: the sites whose feature maps it reads
+    per_class: str | None = None  # for ``as pool`` with features for each class: the classifier
 
 
 @dataclass(frozen=True)
@@ -89,6 +61,9 @@ class Placed:
     site: str
     verb: str
     path: str
+    spec: Spec
+    maps: tuple[str, ...] = ()
+    per_class: str | None = None
 
 
 @dataclass
@@ -103,7 +78,6 @@ class Removed:
 class Record:
     """What ``insert`` did to a model; it travels with copies of the model and is not part of its state dict."""
 
-    plan: Plan
     placed: tuple[Placed, ...]
     removed: dict[str, Removed]
     size: tuple[int, int, int]  # of the image that the plan was tried on
@@ -160,17 +134,54 @@ def _attend_with(mechanism: nn.Module, module: nn.Module, args: tuple[Any, ...],
     return mechanism(output)
 
 
+def _keep_map(kept: dict[int, Tensor], index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    kept[index] = output
+
+
+def _pool_with(pool: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
+    pooled: Tensor = pool(output)
+    # Features for each class become as many images, which every layer up to the classifier takes one by one.
+    return pooled.flatten(0, -2)[..., None, None]
+
+
+_HOOKS = (_attend_after, _attend_with, _keep_map, _pool_with)
+
+
 def _put_after(model: nn.Module, step: Step) -> str:
     host = host_of(model, step.site)
     keeper = _keeper_of(model, host if step.keeper is None else step.keeper)
     module, owner = model.get_submodule(host), model.get_submodule(keeper)
-    key = KEY if keeper == host else f"{host.removeprefix(keeper).strip('.').replace('.', '_')}_{KEY}"
+    key = KEY if step.verb == "after" else f"{KEY}_pool"
+    key = key if keeper == host else f"{host.removeprefix(keeper).strip('.').replace('.', '_')}_{key}"
     if hasattr(owner, key):
         raise FoveateError(f"attention cannot be kept at site {step.site!r}: the module there has a {key!r} of its own")
     owner.add_module(key, step.mechanism)
     # Plain functions of this module, so that a copy of the network calls the copy of the mechanism.
-    module.register_forward_hook(_attend_after if keeper == host else functools.partial(_attend_with, step.mechanism))
+    if step.verb == "as pool":
+        module.register_forward_hook(functools.partial(_pool_with, step.mechanism))
+    elif keeper == host:
+        module.register_forward_hook(_attend_after)
+    else:
+        module.register_forward_hook(functools.partial(_attend_with, step.mechanism))
     return f"{keeper}.{key}".lstrip(".")
+
+
+def _exchange(model: nn.Module, site: str, module: nn.Module) -> nn.Module:
+    """Put a module in another's place; returns the other."""
+    parent, leaf = _split(site)
+    owner = model.get_submodule(parent)
+    before: nn.Module = getattr(owner, leaf)
+    setattr(owner, leaf, module)
+    return before
+
+
+def _put_head(model: nn.Module, step: Step) -> nn.Module:
+    """Put a head in the classifier's place; returns the classifier."""
+    place = HeadPlace(step.mechanism, len(step.maps), step.gives[1]).train(step.mechanism.training)
+    for index, site in enumerate(step.maps):
+        host = model.get_submodule(host_of(model, site))
+        host.register_forward_hook(functools.partial(_keep_map, place.kept, index))
+    return _exchange(model, step.site, place)
 
 
 def graft(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, int]) -> Record:
@@ -187,34 +198,48 @@ def graft(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, int]) -
     Raises:
         FoveateError: a place cannot keep a mechanism. The model may be changed by then: rehearse on a copy.
     """
-    placed: list[Placed] = []
+    paths: dict[int, str] = {}
     removed: dict[str, Removed] = {}
-    for step in sorted(steps, key=lambda s: s.verb != "replacing"):
-        if step.verb == "replacing":
-            parent, leaf = _split(step.site)
-            owner = model.get_submodule(parent)
-            removed[step.site] = Removed(getattr(owner, leaf))
-            setattr(owner, leaf, Replacement(step.mechanism).train(step.mechanism.training))
-            path = f"{step.site}.{KEY}"
+    # A head's hooks come last: it reads what the attention at its sites gives.
+    order = {"replacing": 0, "after": 1, "as head": 2, "as pool": 3}
+    for step in sorted(steps, key=lambda s: order[s.verb]):
+        if step.verb in ("after", "as pool"):
+            paths[id(step)] = _put_after(model, step)
+            if step.per_class is not None:
+                classifier: Any = model.get_submodule(step.per_class)
+                _exchange(model, step.per_class, PerClass.of(classifier))
+            continue
+        if step.verb == "as head":
+            removed[step.site] = Removed(_put_head(model, step))
         else:
-            path = _put_after(model, step)
-        placed.append(Placed(step.site, step.verb, path))
-    record = Record(_plan_of_steps(steps), tuple(placed), removed, size)
+            holder = Replacement(step.mechanism).train(step.mechanism.training)
+            removed[step.site] = Removed(_exchange(model, step.site, holder))
+        paths[id(step)] = f"{step.site}.{KEY}"
+    placed = tuple(Placed(s.site, s.verb, paths[id(s)], s.spec, s.maps, s.per_class) for s in steps)
+    record = Record(placed, removed, size)
     setattr(model, ATTRIBUTE, record)
     model.register_load_state_dict_pre_hook(_accept_weights_without_attention)
     return record
 
 
-def _plan_of_steps(steps: Sequence[Step]) -> Plan:
-    """The plan by module names; neighbours with the same spec and verb are one placement, so that the text is short."""
+def carried_plan(model: nn.Module) -> Plan | None:
+    """The plan that a model carries, by module names, without what has gone since, as a head with its classifier.
+
+    Neighbours with the same spec and verb are one placement, so that the text is short.
+    """
+    record = record_of(model)
     joined: list[Placement] = []
-    for step in steps:
+    for at in record.placed if record else ():
         last = joined[-1] if joined else None
-        if last is not None and (last.spec, last.verb) == (step.spec, step.verb):
-            joined[-1] = Placement(last.spec, last.verb, (*last.sites, step.site))
+        if part(model, at.path) is None:
+            continue
+        if at.verb.startswith("as "):
+            joined.append(Placement(at.spec, at.verb, at.maps))
+        elif last is not None and (last.spec, last.verb) == (at.spec, at.verb):
+            joined[-1] = Placement(last.spec, last.verb, (*last.sites, at.site))
         else:
-            joined.append(Placement(step.spec, step.verb, (step.site,)))
-    return Plan(tuple(joined))
+            joined.append(Placement(at.spec, at.verb, (at.site,)))
+    return Plan(tuple(joined)) if joined else None
 
 
 def take_out(model: nn.Module) -> nn.Module:
@@ -227,18 +252,20 @@ def take_out(model: nn.Module) -> nn.Module:
     if record is None:
         return model
     for placed in record.placed:
+        classifier = part(model, placed.per_class) if placed.per_class else None
+        if placed.per_class and isinstance(classifier, PerClass):
+            _exchange(model, placed.per_class, classifier.plain())
         parent, leaf = _split(placed.path)
         owner = part(model, parent)
         if owner is None or not hasattr(owner, leaf):
             continue
-        if placed.verb == "replacing" and isinstance(owner, Replacement):
-            outer, name = _split(placed.site)
+        if isinstance(owner, Replacement | HeadPlace):
             block = _moved_like(record.removed[placed.site].module, owner)
-            setattr(model.get_submodule(outer), name, block.train(owner.training))
-        elif placed.verb == "after":
+            _exchange(model, placed.site, block.train(owner.training))
+        elif placed.verb in ("after", "as pool"):
             delattr(owner, leaf)
     for module in model.modules():
-        _drop(module._forward_hooks, (_attend_after, _attend_with))
+        _drop(module._forward_hooks, _HOOKS)
     _drop(model._load_state_dict_pre_hooks, (_accept_weights_without_attention,))
     delattr(model, ATTRIBUTE)
     return model

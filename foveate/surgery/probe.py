@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from foveate.errors import FoveateError, first_line
 from foveate.surgery.graft import record_of, take_out
 
-__all__ = ["Seen", "eval_mode", "input_size_of", "on_a_copy", "probe", "run", "run_once"]
+__all__ = ["Seen", "copied", "eval_mode", "input_size_of", "on_a_copy", "probe", "run", "run_once"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 Result = TypeVar("Result")
@@ -39,6 +40,7 @@ class Seen:
     in_shape: tuple[int, ...] | None = None
     out_shape: tuple[int, ...] | None = None
     out_type: str = ""
+    order: int = -1  # of its last end among all modules; -1: it does not run
 
 
 def input_size_of(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> tuple[int, int, int]:
@@ -96,7 +98,7 @@ def _foreign_hooks(module: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any
                 yield hooks, key, hook
 
 
-def _copied(model: nn.Module, *, data: bool) -> nn.Module:
+def copied(model: nn.Module, *, data: bool) -> nn.Module:
     """A copy in eval mode, with data or as a skeleton, without the user's own hooks: they are not run."""
     record = record_of(model)
     roots = [model, *(removed.module for removed in record.removed.values())] if record else [model]
@@ -139,13 +141,13 @@ def on_a_copy(model: nn.Module, task: Callable[[nn.Module], Result]) -> tuple[Re
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:
-            bones = _copied(model, data=False)
+            bones = copied(model, data=False)
             return task(bones), bones
         except FoveateError:
             raise
         except Exception as error:  # noqa: BLE001 - without data anything may fail; below is the real reason
             logger.debug("%s does not run without data: %s", type(model).__name__, first_line(error))
-        twin = _copied(model, data=True)
+        twin = copied(model, data=True)
         return task(twin), twin
 
 
@@ -178,6 +180,7 @@ def run(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Seen]:
         Exception: whatever the model raises.
     """
     seen = {name: Seen() for name, _ in model.named_modules()}
+    order = itertools.count()
     handles = []
 
     def watch(name: str) -> Any:
@@ -185,7 +188,7 @@ def run(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Seen]:
             entry = seen[name]
             entry.calls += 1
             entry.in_shape = _shape(args[0]) if len(args) == 1 else None
-            entry.out_shape, entry.out_type = _shape(output), type(output).__name__
+            entry.out_shape, entry.out_type, entry.order = _shape(output), type(output).__name__, next(order)
 
         return hook
 

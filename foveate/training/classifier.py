@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,48 +11,15 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.surgery.classifier import classifier_of
+from foveate.surgery.graft import record_of
+from foveate.surgery.holders import HeadPlace
 from foveate.surgery.probe import probe
 from foveate.training.guard import own_batchnorms
 from foveate.training.loaders import mix
 from foveate.training.recipe import Recipe
 
-__all__ = ["adapt", "classifier_of", "draw_small", "replace_classifier", "write_config"]
-
-_NAMES = ("fc", "classifier", "head", "heads")
-
-
-def classifier_of(model: nn.Module) -> tuple[str, ...]:
-    """The dotted names of the layers that give the class scores; timm's distilled networks have two.
-
-    timm's own word is taken; else the last Linear or 1x1 convolution of ``fc``, ``classifier``, ``head`` or ``heads``
-    (torchvision's names), or a Linear at the end of a Sequential.
-
-    Raises:
-        FoveateError: none is found.
-    """
-    names = {id(module): name for name, module in model.named_modules()}
-    timms: Any = model
-    if hasattr(model, "get_classifier"):
-        layers = timms.get_classifier()
-        found = layers if isinstance(layers, Iterable) and not isinstance(layers, nn.Sequential) else [layers]
-        known = tuple(
-            names[id(layer)] for layer in found if id(layer) in names and any(True for _ in layer.parameters())
-        )
-        if known:
-            return known
-    for name in _NAMES:
-        head = getattr(model, name, None)
-        if isinstance(head, nn.Module):
-            layers = [names[id(module)] for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-            if layers:
-                return (layers[-1],)
-    last = list(model.children())[-1] if isinstance(model, nn.Sequential) and len(model) else None
-    if isinstance(last, nn.Linear):
-        return (names[id(last)],)
-    raise FoveateError(
-        f"no classifier is found in {type(model).__name__}: it must be a timm or torchvision classification model, "
-        f"or have a Linear named {', '.join(_NAMES[:-1])}, or end with one"
-    )
+__all__ = ["adapt", "draw_small", "replace_classifier", "write_config"]
 
 
 def replace_classifier(model: nn.Module, classes: int) -> None:
@@ -90,9 +57,14 @@ def replace_classifier(model: nn.Module, classes: int) -> None:
 
 @torch.no_grad()
 def draw_small(model: nn.Module, std: float) -> None:
-    """Draw the classifier's weights from a normal distribution with this standard deviation; its biases become 0."""
+    """Draw the classifier's weights from a normal distribution with this standard deviation; its biases become 0.
+
+    A head that a plan put in the classifier's place keeps its own start.
+    """
     for name in classifier_of(model):
         layer: Any = model.get_submodule(name)
+        if isinstance(layer, HeadPlace):
+            continue
         for own, parameter in layer.named_parameters():
             parameter.zero_() if own.endswith("bias") else parameter.normal_(0.0, std)
 
@@ -121,6 +93,16 @@ def write_config(model: nn.Module, preprocess: Preprocess, classes: tuple[str, .
         model.default_cfg = config
 
 
+def _refuse_plan_for_classes(model: nn.Module, own: int, wanted: int) -> None:
+    record = record_of(model)
+    for at in record.placed if record else ():
+        if at.verb == "as head" or at.per_class:
+            raise FoveateError(
+                f"'{at.spec} {at.verb}' was built for {own} classes and the data has {wanted}: remove the plan, set "
+                f"the number of classes (create_model(..., num_classes={wanted})), and insert it again"
+            )
+
+
 def adapt(model: nn.Module, classes: tuple[str, ...], recipe: Recipe) -> Preprocess:
     """Give a model the data's classes and the recipe's settings, in place.
 
@@ -144,6 +126,7 @@ def adapt(model: nn.Module, classes: tuple[str, ...], recipe: Recipe) -> Preproc
         raise FoveateError(f"{type(model).__name__} gives {gives} for an image, not one score per class: no classifier")
     torch.manual_seed(mix(recipe.seed, "classifier"))
     if shape[1] != len(classes):
+        _refuse_plan_for_classes(model, shape[1], len(classes))
         replace_classifier(model, len(classes))
     if recipe.head_init_scale is not None:
         draw_small(model, recipe.head_init_scale)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from foveate.errors import FoveateError, near
+from foveate.surgery.classifier import classifier_of
+from foveate.surgery.graft import host_of, record_of
 from foveate.surgery.insert import attentions
 from foveate.surgery.probe import eval_mode
-from foveate.training.classifier import classifier_of
 
 __all__ = ["Frozen", "find_frozen", "freeze_parameters", "is_chain", "tail", "trunk_features"]
 
@@ -173,6 +174,10 @@ def tail(model: nn.Module, frozen: Frozen) -> Iterator[nn.Module]:
 
 def is_chain(model: nn.Module, frozen: Frozen, images: Tensor) -> bool:
     """Whether the tail on the trunk's features gives what the whole model gives, to 1e-6, on some images."""
+    record = record_of(model)
+    read = [host_of(model, site) for at in record.placed for site in at.maps] if record else []
+    if any(f"{site}.".startswith(f"{name}.") for site in read for name in frozen.modules):
+        return False  # a head in the tail reads feature maps of the trunk
     with torch.no_grad(), eval_mode(model):
         expected = model(images)
         try:

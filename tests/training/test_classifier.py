@@ -11,7 +11,8 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
-from foveate.training.classifier import classifier_of, draw_small, replace_classifier, write_config
+from foveate.surgery.classifier import classifier_of
+from foveate.training.classifier import draw_small, replace_classifier, write_config
 
 SOURCES = {
     "timm:mobilenetv2_035": ("classifier",),

@@ -1,0 +1,127 @@
+"""The end of a network: the classifier, the feature map that is pooled for it, and the maps that a head may read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError, first_line
+from foveate.surgery.graft import host_of
+from foveate.surgery.probe import Seen, copied
+from foveate.surgery.sites import Site
+
+__all__ = ["check_pooled_by_mean", "classifier_of", "last_map", "maps_for_head"]
+
+_NAMES = ("fc", "classifier", "head", "heads")
+
+
+def classifier_of(model: nn.Module) -> tuple[str, ...]:
+    """The dotted names of the layers that give the class scores; timm's distilled networks have two.
+
+    timm's own word is taken; else the last Linear or 1x1 convolution of ``fc``, ``classifier``, ``head`` or ``heads``
+    (torchvision's names), or a Linear at the end of a Sequential.
+
+    Raises:
+        FoveateError: none is found.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    timms: Any = model
+    if hasattr(model, "get_classifier"):
+        layers = timms.get_classifier()
+        found = layers if isinstance(layers, Iterable) and not isinstance(layers, nn.Sequential) else [layers]
+        known = tuple(
+            names[id(layer)] for layer in found if id(layer) in names and any(True for _ in layer.parameters())
+        )
+        if known:
+            return known
+    for name in _NAMES:
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Module):
+            layers = [names[id(module)] for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+            if layers:
+                return (layers[-1],)
+    last = list(model.children())[-1] if isinstance(model, nn.Sequential) and len(model) else None
+    if isinstance(last, nn.Linear):
+        return (names[id(last)],)
+    raise FoveateError(
+        f"no classifier is found in {type(model).__name__}: it must be a timm or torchvision classification model, "
+        f"or have a Linear named {', '.join(_NAMES[:-1])}, or end with one"
+    )
+
+
+def last_map(model: nn.Module, seen: dict[str, Seen]) -> str:
+    """The module that gives the last feature map before the network pools over all places.
+
+    Raises:
+        FoveateError: the network gives no class scores, or its last feature map has one place only.
+    """
+    shape = seen[""].out_shape
+    if shape is None or len(shape) != 2:
+        raise FoveateError(f"{type(model).__name__} gives no class scores (B, K), so it has no pool to replace")
+    shapes = {name: entry.out_shape or () for name, entry in seen.items() if name}
+    maps = [name for name, of in shapes.items() if len(of) == 4 and math.prod(of[2:]) > 1]
+    if not maps:
+        raise FoveateError(f"{type(model).__name__} has no feature map to pool: give a larger input_size")
+    return max(maps, key=lambda name: seen[name].order)
+
+
+def check_pooled_by_mean(model: nn.Module, site: str, size: tuple[int, int, int]) -> None:
+    """Make sure that the network takes the mean of the feature map at a site, and uses it in no other way.
+
+    On a copy with data, the mean is put in the map's place: what reaches the classifier must stay the same.
+
+    Raises:
+        FoveateError: it does not stay the same.
+    """
+    twin = copied(model, data=True).float()
+    try:
+        end: nn.Module = twin.get_submodule(classifier_of(twin)[0])
+    except FoveateError:
+        end = twin
+    seen: list[Tensor] = []
+    end.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        given = twin(image)
+        twin.get_submodule(host_of(twin, site)).register_forward_hook(lambda _m, _a, x: x.mean((-2, -1), keepdim=True))
+        try:
+            other = twin(image)
+            before, after = (given, other) if end is twin else seen
+        except Exception as error:
+            raise _not_mean(model, site, first_line(error)) from error
+    if before.shape != after.shape or not torch.allclose(
+        before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max())
+    ):
+        raise _not_mean(model, site, "with the mean in its place the classifier gets other values")
+
+
+def _not_mean(model: nn.Module, site: str, why: str) -> FoveateError:
+    return FoveateError(
+        f"'as pool' does not fit {type(model).__name__}: it does something else than global average pooling with its "
+        f"last feature map, {site!r} ({why})"
+    )
+
+
+def maps_for_head(listed: list[Site], count: int) -> tuple[str, ...]:
+    """The last sites of the coarsest resolutions, one for each, the coarsest last; stages before blocks.
+
+    Raises:
+        FoveateError: the network has fewer resolutions.
+    """
+    of_size: dict[tuple[int, int], Site] = {}
+    for site in listed:
+        known = of_size.get((site.height, site.width))
+        if known is None or known.kind != "stage" or site.kind == "stage":
+            of_size[site.height, site.width] = site
+    chosen = [site.name for _, site in sorted(of_size.items(), key=lambda item: -item[0][0] * item[0][1])]
+    if len(chosen) < count:
+        raise FoveateError(
+            f"the head reads {count} feature maps of different sizes, and the network lists {len(chosen)}: "
+            "name them, as in 'saol as head on layer3, layer4'"
+        )
+    return tuple(chosen[-count:])

@@ -1,0 +1,75 @@
+"""The networks of the ULSAM paper by name."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import foveate as fv
+from foveate.surgery import PRESETS
+
+# parameters and MACs on the real network, all parameters counted
+EXACT = {
+    "mobilenetv2_100_ulsam_13": (3_387_092, 278_119_808),
+    "mobilenetv2_100_ulsam_17": (3_185_684, 285_313_792),
+    "mobilenetv2_100_ulsam_9_13": (3_333_152, 267_833_728),
+    "mobilenetv2_100_ulsam_16_17": (2_866_496, 269_853_312),
+    "mobilenetv2_100_ulsam_14_17": (3_067_904, 262_659_328),
+    "mobilenetv2_100_ulsam_13_14_16_17": (2_630_936, 224_544_384),
+    "mobilenetv2_100_ulsam_after_16": (3_504_872 + 5 * 160 + 3 * 4, 300_774_272 + 15_680),
+    "mobilenetv1_100_ulsam_after_11": (4_231_976 + 5 * 512 + 3 * 4, 568_740_352 + 200_704),
+    "mobilenetv1_100_ulsam_after_14": (4_231_976 + 5 * 1024 + 3 * 4, 568_740_352 + 100_352),
+}
+PAPER = {
+    "mobilenetv1_100_ulsam_8": ("3.934", "516.92"),
+    "mobilenetv1_075_ulsam_12": ("2.450", "295.57"),
+    "mobilenetv1_050_ulsam_10": ("1.233", "135.80"),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_timm_builds_it(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=5)
+    network, plan = PRESETS[name]
+    assert fv.plan_of(model) == plan
+    assert model.num_classes == 5
+    assert model.pretrained_cfg["architecture"] == network
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_cost(name):
+    with torch.device("meta"):
+        cost = fv.cost(timm.create_model(name))
+    assert (cost.params, cost.macs) == EXACT[name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_cost(name):
+    with torch.device("meta"):
+        cost = fv.cost(timm.create_model(name), counting="paper")
+    assert (f"{cost.params / 1e6:.3f}", f"{cost.macs / 1e6:.2f}") == PAPER[name]
+
+
+def test_every_replaced_block_keeps_its_shape_and_size():
+    sizes = {14: range(8, 15), 7: range(13, 18)}
+    for name, (network, plan) in PRESETS.items():
+        with torch.device("meta"):
+            of = {site.name: site for site in fv.sites(timm.create_model(network))}
+        for site in (of[site] for placement in plan.placements for site in placement.sites):
+            assert site.height in sizes, name
+
+
+def test_saved_and_loaded(tmp_path):
+    model = fv.create_model("mobilenetv1_050_ulsam_9", num_classes=3).eval()
+    fv.save(model, tmp_path / "m")
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(fv.load(tmp_path / "m")(x), model(x))
+
+
+def test_importing_foveate_after_timm_is_enough():
+    code = "import timm, foveate; print(timm.is_model('mobilenetv2_100_ulsam_14_17'), timm.is_model('nin_cifar'))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"]
