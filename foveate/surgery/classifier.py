@@ -62,14 +62,14 @@ def last_map(model: nn.Module, seen: dict[str, Seen]) -> str:
     shape = seen[""].out_shape
     if shape is None or len(shape) != 2:
         raise FoveateError(f"{type(model).__name__} gives no class scores (B, K), so it has no pool to replace")
-    shapes = {name: entry.out_shape or () for name, entry in seen.items() if name}
-    maps = [name for name, of in shapes.items() if len(of) == 4 and math.prod(of[2:]) > 1]
+    shapes = {name: entry.map_shape for name, entry in seen.items() if name}
+    maps = [name for name, of in shapes.items() if of is not None and math.prod(of[2:]) > 1]
     if not maps:
         raise FoveateError(f"{type(model).__name__} has no feature map to pool: give a larger input_size")
     return max(maps, key=lambda name: seen[name].order)
 
 
-def check_pooled_by_mean(model: nn.Module, site: str, size: tuple[int, int, int]) -> None:
+def check_pooled_by_mean(model: nn.Module, site: str, size: tuple[int, int, int], *, nhwc: bool) -> None:
     """Make sure that the network takes the mean of the feature map at a site, and uses it in no other way.
 
     On a copy with data, the mean is put in the map's place: what reaches the classifier must stay the same.
@@ -86,9 +86,10 @@ def check_pooled_by_mean(model: nn.Module, site: str, size: tuple[int, int, int]
     end.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    places = (1, 2) if nhwc else (2, 3)
     with torch.no_grad():
         given = twin(image)
-        twin.get_submodule(host_of(twin, site)).register_forward_hook(lambda _m, _a, x: x.mean((-2, -1), keepdim=True))
+        twin.get_submodule(host_of(twin, site)).register_forward_hook(lambda _m, _a, x: x.mean(places, keepdim=True))
         try:
             other = twin(image)
             before, after = (given, other) if end is twin else seen

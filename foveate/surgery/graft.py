@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.spec import Placement, Plan, Spec
 from foveate.surgery.holders import KEY, HeadPlace, PerClass, Replacement
+from foveate.surgery.hooks import HOOKS, attend_after, attend_with, keep_map, pool_with
 
 __all__ = [
     "Placed",
@@ -52,6 +53,8 @@ class Step:
     keeper: str | None = None  # for ``after``: the module to keep it, or the nearest above that can; else the host
     maps: tuple[str, ...] = ()  # for ``as head``: the sites whose feature maps it reads
     per_class: str | None = None  # for ``as pool`` with features for each class: the classifier
+    nhwc: bool = False  # the network's feature map is (B, H, W, C)
+    nhwc_maps: frozenset[str] = frozenset()  # those of ``maps`` that are
 
 
 @dataclass(frozen=True)
@@ -126,27 +129,6 @@ def _keeper_of(model: nn.Module, name: str) -> str:
     return name
 
 
-def _attend_after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
-    return module.foveate(output)  # type: ignore[operator]
-
-
-def _attend_with(mechanism: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
-    return mechanism(output)
-
-
-def _keep_map(kept: dict[int, Tensor], index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    kept[index] = output
-
-
-def _pool_with(pool: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
-    pooled: Tensor = pool(output)
-    # Features for each class become as many images, which every layer up to the classifier takes one by one.
-    return pooled.flatten(0, -2)[..., None, None]
-
-
-_HOOKS = (_attend_after, _attend_with, _keep_map, _pool_with)
-
-
 def _put_after(model: nn.Module, step: Step) -> str:
     host = host_of(model, step.site)
     keeper = _keeper_of(model, host if step.keeper is None else step.keeper)
@@ -158,11 +140,11 @@ def _put_after(model: nn.Module, step: Step) -> str:
     owner.add_module(key, step.mechanism)
     # Plain functions of this module, so that a copy of the network calls the copy of the mechanism.
     if step.verb == "as pool":
-        module.register_forward_hook(functools.partial(_pool_with, step.mechanism))
-    elif keeper == host:
-        module.register_forward_hook(_attend_after)
+        module.register_forward_hook(functools.partial(pool_with, step.mechanism, step.nhwc))
+    elif keeper == host and not step.nhwc:
+        module.register_forward_hook(attend_after)
     else:
-        module.register_forward_hook(functools.partial(_attend_with, step.mechanism))
+        module.register_forward_hook(functools.partial(attend_with, step.mechanism, step.nhwc))
     return f"{keeper}.{key}".lstrip(".")
 
 
@@ -180,7 +162,7 @@ def _put_head(model: nn.Module, step: Step) -> nn.Module:
     place = HeadPlace(step.mechanism, len(step.maps), step.gives[1]).train(step.mechanism.training)
     for index, site in enumerate(step.maps):
         host = model.get_submodule(host_of(model, site))
-        host.register_forward_hook(functools.partial(_keep_map, place.kept, index))
+        host.register_forward_hook(functools.partial(keep_map, place.kept, index, site in step.nhwc_maps))
     return _exchange(model, step.site, place)
 
 
@@ -212,7 +194,7 @@ def graft(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, int]) -
         if step.verb == "as head":
             removed[step.site] = Removed(_put_head(model, step))
         else:
-            holder = Replacement(step.mechanism).train(step.mechanism.training)
+            holder = Replacement(step.mechanism, nhwc=step.nhwc).train(step.mechanism.training)
             removed[step.site] = Removed(_exchange(model, step.site, holder))
         paths[id(step)] = f"{step.site}.{KEY}"
     placed = tuple(Placed(s.site, s.verb, paths[id(s)], s.spec, s.maps, s.per_class) for s in steps)
@@ -265,7 +247,7 @@ def take_out(model: nn.Module) -> nn.Module:
         elif placed.verb in ("after", "as pool"):
             delattr(owner, leaf)
     for module in model.modules():
-        _drop(module._forward_hooks, _HOOKS)
+        _drop(module._forward_hooks, HOOKS)
     _drop(model._load_state_dict_pre_hooks, (_accept_weights_without_attention,))
     delattr(model, ATTRIBUTE)
     return model

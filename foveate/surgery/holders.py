@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 
-__all__ = ["KEY", "Gate", "HeadPlace", "PerClass", "PoolGate", "Replacement", "mechanism_of"]
+__all__ = ["KEY", "Gate", "HeadPlace", "PerClass", "PoolGate", "Replacement", "attended", "mechanism_of"]
 
 KEY = "foveate"  # the name of the child that a mechanism becomes
 
@@ -42,16 +42,28 @@ class PoolGate(Gate):
         return mean + self.gate * (pooled - mean)
 
 
-class Replacement(nn.Module):
-    """Stands where a block stood and calls the mechanism, its child ``foveate``."""
+def attended(mechanism: nn.Module, x: Tensor, *, nhwc: bool) -> Tensor:
+    """mechanism(x), for a feature map (B, C, H, W) or, with ``nhwc``, (B, H, W, C)."""
+    result: Tensor = mechanism(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if nhwc else mechanism(x)
+    return result
 
-    def __init__(self, mechanism: nn.Module) -> None:
+
+class Replacement(nn.Module):
+    """Stands where a block stood and calls the mechanism, its child ``foveate``.
+
+    Args:
+        mechanism: (B, C, H, W) -> (B, C, H, W).
+        nhwc: the network's feature map here is (B, H, W, C).
+    """
+
+    def __init__(self, mechanism: nn.Module, *, nhwc: bool = False) -> None:
         super().__init__()
         self.add_module(KEY, mechanism)
+        self.nhwc = nhwc
 
     def forward(self, x: Tensor) -> Tensor:
         """mechanism(x)."""
-        return self.foveate(x)  # type: ignore[operator]
+        return attended(self.foveate, x, nhwc=self.nhwc)  # type: ignore[arg-type]
 
 
 class HeadPlace(nn.Module):

@@ -76,10 +76,10 @@ def insert(
     _check_bare(model)
     size = input_size_of(model, input_size)
     seen, copied = probe(model, size)
-    wanted = resolve_plan(model, asked, list_sites(copied, seen), seen, start)
+    wanted = resolve_plan(model, asked, list_sites(copied, seen, size), seen, start)
     for at in wanted:
         if at.verb == "as pool":
-            check_pooled_by_mean(model, at.site, size)
+            check_pooled_by_mean(model, at.site, size, nhwc=seen[at.site].nhwc)
     # Drawn on the CPU by its own generator, so that the same seed gives the same weights on any device.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(torch.initial_seed() if seed is None else seed)

@@ -41,6 +41,15 @@ class Seen:
     out_shape: tuple[int, ...] | None = None
     out_type: str = ""
     order: int = -1  # of its last end among all modules; -1: it does not run
+    nhwc: bool = False  # the feature map is (1, H, W, C)
+
+    @property
+    def map_shape(self) -> tuple[int, int, int, int] | None:
+        """(1, C, H, W) of the feature map that the module gives; None when it gives none."""
+        if self.out_shape is None or len(self.out_shape) != 4:
+            return None
+        batch, one, two, three = self.out_shape
+        return (batch, three, one, two) if self.nhwc else (batch, one, two, three)
 
 
 def input_size_of(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> tuple[int, int, int]:
@@ -200,7 +209,32 @@ def run(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Seen]:
     finally:
         for handle in handles:
             handle.remove()
+    _find_layouts(seen, size)
     return seen
+
+
+def _find_layouts(seen: dict[str, Seen], size: tuple[int, int, int]) -> None:
+    """Tell (1, H, W, C) from (1, C, H, W): the two sides that have the image's proportions are the places.
+
+    Where both pairs have them, as in 64 x 64 x 64, a map is as most others of the network are.
+    """
+
+    def spatial(height: int, width: int) -> bool:
+        # Each stride-2 step may round a side up or down, by less than one place in the end.
+        return abs(height / size[1] - width / size[2]) <= 1 / min(size[1:])
+
+    undecided, votes = [], 0
+    for entry in seen.values():
+        if entry.out_shape is None or len(entry.out_shape) != 4:
+            continue
+        _, one, two, three = entry.out_shape
+        first, last = spatial(one, two), spatial(two, three)
+        entry.nhwc = first and not last
+        votes += (entry.nhwc and two > 1) - (last and not first)
+        if first and last and two > 1:
+            undecided.append(entry)
+    for entry in undecided:
+        entry.nhwc = votes > 0
 
 
 def probe(

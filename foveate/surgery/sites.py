@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from foveate.errors import FoveateError, near
-from foveate.surgery.probe import Seen, probe
+from foveate.surgery.probe import Seen, input_size_of, probe
 
 __all__ = ["Site", "list_sites", "resolve", "sites"]
 
@@ -26,8 +26,10 @@ class Site:
         channels: C of the (B, C, H, W) feature map that the module gives.
         height: H, in pixels, for the image size asked for.
         width: W, in pixels.
-        kind: ``stage`` (holds blocks), ``block``, or ``layer`` (a single operation).
+        kind: ``stage`` (holds blocks), ``block``, ``branch`` (as a stage, in a module that gives several maps, as
+            HRNet's), or ``layer`` (a single operation).
         replaceable: whether the module keeps the shape, so that a mechanism can stand in its place.
+        stride: pixels of the image for one place, in height.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Site:
     width: int
     kind: str
     replaceable: bool
+    stride: int
 
     def __str__(self) -> str:
         return f"{self.name} {self.channels}x{self.height}x{self.width}"
@@ -101,23 +104,26 @@ def _layers(model: nn.Module) -> dict[str, str]:
 
 
 def _fits(seen: Seen | None) -> bool:
-    return seen is not None and seen.calls == 1 and seen.out_shape is not None and len(seen.out_shape) == 4
+    return seen is not None and seen.calls == 1 and seen.map_shape is not None
 
 
-def list_sites(model: nn.Module, seen: dict[str, Seen]) -> list[Site]:
-    """The sites of a model that was probed, in the order of its modules."""
+def list_sites(model: nn.Module, seen: dict[str, Seen], size: tuple[int, int, int]) -> list[Site]:
+    """The sites of a model that was probed on an image of this size, in the order of its modules."""
     # A network without blocks, such as VGG, offers the layers of its sequences.
-    return _with_maps(_blocks(model), seen) or _with_maps(_layers(model), seen)
+    return _with_maps(_blocks(model), seen, size) or _with_maps(_layers(model), seen, size)
 
 
-def _with_maps(kinds: dict[str, str], seen: dict[str, Seen]) -> list[Site]:
+def _with_maps(kinds: dict[str, str], seen: dict[str, Seen], size: tuple[int, int, int]) -> list[Site]:
     found = []
+    several = [f"{name}." for name, entry in seen.items() if name and entry.out_type in ("list", "tuple")]
     for name, kind in kinds.items():
         entry = seen.get(name)
-        if entry is not None and _fits(entry) and entry.out_shape is not None:
-            _, channels, height, width = entry.out_shape
+        if entry is not None and _fits(entry) and entry.map_shape is not None:
+            _, channels, height, width = entry.map_shape
             if height * width > 1:  # a 1x1 map has no places to choose from
-                found.append(Site(name, channels, height, width, kind, entry.in_shape == entry.out_shape))
+                same, stride = entry.in_shape == entry.out_shape, round(size[1] / height)
+                kind = "branch" if kind == "stage" and name.startswith(tuple(several)) else kind
+                found.append(Site(name, channels, height, width, kind, same, stride))
     return found
 
 
@@ -137,8 +143,9 @@ def sites(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> 
     Raises:
         FoveateError: the model cannot run on an image of this size.
     """
-    seen, copied = probe(model, input_size, plain=True)
-    return list_sites(copied, seen)
+    size = input_size_of(model, input_size)
+    seen, copied = probe(model, size, plain=True)
+    return list_sites(copied, seen, size)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -151,6 +158,28 @@ def _near(pattern: str, names: list[str], seen: dict[str, Seen]) -> str:
     return near(within[0], within[:3]) if within else near(pattern, names)
 
 
+def _by_kind(pattern: str, listed: list[Site]) -> list[str]:
+    """``stage:all``, ``stage:last``, ``block:replaceable``, ``block:3``: sites by what they are, counted from 0."""
+    kind, _, which = pattern.partition(":")
+    kinds = sorted({site.kind for site in listed})
+    of_kind = [site for site in listed if site.kind == kind.removesuffix("s")]
+    if not of_kind:
+        raise FoveateError(f"site {pattern!r}: the network lists no {kind!r}; {near(kind, kinds)}")
+    words = {
+        "all": of_kind,
+        "last": of_kind[-1:],
+        "first": of_kind[:1],
+        "replaceable": [site for site in of_kind if site.replaceable],
+    }
+    chosen = words.get(which, of_kind[int(which) : int(which) + 1] if which.isdecimal() else [])
+    if not chosen:
+        raise FoveateError(
+            f"site {pattern!r} does not exist: the network has {len(of_kind)} {kind.removesuffix('s')} sites; "
+            f"write {kind}:0 to {kind}:{len(of_kind) - 1} or {', '.join(f'{kind}:{word}' for word in words)}"
+        )
+    return [site.name for site in chosen]
+
+
 def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str]:
     """The modules that a site pattern of a plan means.
 
@@ -158,6 +187,8 @@ def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str
         FoveateError: it means none, or a module that gives no single feature map; near names are shown.
     """
     names = [site.name for site in listed]
+    if ":" in pattern:
+        return _by_kind(pattern, listed)
     if pattern.startswith("#"):
         index = int(pattern[1:])
         if index >= len(listed):

@@ -114,10 +114,17 @@ def build_step(model: nn.Module, at: Wanted, seen: dict[str, Seen]) -> Step:
     return step
 
 
+def _map_shape(site: str, seen: dict[str, Seen]) -> tuple[int, int, int, int]:
+    shape = seen[site].map_shape
+    if shape is None:
+        raise AssertionError(f"{site} was resolved, and has no feature map")
+    return shape
+
+
 def _attends(at: Wanted, spec: Spec, seen: dict[str, Seen]) -> Step:
-    shape = seen[at.site].out_shape or ()
+    shape = _map_shape(at.site, seen)
     try:
-        return Step(at.site, at.verb, at.spec, build(spec, shape[1]), shape, shape)
+        return Step(at.site, at.verb, at.spec, build(spec, shape[1]), shape, shape, nhwc=seen[at.site].nhwc)
     except FoveateError as error:
         raise FoveateError(f"{error} (at site {at.site!r})") from error
 
@@ -126,14 +133,15 @@ def _ends(model: nn.Module, at: Wanted, spec: Spec, seen: dict[str, Seen]) -> St
     """A pool, or a head."""
     if at.verb == "as head":
         scores, pooled = seen[at.site].out_shape or (), seen[at.site].in_shape or ()
-        shapes = [seen[site].out_shape or () for site in at.maps]
+        shapes = [_map_shape(site, seen) for site in at.maps]
         head = build(spec, tuple(shape[1] for shape in shapes), pooled[1], scores[1], kind="heads")
-        return Step(at.site, at.verb, at.spec, head, pooled[:2], scores[:2], maps=at.maps)
-    shape = seen[at.site].out_shape or ()
+        nhwc = frozenset(site for site in at.maps if seen[site].nhwc)
+        return Step(at.site, at.verb, at.spec, head, pooled[:2], scores[:2], maps=at.maps, nhwc_maps=nhwc)
+    shape, last = _map_shape(at.site, seen), seen[at.site].nhwc
     pool = build(spec, shape[1], kind="pooling")
     classes = getattr(pool, "classes", None)
     if classes is None:
-        return Step(at.site, at.verb, at.spec, pool, shape, shape[:2])
+        return Step(at.site, at.verb, at.spec, pool, shape, shape[:2], nhwc=last)
     gives = (shape[0], int(classes), shape[1])
     (name, *others) = classifier_of(model)
     classifier = model.get_submodule(name)
@@ -142,7 +150,7 @@ def _ends(model: nn.Module, at: Wanted, spec: Spec, seen: dict[str, Seen]) -> St
             f"'{at.spec} as pool' gives features for each of {classes} classes, and {name!r} is no Linear with as many "
             f"outputs but {classifier}: set the number of classes first, as with reset_classifier"
         )
-    return Step(at.site, at.verb, at.spec, pool, shape, gives, per_class=name)
+    return Step(at.site, at.verb, at.spec, pool, shape, gives, per_class=name, nhwc=last)
 
 
 def check_shape(step: Step, given: tuple[int, ...] | None) -> None:

@@ -95,7 +95,7 @@ def test_sites(network):
         assert output.shape == (1, site.channels, site.height, site.width), site
         kept = len(args) == 1 and isinstance(args[0], torch.Tensor) and args[0].shape == output.shape
         assert site.replaceable == kept, site
-        assert site.kind in ("stage", "block", "layer")
+        assert site.kind in ("stage", "block", "branch", "layer")
 
 
 def test_attention_at_every_place_and_back(network, untouched):
