@@ -1,0 +1,279 @@
+"""Every convolutional network of timm, and torchvision's classifiers: attention goes in, does its work, and comes out.
+
+    python benchmarks/sweep.py [--only PATTERN] [--processes 1] [--output benchmarks/sweep.csv]
+
+For each network, with random weights and small images:
+
+1. sites are found;
+2. ULSAM and SE go after the last block of each stage, ULSAM with the identity start: the output stays as it was to the
+   last bit; then SE;
+3. one backward pass gives a finite gradient to each attention's gate;
+4. save and load give the same output, bit for bit;
+5. remove gives back every module, key and weight, and the output.
+
+A network counts as convolutional when at least five of its convolutions are larger than 1x1: transformers have one, in
+their patches. The CSV has a row for every network, with the reason of each failure. A run that is stopped goes on where
+it was: rows that the file holds are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import multiprocessing
+import random
+import re
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+FIELDS = (
+    *("model", "library", "verdict", "step", "reason", "input", "sites", "stages", "parameters", "seconds"),
+    *("versions",),
+)
+SECONDS = 420  # for one network
+SIDES = (64, 96, 128, 224, 256)
+
+
+def names() -> Iterator[tuple[str, str]]:
+    """(library, name) of every architecture of timm, and of torchvision's classifiers."""
+    import timm
+    from torchvision import models
+
+    yield from (("timm", name) for name in timm.list_models())
+    yield from (("torchvision", f"torchvision:{name}") for name in models.list_models(module=models))
+
+
+class StepError(Exception):
+    """A step did not do what it should."""
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(reason)
+        self.step, self.reason = step, reason
+
+
+def examine(name: str) -> dict[str, object]:
+    """One network, all steps; a row of the CSV."""
+    import timm
+    import torch
+    import torchvision
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    versions = f"timm {timm.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    row: dict[str, object] = {"model": name, "library": "torchvision" if ":" in name else "timm", "versions": versions}
+    began = time.perf_counter()
+    signal.alarm(SECONDS)
+    try:
+        _steps(name, row)
+        row["verdict"] = row.get("verdict", "passed")
+    except StepError as failed:
+        row.update(verdict="failed", step=failed.step, reason=failed.reason)
+    except TimeoutError:
+        row.update(verdict="failed", step="time", reason=f"longer than {SECONDS} s")
+    except MemoryError:
+        row.update(verdict="failed", step="memory", reason="out of memory")
+    finally:
+        signal.alarm(0)
+    row["seconds"] = round(time.perf_counter() - began, 1)
+    return row
+
+
+def _steps(name: str, row: dict[str, object]) -> None:
+    import torch
+    from torch import nn
+
+    import foveate as fv
+
+    torch.manual_seed(0)
+    skeleton = _created(name, "meta")
+    large = [m for m in skeleton.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+    row["parameters"] = sum(parameter.numel() for parameter in skeleton.parameters())
+    if len(large) < 5:
+        row.update(verdict="not convolutional", reason=f"{len(large)} convolutions larger than 1x1")
+        return
+    model = _created(name, "cpu").eval()
+    image = _image(model, row)
+    size = tuple(image.shape[1:])
+    sites = _tried("sites", lambda: fv.sites(model, size))
+    row["sites"] = len(sites)
+    stages = [site for site in sites if site.kind == "stage"] or [site for site in sites if site.kind == "branch"]
+    if not stages:  # the last site of each resolution stands for a stage
+        stages = list({(site.height, site.width): site for site in sites}.values())
+    row["stages"] = len(stages)
+    if not stages:
+        raise StepError("sites", "no site is listed")
+    with torch.no_grad():
+        before, state = model(image), {key: value.clone() for key, value in model.state_dict().items()}
+    ulsam = "; ".join(f"ulsam(groups={_groups(site.channels)}) after {site.name}" for site in stages)
+    _tried("insert", lambda: fv.insert(model, ulsam, start="identity", input_size=size))
+    with torch.no_grad():
+        if not _same(model(image), before):
+            raise StepError("identity", "the output changed")
+    _backward(model, image)
+    with tempfile.TemporaryDirectory() as folder:
+        _tried("save", lambda: fv.save(model, folder))
+        loaded = _tried("load", lambda: fv.load(folder))
+        with torch.no_grad():
+            if not _same(loaded(image), model(image)):
+                raise StepError("load", "another output")
+        del loaded
+    _removed(model, state, before, image)
+    _tried(
+        "insert SE", lambda: fv.insert(model, "; ".join(f"se after {site.name}" for site in stages), input_size=size)
+    )
+    with torch.no_grad():
+        if _same(model(image), before):
+            raise StepError("insert SE", "the output did not change")
+    _removed(model, state, before, image)
+
+
+def _created(name: str, device: str) -> object:
+    import torch
+
+    import foveate as fv
+
+    try:
+        with torch.device(device):
+            return fv.create_model(name)
+    except Exception as error:  # some networks compute with data while they are built
+        if device == "meta":
+            return _created(name, "cpu")
+        raise StepError("create", _line(error)) from error
+
+
+def _image(model: object, row: dict[str, object]) -> object:
+    """An image of the smallest side at which the network runs and its last feature map has several places."""
+    import torch
+
+    config = getattr(model, "pretrained_cfg", None) or {}
+    own = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else config.input_size
+    sides = [own[-1]] if isinstance(config, dict) and config.get("fixed_input_size") else [*SIDES, own[-1]]
+    reason = ""
+    for side in sides:
+        image = torch.rand(1, own[0], side, side, generator=torch.Generator().manual_seed(1))
+        try:
+            with torch.no_grad():
+                model(image)
+        except Exception as error:  # noqa: BLE001 - any refusal of this size
+            reason = _line(error)
+            continue
+        row["input"] = f"{own[0]}x{side}x{side}"
+        return image
+    raise StepError("run", reason)
+
+
+def _groups(channels: int) -> int:
+    return next(groups for groups in (4, 2, 1) if channels % groups == 0)
+
+
+def _outputs(output: object) -> list[object]:
+    return [part for item in output for part in _outputs(item)] if isinstance(output, tuple | list) else [output]
+
+
+def _same(one: object, other: object) -> bool:
+    import torch
+
+    pairs = list(zip(_outputs(one), _outputs(other), strict=True))
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan()) for a, b in pairs)
+
+
+def _backward(model: object, image: object) -> None:
+    import torch
+
+    import foveate as fv
+
+    state = {
+        key: value.clone() for key, value in model.state_dict().items() if "num_batches" in key or "running" in key
+    }
+    try:
+        sum(part.float().square().sum() for part in _outputs(model(image))).backward()
+    except Exception as error:
+        raise StepError("backward", _line(error)) from error
+    gates = [parameter for key, parameter in model.named_parameters() if key.endswith("foveate.gate")]
+    if len(gates) != len(fv.attentions(model)) or any(gate.grad is None for gate in gates):
+        raise StepError("backward", "an attention gets no gradient")
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for key, value in state.items():
+            model.state_dict()[key].copy_(value)
+
+
+def _removed(model: object, state: dict[str, object], before: object, image: object) -> None:
+    import torch
+
+    import foveate as fv
+
+    _tried("remove", lambda: fv.remove(model))
+    after = model.state_dict()
+    if list(after) != list(state) or not all(torch.equal(after[key], state[key]) for key in state):
+        raise StepError("remove", "the state dict is another")
+    with torch.no_grad():
+        if not _same(model(image), before):
+            raise StepError("remove", "the output is another")
+
+
+def _tried(step: str, task: object) -> object:
+    try:
+        return task()
+    except (MemoryError, TimeoutError):
+        raise
+    except Exception as error:
+        raise StepError(step, _line(error)) from error
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return re.sub(r"/\S*/", "", text)[:300]
+
+
+def _start() -> None:
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, late)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="*", help="names that match this pattern")
+    parser.add_argument("--every", type=int, default=1, help="each N-th name only")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
+    options = parser.parse_args()
+    done = set()
+    if options.output.exists():
+        with options.output.open(newline="") as file:
+            done = {row["model"] for row in csv.DictReader(file)}
+    wanted = [name for _, name in names() if fnmatch.fnmatch(name, options.only)][:: options.every]
+    left = [name for name in wanted if name not in done]
+    random.Random(0).shuffle(left)  # so that a run that is stopped is a fair sample
+    print(f"{len(wanted)} networks, {len(left)} left")
+    context = multiprocessing.get_context("spawn")
+    with (
+        options.output.open("a", newline="") as file,
+        context.Pool(options.processes, _start, maxtasksperchild=40) as pool,
+    ):
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if not done:
+            writer.writeheader()
+        for count, row in enumerate(pool.imap_unordered(examine, left), 1):
+            writer.writerow(row)
+            file.flush()
+            print(
+                count,
+                row["model"],
+                row["verdict"],
+                row.get("step", ""),
+                row.get("reason", ""),
+                row["seconds"],
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
