@@ -251,7 +251,7 @@ def main() -> None:
             done = {row["model"] for row in csv.DictReader(file)}
     wanted = [name for _, name in names() if fnmatch.fnmatch(name, options.only)][:: options.every]
     left = [name for name in wanted if name not in done]
-    random.Random(0).shuffle(left)  # so that a run that is stopped is a fair sample
+    random.Random(0).shuffle(left)  # noqa: S311 - so that a run that is stopped is a fair sample
     print(f"{len(wanted)} networks, {len(left)} left")
     context = multiprocessing.get_context("spawn")
     with (
