@@ -1,0 +1,121 @@
+"""Attention pooling: a learned token asks every place, and what it is told is the pooled vector.
+
+Touvron, Cord, El-Nouby, Bojanowski, Joulin, Synnaeve, Verbeek, Jégou: Augmenting Convolutional networks with
+attention-based aggregation, 2021, https://arxiv.org/abs/2112.13692
+
+    x = the places of the feature map, N vectors of C channels; t = the learned token; LN = layer norm, one for each use
+    u   = LN([t; x])                                               with ``classes``: u = LN(x), without the token
+    t'  = t  + g1 * Wo softmax(q(LN t) . k(u) / sqrt(d)) v(u)      for each head, d = C / heads
+    t'' = t' + g2 * W2 gelu(W1 LN(t'))                             W1: C -> 3C
+    out = LN(t'')
+
+With ``classes`` there is a token for each class, and all share q, k, v, Wo, W1, W2, g1, g2 and the norms.
+As in the authors' code: biases everywhere, the norms' epsilon 1e-6, no positions, so the places may be shuffled.
+Their code for a token per class works with 1000 classes only, and its trunk with square images only; here any number of
+classes and any height and width do. The last norm stands in the authors' network, before its classifier. Networks like
+ResNet have none there, so here it is the pool's; ``norm=False`` is for a network with one of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.errors import FoveateError
+from foveate.kernels.softmax_attention import places, softmax_map
+
+__all__ = ["AttentionPool"]
+
+_EPS = 1e-6
+_STD = 0.02  # of the token and the weights at the start, as in the authors' code
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling, by one token or by a token per class.
+
+    Args:
+        channels: C, the channels of x.
+        classes: K, for a token per class; without a value there is one token.
+        heads: number of heads, which divides ``channels``. The paper: 1.
+        mlp_ratio: width of the hidden layer W1, in multiples of C. The paper: 3.
+        init_values: g1 and g2 at the start. The authors: 1e-4 for their S60, 1e-6 for the larger networks.
+        norm: whether the last layer norm is part of the pool.
+
+    Shape:
+        x: (B, C, h, w) -> (B, C); with ``classes`` (B, K, C). The map: (B, heads, h, w), the weights of the places
+        without the token's own weight, which is 1 minus their sum; with ``classes`` (B, K, h, w), which sums to 1, or
+        (B, K, heads, h, w) with several heads.
+
+    Raises:
+        FoveateError: ``heads`` does not divide ``channels``, ``classes`` is less than 1, or ``mlp_ratio`` leaves no
+            hidden layer.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        classes: int | None = None,
+        heads: int = 1,
+        mlp_ratio: float = 3.0,
+        init_values: float = 1e-4,
+        norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if classes is not None and classes < 1:
+            raise FoveateError(f"attention_pool(classes={classes}): at least 1; without a value there is one token")
+        if heads < 1 or channels % heads:
+            fitting = ", ".join(str(n) for n in (1, 2, 4, 8, 16) if channels % n == 0)
+            raise FoveateError(
+                f"attention_pool(heads={heads}) does not fit {channels} channels: it divides them, as {fitting}"
+            )
+        hidden = int(channels * mlp_ratio)
+        if hidden < 1:
+            raise FoveateError(f"attention_pool(mlp_ratio={mlp_ratio}) leaves no hidden layer; the paper takes 3")
+        self.classes, self.heads = classes, heads
+        self.map_axes = "b k h w" if classes is None else "b n h w" if heads == 1 else "b n k h w"
+        # One token has a single axis, and is therefore spared from weight decay like the norms; the authors do so.
+        self.token = nn.Parameter(torch.empty(channels) if classes is None else torch.empty(classes, channels))
+        self.norm1, self.norm2 = nn.LayerNorm(channels, eps=_EPS), nn.LayerNorm(channels, eps=_EPS)
+        self.query, self.key = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.value, self.proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.fc1, self.fc2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.gamma_1 = nn.Parameter(torch.full((channels,), float(init_values)))
+        self.gamma_2 = nn.Parameter(torch.full((channels,), float(init_values)))
+        self.norm = nn.LayerNorm(channels, eps=_EPS) if norm else nn.Identity()
+        nn.init.trunc_normal_(self.token, std=_STD)
+        for linear in (self.query, self.key, self.value, self.proj, self.fc1, self.fc2):
+            nn.init.trunc_normal_(linear.weight, std=_STD)
+            nn.init.zeros_(linear.bias)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The weights of the places: (B, heads, h, w), (B, K, h, w), or (B, K, heads, h, w)."""
+        u, q = self._ask(x)
+        k = self._split(self.key(u))
+        pairs = softmax_map(q.flatten(0, 1), k.flatten(0, 1), q.shape[3] ** -0.5).unflatten(0, k.shape[:2])
+        if self.classes is None:
+            return pairs[:, :, 0, 1:].unflatten(2, x.shape[2:])
+        maps = pairs.transpose(1, 2).unflatten(3, x.shape[2:])
+        return maps.squeeze(2) if self.heads == 1 else maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooled vector t'' after the last norm, (B, C); with ``classes`` one for each class, (B, K, C)."""
+        u, q = self._ask(x)
+        told = F.scaled_dot_product_attention(q, self._split(self.key(u)), self._split(self.value(u)))
+        t = self.token + self.gamma_1 * self.proj(told.transpose(1, 2).flatten(2))
+        t = t + self.gamma_2 * self.fc2(F.gelu(self.fc1(self.norm2(t))))
+        t = self.norm(t)
+        return t.squeeze(1) if self.classes is None else t
+
+    def _ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """u, (B, N or 1 + N, C), and the tokens' queries, the same for each image: (B, heads, 1 or K, d)."""
+        token = self.norm1(self.token).reshape(1, -1, x.shape[1])
+        u = self.norm1(places(x))
+        if self.classes is None:
+            u = torch.cat([token.expand(x.shape[0], -1, -1), u], dim=1)
+        return u, self._split(self.query(token)).expand(x.shape[0], -1, -1, -1)
+
+    def _split(self, rows: Tensor) -> Tensor:
+        """(B, n, C) -> (B, heads, n, d)."""
+        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
