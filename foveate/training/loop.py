@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from rich.progress import TaskID
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from foveate.data.opening import open_data
 from foveate.errors import FoveateError
+from foveate.surgery.classifier import classifier_of
 from foveate.surgery.insert import plan_of
 from foveate.surgery.probe import eval_mode
 from foveate.training.cache import FeatureCache
-from foveate.training.classifier import adapt, classifier_of
+from foveate.training.classifier import adapt
 from foveate.training.folder import RunFolder
 from foveate.training.freeze import freeze_parameters
 from foveate.training.guard import accelerated, kept_random, lent
 from foveate.training.loaders import Batch, Order, mix, of_whole
 from foveate.training.metrics import Diverged, Evaluation, measure, predict
+from foveate.training.objective import Objective
 from foveate.training.optim import check_optimiser, create_optimiser, learning_rate_factor, set_learning_rate
 from foveate.training.progress import Report
 from foveate.training.recipe import Recipe
@@ -208,8 +209,9 @@ class _Loop:
     def step(self, train: Feed, inputs: Tensor, labels: Tensor) -> float:
         """One step of the optimiser, unless the loss is not finite; returns the loss."""
         recipe, accelerator = self.recipe, self.accelerator
+        objective = Objective(self.model, cached=train.trunk is not None)
         try:
-            with accelerator.autocast():
+            with accelerator.autocast(), objective.images():
                 scores = train.forward(self.model, inputs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -217,7 +219,7 @@ class _Loop:
             raise FoveateError(
                 "BatchNorm over a 1x1 map cannot train on a batch of 1: take batch_size=2 or more"
             ) from error
-        loss = F.cross_entropy(scores.float(), labels.to(scores.device), label_smoothing=recipe.label_smoothing)
+        loss = objective.loss(scores, labels, recipe.label_smoothing)
         value = loss.item()
         if math.isfinite(value):
             accelerator.backward(loss)

@@ -1,0 +1,75 @@
+"""What a training step minimises: the cross-entropy, unless a part of the model has a loss of its own.
+
+A part (a head, say) that defines ``training_loss(scores, labels, label_smoothing)`` is asked for the loss instead; it
+may use what its last forward pass kept. Where its ``changes_images`` is true, its ``training_images(images)`` makes the
+images that the model sees of those of the batch. Evaluation knows nothing of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+
+__all__ = ["Objective"]
+
+
+class Objective:
+    """The loss of one model.
+
+    Args:
+        model: what is trained.
+        cached: the model is given a frozen trunk's features and no images.
+
+    Raises:
+        FoveateError: two parts have a loss of their own, or a part needs images where there are none.
+    """
+
+    def __init__(self, model: nn.Module, *, cached: bool = False) -> None:
+        parts = {name or "the model": m for name, m in model.named_modules() if hasattr(m, "training_loss")}
+        if len(parts) > 1:
+            raise FoveateError(
+                f"{' and '.join(repr(name) for name in parts)} each have a training loss of their own, and a model can "
+                "have one: remove all but one"
+            )
+        self.model = model
+        self.part: Any = next(iter(parts.values()), None)
+        self.changes_images = bool(getattr(self.part, "changes_images", False))
+        if cached and self.changes_images:
+            raise FoveateError(
+                f"{next(iter(parts))!r} changes the images that it trains on, and a frozen trunk's cached features are "
+                "none: leave freeze out, take cache=False, or set self_supervision=0"
+            )
+
+    @contextlib.contextmanager
+    def images(self) -> Iterator[None]:
+        """Inside, the model is given the images that the part makes of those it is called with."""
+        if not self.changes_images:
+            yield
+            return
+        part = self.part
+        # A hook gets what the model gets: normalised, on its device, in its memory format.
+        hook = self.model.register_forward_pre_hook(lambda _, inputs: (part.training_images(inputs[0]), *inputs[1:]))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """The loss of a step.
+
+        Args:
+            scores: of the model in training mode.
+            labels: (B,) of the batch's images, of which the part may have made more.
+            label_smoothing: the recipe's.
+        """
+        labels = labels.to(scores.device)
+        if self.part is None:
+            return F.cross_entropy(scores.float(), labels, label_smoothing=label_smoothing)
+        loss: Tensor = self.part.training_loss(scores, labels, label_smoothing)
+        return loss
