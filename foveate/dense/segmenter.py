@@ -1,0 +1,80 @@
+"""A whole segmentation network: a trunk, a head on its feature maps, scores at the size of the image."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.dense.danet import DANetDecoder
+from foveate.dense.taps import find_taps
+from foveate.dense.upernet import UperNetDecoder
+from foveate.errors import FoveateError, first_line, near
+from foveate.spec import Spec
+
+__all__ = ["HEADS", "Segmenter"]
+
+HEADS: dict[str, type[DANetDecoder] | type[UperNetDecoder]] = {"danet": DANetDecoder, "upernet": UperNetDecoder}
+
+
+class Segmenter(nn.Module):
+    """Scores for every pixel.
+
+    Args:
+        backbone: a timm network with feature maps of strides 4, 8, 16, 32, dilated (``output_stride=8``) or not, or a
+            column of equal blocks, such as ``patchconvnet_s60``; made with ``features_only=True`` or whole. It may
+            carry a plan of attention already. Of a whole one the classifier stays, unused.
+        head: ``danet`` or ``upernet``, with options: ``"danet(form='farthest')"``.
+        classes: K.
+        taps: the feature maps that the head reads, as indices in the backbone's own list; ``upernet`` reads four,
+            ``danet`` one. Without them the last ones; of a column, those after a third, a half, two thirds and all of
+            its blocks.
+
+    Shape:
+        x: (B, channels, H, W), any H and W that the backbone takes -> by name (B, K, H, W). ``out`` is the prediction.
+        In training mode there are the auxiliary outputs too: ``aux`` of upernet; ``position`` and ``channel`` of danet.
+
+    Raises:
+        FoveateError: the head, its option, or a feature map does not exist, or the backbone lists none.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: str | Spec = "upernet", *, classes: int, taps: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        spec = Spec.parse(str(head))
+        if spec.name not in HEADS:
+            raise FoveateError(f"no segmentation head is called {spec.name!r}; {near(spec.name, HEADS)}")
+        if not isinstance(backbone, nn.Module):
+            raise FoveateError(f"a segmenter's backbone is a network, not a {type(backbone).__name__}: build it first")
+        if type(classes) is not int or classes < 1:
+            raise FoveateError(f"classes={classes!r}: a segmenter has 1 class or more")
+        decoder = HEADS[spec.name]
+        self.taps = find_taps(backbone, decoder.levels, taps)
+        self.backbone = backbone
+        self.decoder = _build(spec, self.taps.channels, self.taps.strides, classes)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Scores by name."""
+        scores = self.decoder(self.taps.read(self.backbone, x))
+        return {
+            name: F.interpolate(score, size=x.shape[2:], mode="bilinear", align_corners=False)
+            for name, score in scores.items()
+        }
+
+
+def _build(spec: Spec, channels: Sequence[int], strides: Sequence[int], classes: int) -> nn.Module:
+    decoder = HEADS[spec.name]
+    parameters = inspect.signature(decoder).parameters.values()
+    options = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for key in spec.kwargs:
+        if key not in options:
+            raise FoveateError(f"{spec.name} has no option {key!r}; {near(key, options)}")
+    try:
+        return decoder(channels, strides, classes, **spec.kwargs)  # type: ignore[arg-type]
+    except FoveateError:
+        raise
+    except Exception as error:
+        raise FoveateError(f"{spec} cannot be built: {first_line(error)}") from error
