@@ -12,12 +12,15 @@ from torch import nn
 from foveate.errors import FoveateError, first_line, near
 from foveate.networks.packaged import PACKAGED, packaged_state
 
-__all__ = ["Origin", "create_model", "origin_of"]
+__all__ = ["Origin", "channels_of", "create_model", "origin_of"]
 
 ATTRIBUTE = "_foveate_origin"
 
 # The options that an origin may hold: plain values that timm neither looks up in files nor calls.
-KEPT_OPTIONS = ("drop_path_rate", "drop_rate", "features_only", "global_pool", "out_indices", "output_stride")
+KEPT_OPTIONS = (
+    *("drop_path_rate", "drop_rate", "features_only", "global_pool", "out_indices", "output_stride"),
+    *("heads", "init_values", "join", "norm", "score", "second_pool", "stem", "tokens"),  # of our own networks
+)
 _SIZES = ("num_classes", "in_chans")
 
 
@@ -116,6 +119,21 @@ def _signed(model: nn.Module, library: str, name: str, options: dict[str, Any]) 
     return model
 
 
+def channels_of(model: nn.Module) -> int:
+    """Channels of the images that a network takes: what timm was asked for, else what the first convolution says.
+
+    A first convolution of 4 or 16 times the channels works on squares of pixels that were put into channels.
+    """
+    asked = getattr(model, "_model_args", {}).get("in_chans")
+    config = getattr(model, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
+    known = int(asked or (size or (3,))[0])
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if asked or first is None or not first.in_channels or first.in_channels in (4 * known, 16 * known):
+        return known  # a lazy layer that has not run has 0
+    return first.in_channels
+
+
 def origin_of(model: nn.Module) -> Origin | None:
     """How a network was made, read from what timm and ``create_model`` leave on it.
 
@@ -135,9 +153,7 @@ def origin_of(model: nn.Module) -> Origin | None:
         return None
     # Without inserted attention, which stands under a name of its own.
     own = [module for path, module in model.named_modules() if "foveate" not in path]
-    layers = [module for module in own if isinstance(module, nn.Conv2d | nn.Linear)]
-    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
-    in_chans = first.in_channels if first is not None else 3
+    in_chans = channels_of(model)
     if library == "timm":
         return Origin(library, name, int(getattr(model, "num_classes", 0)), in_chans, options)
     # A head in the classifier's place says its classes as a Linear does.

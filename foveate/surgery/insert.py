@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,7 @@ from foveate.spec import Plan
 from foveate.surgery.classifier import check_pooled_by_mean
 from foveate.surgery.graft import Record, Step, carried_plan, graft, part, record_of, take_out
 from foveate.surgery.holders import Gate, mechanism_of
-from foveate.surgery.probe import Seen, input_size_of, on_a_copy, probe, run
+from foveate.surgery.probe import Seen, copied, input_size_of, on_a_copy, probe, run
 from foveate.surgery.sites import list_sites
 from foveate.surgery.steps import STARTS, build_step, check_shape, resolve_plan
 
@@ -75,8 +74,8 @@ def insert(
         raise FoveateError(f"start={start!r} does not exist; {near(str(start), STARTS)}")
     _check_bare(model)
     size = input_size_of(model, input_size)
-    seen, copied = probe(model, size)
-    wanted = resolve_plan(model, asked, list_sites(copied, seen, size), seen, start)
+    seen, twin = probe(model, size)
+    wanted = resolve_plan(model, asked, list_sites(twin, seen, size), seen, start)
     for at in wanted:
         if at.verb == "as pool":
             check_pooled_by_mean(model, at.site, size, nhwc=seen[at.site].nhwc)
@@ -121,11 +120,15 @@ def _rehearse(model: nn.Module, steps: list[Step], size: tuple[int, int, int]) -
 
     def task(net: nn.Module) -> tuple[dict[str, Seen], Record]:
         bones = any(parameter.is_meta for parameter in net.parameters())
-        mechanisms = [copy.deepcopy(step.mechanism).eval() for step in steps]
-        copies = [
-            replace(step, mechanism=mechanism.to("meta") if bones else mechanism)
-            for step, mechanism in zip(steps, mechanisms, strict=True)
-        ]
+        tried: set[tuple[object, ...]] = set()
+        copies = []
+        for step in steps:
+            key = (step.verb, step.spec, step.shape)
+            # One mechanism of each kind and shape shows what all do; the others only show how often they would run.
+            alike = key in tried and step.verb in ("after", "replacing")
+            tried.add(key)
+            stand_in = nn.Identity().eval() if alike else copied(step.mechanism, data=not bones)
+            copies.append(replace(step, mechanism=stand_in))
         record = graft(net, copies, size)
         return run(net, size), record
 
@@ -140,7 +143,8 @@ def _rehearse(model: nn.Module, steps: list[Step], size: tuple[int, int, int]) -
     again = []
     for at in record.placed:
         step = next(step for step in steps if (step.site, step.verb) == (at.site, at.verb))
-        inside = seen[f"{at.path}.mechanism" if isinstance(step.mechanism, Gate) else at.path]
+        gated = isinstance(step.mechanism, Gate) and f"{at.path}.mechanism" in seen
+        inside = seen[f"{at.path}.mechanism" if gated else at.path]
         if inside.calls == 1:
             check_shape(step, inside.out_shape)
             continue

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from foveate.errors import FoveateError, first_line
+from foveate.networks.create import channels_of
 from foveate.surgery.graft import record_of, take_out
 
 __all__ = ["Seen", "copied", "eval_mode", "input_size_of", "on_a_copy", "probe", "run", "run_once"]
@@ -64,10 +65,8 @@ def input_size_of(model: nn.Module, input_size: int | tuple[int, ...] | None = N
     """
     config = getattr(model, "pretrained_cfg", None)
     known = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
-    channels, height, width = known or (3, 224, 224)
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None:
-        channels = first.in_channels or channels  # 0 in a lazy layer that has not run
+    _, height, width = known or (3, 224, 224)
+    channels = channels_of(model)
     if input_size is None:
         return channels, height, width
     size = tuple(input_size) if isinstance(input_size, tuple | list) else (input_size,)
