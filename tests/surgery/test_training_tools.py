@@ -1,0 +1,104 @@
+"""A planned network in the hands of what trains it: data parallelism, layer-wise learning rates, worker processes."""
+
+import multiprocessing
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+import foveate as fv
+
+PLAN = "ulsam(groups=4) replacing blocks.3.1; se after blocks.4; gap as pool"
+
+
+def planned():
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv2_035", num_classes=5)
+    return fv.insert(model, PLAN, input_size=64, seed=0)
+
+
+def images(seed=0, count=4):
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def train_in_parallel(rank, world, place, results):
+    """One step of data parallel training; batch norms in eval mode, so that the gradients are those of the batch."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=world)
+    model = DistributedDataParallel(planned().eval())
+    half = images().chunk(world)[rank]
+    model(half).square().mean().backward()
+    if rank == 0:
+        results.put({name: p.grad.tolist() for name, p in model.module.named_parameters() if "foveate" in name})
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_data_parallel_gradients_are_those_of_the_whole_batch(tmp_path):
+    world = 2
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [
+        context.Process(target=train_in_parallel, args=(rank, world, tmp_path / "group", results), daemon=True)
+        for rank in range(world)
+    ]
+    for worker in workers:
+        worker.start()
+    found = results.get(timeout=120)
+    for worker in workers:
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
+    model = planned().eval()
+    model(images()).square().mean().backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if "foveate" in name}
+    assert found.keys() == expected.keys()
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    assert largest > 0
+    for name, grad in expected.items():  # some are 0 in theory, as of a shift that the softmax cancels
+        torch.testing.assert_close(torch.tensor(found[name]), grad, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_parallel_on_one_process(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
+    try:
+        model = planned().eval()
+        before = model(images())
+        parallel = DistributedDataParallel(model)
+        assert torch.equal(parallel(images()), before)
+        with pytest.raises(fv.FoveateError, match="compiled or wrapped"):
+            fv.insert(DistributedDataParallel(timm.create_model("mobilenetv2_035")), "se after blocks.4")
+        assert fv.plan_of(parallel) is None
+    finally:
+        distributed.destroy_process_group()
+
+
+def rates(model):
+    groups = param_groups_layer_decay(model, weight_decay=0.01, layer_decay=0.5)
+    of = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    return {name: of[id(p)] for name, p in model.named_parameters()}
+
+
+def test_layer_decay_gives_attention_the_rate_of_its_block():
+    plain, of = rates(timm.create_model("mobilenetv2_035", num_classes=5)), rates(planned())
+    for block in ("blocks.3.1.", "blocks.4.2."):
+        own = {of[name] for name in of if name.startswith(block) and "foveate" in name}
+        assert own == {plain[name] for name in plain if name.startswith(block)}
+
+
+def run_copy(model, batch, results):
+    torch.set_num_threads(1)
+    results.put(model(batch).detach().numpy().tolist())
+
+
+def test_a_worker_process_gets_the_model():
+    model, batch = planned().eval(), images(count=1)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    worker = context.Process(target=run_copy, args=(model, batch, results), daemon=True)
+    worker.start()
+    found = torch.tensor(results.get(timeout=120))
+    worker.join(timeout=60)
+    torch.testing.assert_close(found, model(batch).detach(), rtol=1e-5, atol=1e-6)
