@@ -19,7 +19,8 @@ ATTRIBUTE = "_foveate_origin"
 # The options that an origin may hold: plain values that timm neither looks up in files nor calls.
 KEPT_OPTIONS = (
     *("drop_path_rate", "drop_rate", "features_only", "global_pool", "out_indices", "output_stride"),
-    *("heads", "init_values", "join", "norm", "score", "second_pool", "stem", "tokens"),  # of our own networks
+    *("combine", "heads", "init_values", "join", "norm", "project", "regularise"),  # of our own networks
+    *("score", "second_pool", "stem", "tokens", "trunk_dropout"),
 )
 _SIZES = ("num_classes", "in_chans")
 
