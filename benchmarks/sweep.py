@@ -44,7 +44,7 @@ def names() -> Iterator[tuple[str, str]]:
     import timm
     from torchvision import models
 
-    yield from (("timm", name) for name in timm.list_models())
+    yield from (("timm", name) for name in timm.list_models() if name != "foveate_planned")
     yield from (("torchvision", f"torchvision:{name}") for name in models.list_models(module=models))
 
 

@@ -17,8 +17,13 @@ from .studies import compare as compare
 from .studies import demo as demo
 from .studies import report as report
 from .surgery import create_model as create_model
+from .surgery.checkpoint import LoadReport as LoadReport
 from .surgery.checkpoint import load as load
+from .surgery.checkpoint import load_report as load_report
 from .surgery.checkpoint import save as save
+from .surgery.hub import from_pretrained as from_pretrained
+from .surgery.hub import push_to_hub as push_to_hub
+from .surgery.hub import save_pretrained as save_pretrained
 from .surgery.insert import attentions as attentions
 from .surgery.insert import insert as insert
 from .surgery.insert import plan_of as plan_of

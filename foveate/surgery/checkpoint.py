@@ -1,39 +1,39 @@
 """Weights and plan in one folder, that loads without executing anything.
 
 ``model.safetensors`` holds the weights and, in its header, the description of the model with a SHA-256 of all that the
-file holds; ``config.json`` is the same description for people and other programs, and is not read again. The weights
-file alone is enough to load, and it is replaced in one step, so that a save that is cut off leaves the previous one
-whole.
+file holds; ``config.json`` is for people and other programs, and is not read again. The weights file alone is enough to
+load, and it is replaced in one step, so that a save that is cut off leaves the previous one whole. ``SHA256SUMS``, in
+the form of the command ``sha256sum``, is checked when it is there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate import __version__
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError
 from foveate.networks import create_model, origin_of
 from foveate.networks.create import KEPT_OPTIONS
 from foveate.spec import Plan
+from foveate.surgery.files import CONFIG, as_text, read, write_files
 from foveate.surgery.graft import record_of, take_out
 from foveate.surgery.holders import KEY
 from foveate.surgery.insert import insert, plan_of, unwrapped
+from foveate.surgery.presets import PRESETS
 from foveate.surgery.probe import input_size_of
 
-__all__ = ["describe", "load", "save"]
+__all__ = ["LoadReport", "describe", "load", "load_report", "save"]
 
-WEIGHTS, CONFIG, HEADER = "model.safetensors", "config.json", "foveate"
+_REPORT = "_foveate_load_report"
 _ADVICE = "build the network and give it as load(folder, model)"
 _PREPARATION: dict[str, type | tuple[type, ...]] = {
     "input_size": int,
@@ -43,16 +43,46 @@ _PREPARATION: dict[str, type | tuple[type, ...]] = {
     "crop_pct": (int, float),
     "label_names": str,
 }
+logger = logging.getLogger("foveate")
 
 
-def _digest(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    said = {key: value for key, value in config.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class LoadReport:
+    """How saved weights fitted a model. Its text is one line.
+
+    Args:
+        missing: keys of the model that were not saved: these weights are still those of the model.
+        unexpected: saved keys that the model does not have.
+        mismatched: keys of both, of another shape, which stayed as they were, too.
+        structure: whether the rebuilt network runs as the saved one did, as far as can be told.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    structure: bool = True
+
+    @classmethod
+    def of(cls, model: nn.Module, state: Mapping[str, Tensor], *, structure: bool = True) -> LoadReport:
+        """Compare a model with saved weights; batch norms that were frozen no longer count their batches."""
+        own = model.state_dict()
+        return cls(
+            tuple(key for key in own if key not in state and not key.endswith("num_batches_tracked")),
+            tuple(key for key in state if key not in own),
+            tuple(key for key, tensor in state.items() if key in own and own[key].shape != tensor.shape),
+            structure,
+        )
+
+    def __str__(self) -> str:
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
+        said = [f"{kind} {', '.join(map(repr, keys[:4])) or 'none'} ({len(keys)})" for kind, keys in kinds.items()]
+        return ", ".join(said) + ("" if self.structure else ", and the network does not run as the saved one did")
+
+
+def load_report(model: nn.Module) -> LoadReport | None:
+    """How the saved weights fitted a model that ``load`` gave; None for any other."""
+    report: LoadReport | None = getattr(model, _REPORT, None)
+    return report
 
 
 def _preparation(model: nn.Module) -> dict[str, Any]:
@@ -76,11 +106,12 @@ def _structure(model: nn.Module) -> str:
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What ``config.json`` says of a model: architecture, classes, plan, and how images are prepared for it."""
+    """What is kept of a model beside its weights: architecture, classes, plan, and how images are prepared for it."""
     origin, record = origin_of(model), record_of(model)
+    name = origin.name if origin else type(model).__name__
     return {
         "library": origin.library if origin else None,
-        "architecture": origin.name if origin else type(model).__name__,
+        "architecture": PRESETS[name][0] if name in PRESETS else name,
         "num_classes": origin.num_classes if origin else None,
         "in_chans": origin.in_chans if origin else input_size_of(model)[0],
         "options": dict(origin.options) if origin else {},
@@ -107,71 +138,42 @@ def save(model: nn.Module, folder: str | os.PathLike[str], info: Mapping[str, ob
         FoveateError: the model holds something other than tensors, or the folder cannot be written; what was in it
             is untouched.
     """
+    return write(model, folder, info, lambda config: {CONFIG: as_text(config)})
+
+
+def write(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    info: Mapping[str, object] | None,
+    texts: Callable[[dict[str, Any]], Mapping[str, str]],
+    listed: Collection[str] = (),
+) -> Path:
+    """Write the weights file and others beside it, all of them or none. Like ``save``, with two more arguments.
+
+    Args:
+        model: see ``save``, as for ``folder`` and ``info``.
+        folder: see there.
+        info: see there.
+        texts: gives the text of each other file by its name, from the description that the weights file holds.
+        listed: the files that ``SHA256SUMS`` lists; without any, none is written, and an old one goes.
+    """
     folder, model = Path(folder), unwrapped(model)
     state = model.state_dict()
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if odd:
         raise FoveateError(f"cannot save {type(model).__name__}: {', '.join(odd[:4])} of its state is not a tensor")
-    # Tensors that share memory are written once each: safetensors takes no aliases.
-    state = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
     said = {**describe(model), **({"info": dict(info)} if info else {})}
-    config = json.loads(json.dumps(said, default=str))  # as it will be read back
-    config["sha256"] = _digest(state, config)
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FoveateError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    _replace(
-        {
-            folder / CONFIG: lambda path: path.write_text(text + "\n", encoding="utf-8"),
-            folder / WEIGHTS: lambda path: save_file(state, path, {"format": "pt", HEADER: text}),
-        }
-    )
-    return folder
+    return write_files(state, said, folder, texts, listed)
 
 
-def _replace(writers: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Write files beside the old ones first, all of them, and only then put them in their places."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
-    try:
-        for path, write in writers.items():
-            write(temporaries[path])
-            with temporaries[path].open("rb+") as file:
-                os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise FoveateError(f"cannot write {path}: {reason}; the model that was there is untouched") from error
-    finally:
-        for path, temporary in temporaries.items():
-            temporary.unlink(missing_ok=True)
-            for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
-                if time.time() - stale.stat().st_mtime > 3600:
-                    stale.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get(HEADER, "null"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise FoveateError(f"{path} is no safetensors file that can be read: {first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise FoveateError(f"{path} was not written by foveate.save: load its weights with safetensors instead")
-    if config.get("sha256") != _digest(state, config):
-        raise FoveateError(f"{path} is damaged: what it holds does not have the SHA-256 that was saved with it")
-    return state, config
-
-
-def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, strict: bool = True) -> nn.Module:
     """Build a saved model anew: first the network, then the plan, then the weights. Nothing in the files is executed.
 
     Args:
-        folder: one that ``save`` wrote.
+        folder: one that ``save`` or ``save_pretrained`` wrote.
         model: the plain network, for one that neither timm nor torchvision can build by name; it is changed in place.
+        strict: refuse weights that do not fit in every key and shape, and a network that is not rebuilt as it was.
+            Without it what fits is loaded, and one warning and ``load_report(model)`` say what did not.
 
     Returns:
         The model, in eval mode.
@@ -180,34 +182,37 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.M
         FoveateError: the folder holds no such model, its files are damaged, or the weights do not fit; a ``model``
             that was given is left as found.
     """
-    folder = Path(folder)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
-        raise FoveateError(f"no saved model in {folder}: {WEIGHTS} is missing (there: {held or 'nothing'})")
-    state, config = _read(path)
-    preparation = _checked_preparation(path, config)
+    path, state, config = read(Path(folder))
+    preparation = checked_preparation(path, config)
     network = _rebuild(path, config, state) if model is None else model
     if plan_of(network) is not None:
         raise FoveateError(f"load takes the plain network, and this one carries the plan {str(plan_of(network))!r}")
     if config.get("plan"):
         size = config.get("plan_input_size")
         insert(network, Plan.parse(config["plan"]), seed=0, input_size=tuple(size) if isinstance(size, list) else None)
-    try:
-        if model is None and config.get("structure") != _structure(network):
-            raise FoveateError(
-                f"{path}: the network was not built or run as {config.get('architecture')} of the installed "
-                f"{config.get('library')} is: {_ADVICE}"
-            )
-        _fill(network, state, path, config)
-    except FoveateError:
-        take_out(network)
-        raise
-    record = record_of(network)
+    alike = model is not None or config.get("structure") == _structure(network)
+    report, name = LoadReport.of(network, state, structure=alike), config.get("architecture")
+    if report != LoadReport():
+        said = f"the weights in {path} do not fit {name}: {report}"
+        if strict:
+            take_out(network)
+            run = f"{path}: the network was not built or run as {name} of the installed {config.get('library')} is"
+            raise FoveateError(said if alike else f"{run}: {_ADVICE}")
+        logger.warning(said)
+    _fill(network, {key: state[key] for key in state if key not in (*report.unexpected, *report.mismatched)})
+    setattr(network, _REPORT, report)
+    if report.mismatched:
+        preparation.pop("label_names", None)  # they may be of other classes
+    mark_as_loaded(network)
+    restore_preparation(network, preparation)
+    return network.eval()
+
+
+def mark_as_loaded(model: nn.Module) -> None:
+    """Write down that the blocks which a plan replaced were never the caller's, so that ``remove`` refuses."""
+    record = record_of(model)
     for removed in record.removed.values() if record else ():
         removed.original = False
-    _restore_preparation(network, preparation)
-    return network.eval()
 
 
 def _rebuild(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
@@ -217,7 +222,7 @@ def _rebuild(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor])
     if library not in ("timm", "torchvision") or not isinstance(name, str):
         raise FoveateError(f"{path}: {name} is not rebuilt by a name of timm or torchvision alone: {_ADVICE}")
     sizes = {side for tensor in state.values() for side in tensor.shape[:2]}
-    if classes not in (None, 0, *sizes) or channels not in (*sizes,) or not _is_plain(options):
+    if classes not in (None, 0, *sizes) or channels not in (*sizes,) or not is_plain(options):
         raise FoveateError(f"{path}: {classes} classes, {channels} channels, options {options}: {_ADVICE}")
     with torch.random.fork_rng(devices=[]):
         prefix = "torchvision:" if library == "torchvision" else ""
@@ -225,10 +230,10 @@ def _rebuild(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor])
 
 
 def _parts(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]
+    return [*value] if isinstance(value, list | tuple) else [value]
 
 
-def _is_plain(options: object) -> bool:
+def is_plain(options: object) -> bool:
     """Whether options that were read from a file are those of an origin, with plain values."""
     return isinstance(options, dict) and all(
         key in KEPT_OPTIONS and all(isinstance(part, str | int | float) for part in _parts(value))
@@ -236,24 +241,20 @@ def _is_plain(options: object) -> bool:
     )
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, config: Mapping[str, Any]) -> None:
-    """Load the weights in the dtypes that they were saved in; nothing is changed when they do not fit."""
-    own = model.state_dict()
-    # Batch norms that were frozen no longer count their batches.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own or own[key].shape != state[key].shape]
-    if missing or unexpected:
-        raise FoveateError(
-            f"the weights in {path} do not fit {config.get('architecture')}: missing {missing[:4] or 'none'} "
-            f"({len(missing)}), unexpected or of another shape {unexpected[:4] or 'none'} ({len(unexpected)})"
-        )
+def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights that fit, in the dtypes that they were saved in."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state, strict=False)
 
 
-def _checked_preparation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def checked_preparation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are prepared, as a description says, when it says what can be.
+
+    Raises:
+        FoveateError: it says something else.
+    """
     said = config.get("preparation", {})
     known = {key: said[key] for key in _PREPARATION if key in said} if isinstance(said, dict) else {"preparation": said}
     for key, value in known.items():
@@ -262,7 +263,8 @@ def _checked_preparation(path: Path, config: Mapping[str, Any]) -> dict[str, Any
     return {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
 
 
-def _restore_preparation(model: nn.Module, saved: Mapping[str, Any]) -> None:
+def restore_preparation(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Put how images are prepared where timm keeps it."""
     known = getattr(model, "pretrained_cfg", None)
     if known is None:
         model.pretrained_cfg = dict(saved)  # type: ignore[assignment]

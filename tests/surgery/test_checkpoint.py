@@ -2,7 +2,9 @@
 
 import copy
 import errno
+import hashlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -20,7 +22,8 @@ from torchvision import models
 
 import foveate as fv
 from foveate.errors import FoveateError
-from foveate.surgery import checkpoint
+from foveate.surgery import files
+from foveate.surgery.checkpoint import LoadReport, load_report
 
 
 def header_of(path):
@@ -248,7 +251,7 @@ def test_a_save_that_fails_midway_leaves_the_old_model(error, planned, folder, m
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", fails)
+    monkeypatch.setattr(files, "save_file", fails)
     with pytest.raises(
         FoveateError, match="cannot write .*No space left on device; the model that was there is untouched"
     ):
@@ -293,3 +296,125 @@ def test_other_files_in_the_folder_stay(planned, folder):
     fv.save(planned, folder)
     assert (folder / "notes.txt").read_text() == "mine"
     assert {path.name for path in folder.iterdir()} == {"notes.txt", "config.json", "model.safetensors"}
+
+
+# What was saved by older versions, and by name
+
+
+def test_a_folder_of_the_first_version(tmp_path, images):
+    """Written by hand as version 0.1.0 wrote it: this form is read for good."""
+    torch.manual_seed(0)
+    model = fv.insert(timm.create_model("test_resnet", num_classes=10), "se after layer2", seed=1).eval()
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    lines = []
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if [*module.children()] or hasattr(module, "running_mean") or "foveate" in name:
+            continue
+        if not kind.startswith(("Identity", "Drop")):
+            shape = [getattr(module, key, None) for key in ("stride", "padding", "dilation")]
+            lines.append(f"{name} {kind} {shape}")
+    config = {
+        "library": "timm",
+        "architecture": "test_resnet",
+        "num_classes": 10,
+        "in_chans": 3,
+        "options": {},
+        "structure": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "plan": "se after layer2",
+        "plan_input_size": [3, 160, 160],
+        "preparation": {"input_size": [3, 96, 96], "mean": [0.5, 0.5, 0.5], "crop_pct": 1.0},
+        "foveate_version": "0.1.0",
+        "info": {"top1": 0.5},
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for key in sorted(state):
+        digest.update(f"{key} {state[key].dtype} {tuple(state[key].shape)}".encode())
+        digest.update(state[key].numpy().tobytes())
+    config["sha256"] = digest.hexdigest()
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors", {"format": "pt", "foveate": text})
+    (tmp_path / "config.json").write_text(text + "\n")
+    again = fv.load(tmp_path)
+    assert torch.equal(again(images), model(images))
+    assert str(fv.plan_of(again)) == "se after layer2"
+    assert again.pretrained_cfg["input_size"] == (3, 96, 96)
+
+
+def test_a_preset_of_the_paper(tmp_path):
+    name = "mobilenetv1_050_ulsam_10"
+    model = fv.create_model(name, num_classes=3).eval()
+    again = fv.load(fv.save(model, tmp_path))
+    assert fv.plan_of(again) == fv.plan_of(model)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(again(x), model(x))
+
+
+# What fits is loaded, where that is asked for
+
+
+def test_a_model_that_fits_has_an_empty_report(folder, resnet):
+    again = fv.load(folder)
+    assert load_report(again) == LoadReport() == load_report(fv.load(folder, strict=False))
+    assert str(load_report(again)) == "missing none (0), unexpected none (0), of another shape none (0)"
+    assert load_report(resnet) is None
+
+
+def test_what_fits_is_loaded_and_the_rest_is_said(blocks, make_blocks, tmp_path, images, caplog):
+    blocks.pretrained_cfg = {"label_names": tuple("abcde"), "mean": (0.1, 0.2, 0.3)}
+    fv.save(fv.insert(blocks, "se after stage1.0; ulsam replacing stage2.1"), tmp_path)
+    other = make_blocks(classes=3)
+    other.stem.bias = None
+    other.extra = nn.Linear(2, 2)
+    own = {key: tensor.clone() for key, tensor in other.state_dict().items()}
+    with pytest.raises(FoveateError, match="do not fit Blocks") as caught:
+        fv.load(tmp_path, other)
+    said = (
+        "missing 'extra.weight', 'extra.bias' (2), unexpected 'stem.bias' (1), "
+        "of another shape 'head.bias', 'head.weight' (2)"
+    )
+    assert str(caught.value).endswith(said)
+    with caplog.at_level(logging.WARNING, "foveate"):
+        again = fv.load(tmp_path, other, strict=False)
+    assert again is other
+    report = load_report(again)
+    assert report.missing == ("extra.weight", "extra.bias")
+    assert report.unexpected == ("stem.bias",)
+    assert set(report.mismatched) == {"head.weight", "head.bias"}
+    assert report.structure
+    (record,) = caplog.records
+    assert record.getMessage().endswith(said)
+    saved = blocks.state_dict()
+    for key, tensor in again.state_dict().items():
+        left = key.startswith(("head", "extra"))
+        assert torch.equal(tensor, own[key] if left else saved[key]), key
+    assert fv.plan_of(again) == fv.plan_of(blocks)
+    assert again.pretrained_cfg == {"mean": (0.1, 0.2, 0.3)}  # the names were of other classes
+    assert again(images).shape == (3, 3)
+
+
+def test_a_long_report_is_one_short_line():
+    report = LoadReport(missing=tuple(f"layer{i}" for i in range(100)), structure=False)
+    assert str(report) == (
+        "missing 'layer0', 'layer1', 'layer2', 'layer3' (100), unexpected none (0), of another shape none (0), "
+        "and the network does not run as the saved one did"
+    )
+
+
+def test_a_network_that_was_changed_by_hand_can_be_had_all_the_same(resnet, tmp_path):
+    resnet.layer3[0].conv2.stride = (1, 1)
+    fv.save(resnet, tmp_path)
+    again = fv.load(tmp_path, strict=False)
+    assert not load_report(again).structure
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), resnet.state_dict().values(), strict=True)
+    )
+
+
+def test_damage_is_refused_even_so(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FoveateError, match="is damaged"):
+        fv.load(folder, strict=False)

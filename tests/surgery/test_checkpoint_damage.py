@@ -14,7 +14,7 @@ from safetensors import safe_open
 import foveate as fv
 import foveate.attention._timm
 from foveate.errors import FoveateError
-from foveate.surgery import checkpoint
+from foveate.surgery import files
 
 
 def header_of(path):
@@ -27,7 +27,7 @@ def rewrite(path, sign=True, **changes):
     state = safetensors.torch.load_file(path)
     config = {**header_of(path), **changes}
     if sign:
-        config["sha256"] = checkpoint._digest(state, config)
+        config["sha256"] = files._digest(state, config)
     safetensors.torch.save_file(state, path, {"format": "pt", "foveate": json.dumps(config)})
 
 
