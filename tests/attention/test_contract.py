@@ -152,7 +152,7 @@ def test_every_parameter_and_the_input_get_a_gradient(name):
 
 def test_trains(name):
     module = make(name).train()
-    x = torch.randn(4, CHANNELS, 6, 5)
+    x = torch.randn(4, CHANNELS, 6, 5, requires_grad=True)  # a mechanism may have no parameter
     module(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
