@@ -22,5 +22,7 @@ def names() -> tuple[str, ...]:
 
     The presets, networks with a plan, are among them when ``foveate.surgery`` has been imported: it registers them.
     """
-    own = (name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("foveate.networks."))
+    own = (
+        name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("foveate.networks.")
+    )
     return tuple(sorted(own))
