@@ -1,0 +1,117 @@
+"""The pages of docs/: the catalogue is what the code gives, every name has a page, nothing links to nowhere."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from foveate import networks, registry
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+NAMES = [(kind, name) for kind in ("attention", "pooling", "heads") for name in registry.names(kind)]
+CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+
+
+def script(name):
+    """A program of docs/ as a module; it is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def links(page):
+    found = re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text("utf-8")))
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def files(nav):
+    for entry in nav:
+        inside = entry.values() if isinstance(entry, dict) else [entry]
+        for value in inside:
+            yield from files(value) if isinstance(value, list) else [value]
+
+
+@pytest.mark.slow
+def test_catalogue_is_what_the_code_gives():
+    # A process of its own: other tests register mechanisms.
+    command = [sys.executable, str(DOCS / "make_catalogue.py"), "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+
+
+def test_check_tells_an_old_catalogue(tmp_path, monkeypatch):
+    catalogue = script("make_catalogue")
+    monkeypatch.setattr(catalogue, "PAGE", tmp_path / "catalogue.md")
+    monkeypatch.setattr(catalogue, "text", lambda: "| `se` | 33,312 |\n")
+    with pytest.raises(SystemExit, match=r"\+\| `se` \| 33,312 \|[\s\S]*out of date"):
+        catalogue.main(["--check"])
+    assert not catalogue.PAGE.exists()
+    catalogue.main([])
+    catalogue.main(["--check"])
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES)
+def test_every_name_has_a_page_that_the_catalogue_links(kind, name):
+    assert (DOCS / kind / f"{name}.md").is_file()
+    assert f"({kind}/{name}.md)" in (DOCS / "catalogue.md").read_text("utf-8")
+
+
+def test_every_network_is_in_the_catalogue():
+    page = (DOCS / "catalogue.md").read_text("utf-8")
+    assert [name for name in networks.names() if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(page):
+    assert [link for link in links(page) if not (page.parent / link.partition("#")[0]).exists()] == []
+
+
+def test_links_in_code_are_no_links(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("[a](a.md) `[b](b.md)` ![c](../c.png) [d](https://example.org)\n```\n[e](e.md)\n```\n")
+    assert links(page) == ["a.md", "../c.png"]
+
+
+def test_navigation_holds_every_page_once():
+    nav = script("navigation").navigation(DOCS)
+    assert sorted(files(nav)) == [page.relative_to(DOCS).as_posix() for page in PAGES]
+    assert next(iter(nav[0])) == "Home"
+
+
+def test_navigation_takes_in_what_is_added(tmp_path):
+    for page in ("index.md", "catalogue.md", "cost.md", "new.md", "heads/saol.md", "more/a.md"):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).touch()
+    assert script("navigation").navigation(tmp_path) == [
+        {"Home": "index.md"},
+        {"Guides": ["cost.md", "new.md"]},
+        {"Catalogue": "catalogue.md"},
+        {"Heads": ["heads/saol.md"]},
+        {"More": ["more/a.md"]},
+    ]
+
+
+def test_mkdocs_configuration_names_files_that_exist():
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    assert "nav" not in config
+    assert all((ROOT / hook).is_file() for hook in config["hooks"])
+    assert (ROOT / config["docs_dir"]).is_dir()
+
+
+@pytest.mark.parametrize("name", registry.names("attention"))
+def test_every_mechanism_has_a_small_picture_on_its_page(name):
+    assert name in script("make_pictures").PLANS
+    assert f"](../images/{name}.png)" in (DOCS / "attention" / f"{name}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("image", sorted((DOCS / "images").iterdir()), ids=lambda image: image.name)
+def test_images_are_small_and_shown(image):
+    assert image.stat().st_size < 100_000
+    assert any(image.name in page.read_text("utf-8") for page in [*PAGES, ROOT / "README.md"])
