@@ -135,7 +135,9 @@ def test_a_plain_network_needs_no_foveate(tmp_path):
         f"torch.save(model(x).detach(), '{tmp_path}/out')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert torch.equal(torch.load(tmp_path / "out", weights_only=True), picture_of(model)[0])
+    torch.testing.assert_close(
+        torch.load(tmp_path / "out", weights_only=True), picture_of(model)[0], rtol=1e-4, atol=1e-5
+    )  # another process, with another number of threads
 
 
 def test_timm_gets_how_images_are_prepared(tmp_path):
