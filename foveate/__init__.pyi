@@ -16,6 +16,8 @@ from .studies import Comparison as Comparison
 from .studies import compare as compare
 from .studies import demo as demo
 from .studies import report as report
+from .studies.reproduce import reproduce as reproduce
+from .studies.reproduction import Reproduction as Reproduction
 from .surgery import create_model as create_model
 from .surgery.checkpoint import LoadReport as LoadReport
 from .surgery.checkpoint import load as load

@@ -1,5 +1,6 @@
-"""What a network costs, and what its plan adds and takes away."""
+"""What a network costs, what its plan adds and takes away, and the memory that training takes."""
 
-from foveate.accounting.cost import Cost, cost
+from foveate.accounting.cost import Cost, ModuleCost, cost
+from foveate.accounting.memory import training_memory
 
-__all__ = ["Cost", "cost"]
+__all__ = ["Cost", "ModuleCost", "cost", "training_memory"]

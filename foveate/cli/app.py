@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import foveate as fv
+from foveate.cli import cost_tree
 from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
+from foveate.cli.reproduce import reproduce
 from foveate.errors import FoveateError
 
 __all__ = ["app", "main"]
@@ -22,6 +24,8 @@ app = App(
     help="Give a convolutional network spatial attention, and learn what it bought.",
     version=lambda: fv.__version__,
 )
+
+app.command(reproduce)
 
 _RECIPE = Group("Recipe", sort_key=2)
 
@@ -67,40 +71,34 @@ def cost(
     plan: str | None = None,
     input_size: int | None = None,
     counting: Literal["exact", "paper"] = "exact",
+    depth: int = 2,
     json: bool = False,
+    csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> None:
-    """Count parameters, MACs and activations, beside the network without the plan.
+    """Count parameters, MACs, element operations and memory, module by module, with and without the plan.
 
     Args:
         model: a timm model, torchvision:NAME, or a folder that foveate saved.
         plan: attention to insert first.
         input_size: side of the images in pixels; without it the model's own.
         counting: "exact" counts the real modules, "paper" as the compact-CNN papers do.
+        depth: how far down the tree of modules goes; what the plan adds and removes is shown wherever it is.
         json: print JSON.
+        csv: write a line for each module to this file; "-" prints them, and nothing else.
     """
+    cost_tree.check(counting, depth, json=json, csv=csv)
     network = open_network(ModelOptions(model, plan=plan), input_size)
     found = fv.cost(network, input_size, counting=counting)
-    columns = {"with the plan": found, "without": found.baseline} if found.baseline else {"": found}
-    if found.baseline is not None:
-        columns["difference"] = found - found.baseline
+    if csv is not None:
+        cost_tree.write_csv(found, csv)
     if json:
-        numbers = {
-            (name or "cost").replace(" ", "_"): {key: getattr(c, key) for key in ("params", "macs", "activations")}
-            for name, c in columns.items()
-        }
-        _print_json({"plan": str(fv.plan_of(network) or ""), "counting": counting, **numbers})
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column(f"{counting} counting")
-    for name in columns:
-        table.add_column(name, justify="right")
-    rows = ["params", "macs"] + (["activations"] if counting == "exact" else [])
-    for row in rows:
-        values = [f"{getattr(c, row):{'+' if name == 'difference' else ''},}" for name, c in columns.items()]
-        table.add_row({"params": "parameters", "macs": "MACs"}.get(row, row), *values)
-    _console().print(table)
+        _print_json({"plan": str(fv.plan_of(network) or ""), "counting": counting, **cost_tree.as_json(found)})
+    elif csv != "-":
+        console = _console()
+        if found.modules:
+            console.print(cost_tree.tree(found, depth, console))
+            console.print()
+        console.print(cost_tree.totals(found))
 
 
 @app.command

@@ -111,12 +111,15 @@ def test_a_model_that_needs_data_costs_the_same(untouched):
 
         def forward(self, x):
             x = self.conv(x)
-            if self.needs and x.sum().item() > 1e9:
+            if self.needs and (x.sum() > 1e9).item():
                 raise RuntimeError
             return self.fc(x.mean((2, 3)))
 
     one, other = (fv.cost(Needs(needs), SIZE) for needs in (False, True))
-    assert one == other == Cost(3 * 8 * 9 + 8 + 18, 3 * 8 * 9 * HW + 16, 8 * HW + 2)
+    for cost in (one, other):
+        assert (cost.params, cost.macs, cost.activations) == (3 * 8 * 9 + 8 + 18, 3 * 8 * 9 * HW + 16, 8 * HW + 2)
+    assert other.element_ops - one.element_ops == 8 * HW + 1  # the sum, and the comparison
+    assert other.activation_bytes_training == one.activation_bytes_training
     model = Needs(True).train()
     with untouched(model):
         fv.cost(model, SIZE)
@@ -184,13 +187,15 @@ def test_the_paper_counts_a_network_that_no_paper_printed(blocks):
 def test_the_gate_costs_one_parameter_and_no_macs(blocks, make_blocks):
     one = fv.cost(fv.insert(blocks, "se after stage1.0"), 32)
     other = fv.cost(fv.insert(make_blocks(), "se after stage1.0", start="identity"), 32)
-    assert other - one == Cost(1, 0, 0)
+    plus = other - one
+    assert (plus.params, plus.macs, plus.activations) == (1, 0, 0)
+    assert plus.element_ops == 3 * 8 * 16 * 16  # x + gate * (y - x)
 
 
 def test_sums_and_differences():
-    one, other = Cost(10, 200, 30), Cost(1, 20, 3)
-    assert one - other == Cost(9, 180, 27)
-    assert one + other == Cost(11, 220, 33)
+    one, other = Cost(10, 200, 30, element_ops=4, bytes_moved=50), Cost(1, 20, 3, element_ops=5)
+    assert one - other == Cost(9, 180, 27, element_ops=-1, bytes_moved=50)
+    assert one + other == Cost(11, 220, 33, element_ops=9, bytes_moved=50)
     assert (one + other) - other == one
     assert Cost(1, 2, 3, baseline=one) == Cost(1, 2, 3)  # the baseline is said beside it
 

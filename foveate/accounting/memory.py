@@ -1,0 +1,99 @@
+"""The memory that training takes: what autograd keeps of a forward pass, and the peak of a training step.
+
+Both are read off a pass of a copy without data. Left out is what the allocator keeps or rounds up, and what a kernel
+takes for itself, as oneDNN's convolutions do for another layout of their inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from foveate.accounting.live import LiveBytes, LiveMode, kept_by_the_model
+from foveate.accounting.passes import images_for, run, total
+from foveate.errors import FoveateError, first_line
+from foveate.surgery.probe import input_size_of, on_a_copy
+
+__all__ = ["saved_bytes", "training_memory"]
+
+logger = logging.getLogger("foveate")
+
+
+def saved_bytes(model: nn.Module, size: tuple[int, int, int]) -> int:
+    """Bytes that autograd keeps for the backward pass of one image, without parameters and buffers.
+
+    A tensor that several operations keep counts once. What the backward pass needs depends on what is trained: a
+    frozen network keeps nothing.
+
+    Args:
+        model: a copy, in the mode to be counted.
+        size: (channels, height, width) of the image.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    own = kept_by_the_model(model)
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that no other takes its address
+        return tensor
+
+    with torch.enable_grad(), LiveMode(LiveBytes()), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        run(model, images_for(model, size))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def training_memory(
+    model: nn.Module,
+    batch_size: int,
+    input_size: int | tuple[int, ...] | None = None,
+    *,
+    optimizer_tensors: int = 0,
+) -> int:
+    """Predict the peak memory of a training step, in bytes.
+
+    The peak of parameters, buffers, gradients, and the tensors alive in a forward and a backward pass, each freed when
+    nothing refers to it any more. The step starts without gradients, as after ``zero_grad()``.
+
+    Args:
+        model: left as found. It is counted in training mode; frozen parameters take no gradient.
+        batch_size: images of a step.
+        input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
+        optimizer_tensors: how many tensors of a parameter's size the optimiser keeps for it: 0 for plain SGD, 1 with
+            momentum, 2 for Adam.
+
+    Raises:
+        FoveateError: a number is out of range, or the model cannot be trained on images of this size.
+    """
+    if batch_size < 1 or optimizer_tensors < 0:
+        raise FoveateError(
+            f"batch_size={batch_size}, optimizer_tensors={optimizer_tensors}: at least 1 image and 0 tensors"
+        )
+    size = input_size_of(model, input_size)
+
+    def task(net: nn.Module) -> int:
+        net.train()
+        kept = kept_by_the_model(net)
+        live = LiveBytes(kept)
+        images = images_for(net, size, batch_size)
+        live.see([images])
+        with torch.enable_grad(), LiveMode(live):
+            total(run(net, images)).backward()
+        trained = [p for p in net.parameters() if p.requires_grad]
+        state = optimizer_tensors * sum(p.numel() * p.element_size() for p in trained)
+        return sum(kept.values()) + state + live.peak
+
+    try:
+        return on_a_copy(model, task)[0]
+    except FoveateError:
+        raise
+    except Exception as error:
+        raise FoveateError(
+            f"cannot count a training step of {type(model).__name__} on {batch_size} images of "
+            f"{size[0]} x {size[1]} x {size[2]} (channels x height x width): {first_line(error)}"
+        ) from error

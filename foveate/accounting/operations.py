@@ -1,0 +1,262 @@
+"""The tables from operation to formula: multiply-adds, element operations, bytes.
+
+A multiply-add (MAC) belongs to a matrix product, a convolution or an attention product; torch's own table of formulas
+(``torch.utils.flop_counter``) gives them. A bias costs nothing more: the sum starts with it.
+
+An element operation is one addition, multiplication, comparison, or value of a function (exp, a square root, sigmoid,
+GELU) of one element. What the formulas below say is what the definition needs; a kernel may do more or less.
+
+Limits. Nothing is known of a kernel's inside: its workspace, what it reads twice, what it keeps in registers. A causal
+or masked attention counts all pairs. Whoever adds an operation with ``torch.library`` registers its MACs with
+``torch.utils.flop_counter.register_flop_formula`` and its element operations in ``ELEMENT_OPS``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["ELEMENT_OPS", "Rule", "rule_of", "tensors_in", "traffic"]
+
+Formula = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
+"""(positional arguments, keyword arguments, output) of one call -> a count."""
+
+
+def _first(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def _per_output(count: int) -> Formula:
+    return lambda _args, _kwargs, out: count * _first(out).numel()
+
+
+def _per_input(count: int) -> Formula:
+    return lambda args, _kwargs, _out: count * (args[0] if isinstance(args[0], Tensor) else args[0][0]).numel()
+
+
+def _batch_norm(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+    """x * a + b with the running statistics; with the batch's own as the other norms."""
+    x, weight, training = args[0], args[1], args[5]
+    return x.numel() * ((5 + 2 * (weight is not None)) if training else 2)
+
+
+def _own_norm(weight: int) -> Formula:
+    """Layer and group norm: two sums, x - mean, its square, the division; then weight and bias.
+
+    Args:
+        weight: where the weight stands among the arguments, and the bias behind it.
+    """
+    return lambda args, _kwargs, _out: args[0].numel() * (5 + sum(part is not None for part in args[weight:][:2]))
+
+
+def _pool(dims: int) -> Formula:
+    """Every output element looks at the whole kernel."""
+
+    def formula(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+        kernel = args[1]
+        return _first(out).numel() * (math.prod(kernel) if len(kernel) == dims else kernel[0] ** dims)
+
+    return formula
+
+
+def _adaptive_pool(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+    """The windows' sizes; they overlap where the output's side does not divide the input's."""
+    x, (*lead, height, width) = args[0], _first(out).shape
+
+    def windows(length: int, parts: int) -> int:
+        return sum(-(-(k + 1) * length // parts) - k * length // parts for k in range(parts))
+
+    return math.prod(lead) * windows(x.shape[-2], height) * windows(x.shape[-1], width)
+
+
+def _pairs(args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> int:
+    """Fused attention: for each pair the scale and the five of softmax, and one for the mask."""
+    query, key = args[0], args[1]
+    mask = kwargs.get("attn_mask") if "attn_mask" in kwargs else next((a for a in args[3:4] if a is not None), None)
+    return math.prod(query.shape[:3]) * key.shape[2] * (6 + isinstance(mask, Tensor))
+
+
+def _sort(axis: int) -> Formula:
+    """log2 n comparisons for each of the n along the axis, which is the argument at that place."""
+
+    def formula(args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> int:
+        along = args[axis] if len(args) > axis else kwargs.get("dim", -1)
+        return args[0].numel() * math.ceil(math.log2(max(2, args[0].shape[along])))
+
+    return formula
+
+
+def _search(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+    """log2 n comparisons for each value."""
+    return _first(out).numel() * math.ceil(math.log2(max(2, args[0].shape[-1])))
+
+
+# Element operations by the operation's name, that of an in-place form without its last underscore. What is not here and
+# that torch tags as pointwise does one for each output element.
+ELEMENT_OPS: dict[str, Formula] = {
+    "aten::native_batch_norm": _batch_norm,
+    "aten::native_layer_norm": _own_norm(2),
+    "aten::native_group_norm": _own_norm(1),
+    # Maximum, subtraction, exp, sum, division; with the logarithm the subtraction of the sum's logarithm.
+    **dict.fromkeys(("aten::_softmax", "aten::_safe_softmax", "aten::_log_softmax"), _per_output(5)),
+    "aten::logsumexp": _per_input(4),
+    "aten::max_pool2d_with_indices": _pool(2),
+    "aten::max_pool3d_with_indices": _pool(3),
+    "aten::avg_pool2d": _pool(2),
+    "aten::avg_pool3d": _pool(3),
+    "aten::_adaptive_avg_pool2d": _adaptive_pool,
+    "aten::adaptive_max_pool2d": _adaptive_pool,
+    **{f"aten::{name}": _per_input(1) for name in ("sum", "mean", "prod", "amax", "amin", "aminmax", "max", "min")},
+    **{f"aten::{name}": _per_input(1) for name in ("any", "all", "argmax", "argmin", "nonzero", "equal")},
+    **{f"aten::{name}": _per_input(1) for name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")},
+    **{f"aten::{name}": _per_input(4) for name in ("var", "std", "var_mean", "std_mean")},  # as in a norm
+    "aten::linalg_vector_norm": _per_input(2),  # a power and a sum
+    **dict.fromkeys(("aten::sort", "aten::argsort"), _sort(1)),
+    "aten::topk": _sort(2),
+    "aten::searchsorted": _search,
+    **dict.fromkeys(("aten::hardswish", "aten::_prelu_kernel", "aten::log_sigmoid_forward"), _per_output(1)),
+    **dict.fromkeys(("aten::addcmul", "aten::addcdiv", "aten::glu", "aten::native_dropout"), _per_output(2)),
+    "aten::lerp": _per_output(3),  # a + weight * (b - a)
+    # A weighted sum of the neighbours.
+    "aten::upsample_linear1d": _per_output(4),
+    "aten::upsample_bilinear2d": _per_output(8),
+    "aten::upsample_trilinear3d": _per_output(16),
+    "aten::upsample_bicubic2d": _per_output(32),
+    "aten::col2im": _per_input(1),
+    **{f"aten::{name}": lambda args, _kwargs, _out: args[-1].numel() for name in ("index_add", "scatter_add")},
+    **{
+        f"aten::_scaled_dot_product_{kind}": _pairs
+        for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+    },
+}
+
+# Moved, chosen, made or asked for: bytes, and no arithmetic.
+_MOVES = """
+    _to_copy clone copy cat stack index _unsafe_index index_select index_put gather scatter embedding masked_select take
+    constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    replication_pad3d roll flip repeat rot90 pixel_shuffle pixel_unshuffle channel_shuffle im2col tril triu
+    slice_scatter select_scatter diagonal_scatter index_copy index_fill upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    fill zero zeros ones full arange linspace eye scalar_tensor empty empty_strided empty_like zeros_like ones_like
+    full_like new_empty new_empty_strided new_zeros new_ones new_full rand randn randint randperm rand_like randn_like
+    randint_like bernoulli uniform normal tril_indices triu_indices lift_fresh_copy _local_scalar_dense is_same_size
+    resize set _unsafe_view
+"""
+_FREE_OF_ARITHMETIC = frozenset(f"aten::{name}" for name in _MOVES.split())
+_VIEWS = frozenset({"aten::_unsafe_view", "aten::resize", "aten::set", "aten::is_same_size"})
+# Memory that is taken and not written.
+_EMPTY = frozenset(f"aten::{n}" for n in ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"))
+# These read of their source only what they give.
+_CHOOSING = frozenset(
+    f"aten::{n}" for n in ("index", "_unsafe_index", "index_select", "gather", "embedding", "masked_select", "take")
+)
+# In-place forms of these do not read what they write over.
+_OVERWRITING = frozenset(f"aten::{n}" for n in ("copy", "fill", "zero", "bernoulli", "uniform", "normal"))
+
+# Products that torch's table lacks. A matrix product has as many MACs as its left side times the right side's columns.
+_PRODUCTS: dict[str, Formula] = {
+    "aten::mv": lambda args, _kwargs, _out: args[0].numel(),
+    "aten::addmv": lambda args, _kwargs, _out: args[1].numel(),
+    "aten::dot": lambda args, _kwargs, _out: args[0].numel(),
+    "aten::vdot": lambda args, _kwargs, _out: args[0].numel(),
+    "aten::addr": lambda args, _kwargs, _out: args[1].numel() * args[2].numel(),
+    "aten::addbmm": lambda args, _kwargs, _out: args[1].numel() * args[2].shape[2],
+}
+_ONLY_PRODUCTS = frozenset(
+    {*_PRODUCTS, *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolution"))}
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of one operation.
+
+    Args:
+        name: such as ``aten::relu_``.
+        macs: None: it is no product.
+        element_ops: None: there is no formula, and the operation is named as uncounted.
+        view: it moves nothing.
+        composite: it is made of other operations, which are counted in its place.
+    """
+
+    name: str
+    macs: Formula | None
+    element_ops: Formula | None
+    view: bool
+    composite: bool
+
+
+def rule_of(func: Any) -> Rule:
+    """The rule of an operation as the dispatcher gives it (an ``OpOverload``), by the tables as they now are."""
+    if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator
+        return Rule(str(func), None, None, view=False, composite=False)
+    name = func._schema.name
+    plain = _plain(name)
+    macs = _PRODUCTS.get(plain) or _from_torch(plain)
+    view = func.is_view or plain in _VIEWS or torch.Tag.inplace_view in func.tags
+    elements = ELEMENT_OPS.get(plain)
+    if elements is None and (view or plain in _FREE_OF_ARITHMETIC or plain in _ONLY_PRODUCTS):
+        elements = _per_nothing
+    elif elements is None and torch.Tag.pointwise in func.tags:
+        elements = _per_output(1)
+    # Not func._can_decompose(): torch has decompositions in Python for leaves, too.
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return Rule(name, macs, elements, view, composite)
+
+
+def _per_nothing(_args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+    return 0
+
+
+def _from_torch(name: str) -> Formula | None:
+    library, _, operation = name.partition("::")
+    formula = flop_registry.get(getattr(getattr(torch.ops, library), operation, None))
+    if formula is None:
+        return None
+    return lambda args, kwargs, out: formula(*args, **kwargs, out_val=out) // 2  # torch counts a multiply-add as two
+
+
+def _plain(name: str) -> str:
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def tensors_in(values: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among values and in the lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def _bytes(tensors: Iterator[Tensor]) -> int:
+    """Of distinct tensors; an expanded axis is in memory once."""
+    found = {}
+    for tensor in tensors:
+        key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
+        found[key] = tensor.element_size() * math.prod(
+            size if stride else min(size, 1) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+    return sum(found.values())
+
+
+def traffic(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[int, int]:
+    """Bytes that one call reads and writes: its inputs and outputs, each once; a view moves none."""
+    plain = _plain(rule.name)
+    if rule.view or plain in _EMPTY:
+        return 0, 0
+    written = _bytes(tensors_in([out]))
+    if plain.endswith("_like") or plain.startswith("aten::new_"):  # asked for a shape alone
+        return 0, written
+    given: list[Any] = [*args, *(value for key, value in kwargs.items() if key != "out")]
+    if plain in _OVERWRITING and plain != rule.name:
+        given = given[1:]
+    if plain in _CHOOSING:
+        return _bytes(tensors_in(given[1:])) + written, written
+    return _bytes(tensors_in(given)), written

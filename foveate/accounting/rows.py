@@ -1,0 +1,74 @@
+"""The cost of a network module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from foveate.accounting.count import Tally
+from foveate.surgery.holders import HeadPlace, Replacement, mechanism_of
+
+__all__ = ["ModuleCost", "rows_of"]
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """What one module costs, its parts included, for one image. The parts' costs add up to at most this.
+
+    Args:
+        name: dotted; "" is the whole network.
+        kind: the class; of what a plan put in, the mechanism's.
+        params: parameters; one that several modules share counts in each of them.
+        macs: multiply-adds.
+        element_ops: element operations.
+        bytes_moved: bytes that operations read and write.
+        share: of the whole network's MACs, 0 to 1.
+        change: ``added`` by the plan, ``removed`` by it (in the network without the plan), or empty.
+    """
+
+    name: str
+    kind: str
+    params: int
+    macs: int
+    element_ops: int
+    bytes_moved: int
+    share: float
+    change: str = ""
+
+
+def rows_of(
+    model: nn.Module, tallies: dict[str, Tally], changed: Sequence[str] = (), change: str = ""
+) -> tuple[ModuleCost, ...]:
+    """A row for each module, what contains it first.
+
+    Args:
+        model: the network.
+        tallies: what runs in each module.
+        changed: names of modules that, with their parts, are marked.
+        change: the mark.
+    """
+    rows = []
+    for name, module in model.named_modules():
+        found, macs = tallies[name], tallies[""].macs
+        marked = any(name == start or name.startswith(f"{start}.") for start in changed)
+        rows.append(
+            ModuleCost(
+                name=name,
+                kind=type(_working(module)).__name__,
+                params=sum(parameter.numel() for parameter in module.parameters()),
+                macs=found.macs,
+                element_ops=found.element_ops,
+                bytes_moved=found.bytes_read + found.bytes_written,
+                share=found.macs / macs if macs else 0.0,
+                change=change if marked else "",
+            )
+        )
+    return tuple(rows)
+
+
+def _working(module: nn.Module) -> nn.Module:
+    """The mechanism in a holder or a gate."""
+    inside = module.foveate if isinstance(module, Replacement | HeadPlace) else module
+    return mechanism_of(inside)  # type: ignore[arg-type]

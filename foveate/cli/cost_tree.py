@@ -1,0 +1,196 @@
+"""What ``foveate cost`` prints: a tree of modules with what the plan adds and removes, totals, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import foveate as fv
+from foveate.errors import FoveateError, first_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["as_json", "check", "totals", "tree", "write_csv"]
+
+_MARKS = {"added": "+ ", "removed": "- ", "": ""}
+_STYLES = {"added": "green", "removed": "red", "": ""}
+_LABELS = {
+    "params": "parameters",
+    "macs": "MACs",
+    "activations": "activations",
+    "element_ops": "element operations",
+    "bytes_moved": "bytes moved",
+    "activation_bytes_inference": "activation bytes, inference",
+    "activation_bytes_training": "activation bytes, training",
+}
+
+
+def check(counting: str, depth: int, *, json: bool, csv: str | None) -> None:
+    """Refuse what cannot be printed, before anything is counted.
+
+    Raises:
+        FoveateError: the options do not go together, or the depth is below 0.
+    """
+    if depth < 0:
+        raise FoveateError(f"--depth {depth}: it is at least 0, which shows the whole network and what the plan did")
+    if json and csv == "-":
+        raise FoveateError("--json and --csv - both print to the terminal: give --csv a file, or leave one out")
+    if csv is not None and counting == "paper":
+        raise FoveateError("--csv writes a line for each module, and paper counting has totals only: count exactly")
+
+
+def _columns(cost: fv.Cost) -> dict[str, fv.Cost]:
+    """The costs to show, by the heading of their column."""
+    if cost.baseline is None:
+        return {"": cost}
+    return {"with the plan": cost, "without": cost.baseline, "difference": cost - cost.baseline}
+
+
+def as_json(cost: fv.Cost) -> dict[str, Any]:
+    """Every number, and of an exact cost each module and the operations that are not counted."""
+    names = list(_LABELS) if cost.modules else list(_LABELS)[:3]
+    found: dict[str, Any] = {
+        (heading or "cost").replace(" ", "_"): {name: getattr(column, name) for name in names}
+        for heading, column in _columns(cost).items()
+    }
+    if cost.modules:
+        found.update(uncounted=cost.uncounted, modules=[asdict(row) for row in _rows(cost)])
+    return found
+
+
+def write_csv(cost: fv.Cost, where: str) -> None:
+    """A heading and one line for each module, to a file, or to stdout where that is ``-``.
+
+    Raises:
+        FoveateError: the file cannot be written.
+    """
+    rows = [asdict(row) for row in _rows(cost)]
+    text = io.StringIO()
+    writer = csv_format.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    if where == "-":
+        print(text.getvalue(), end="")
+        return
+    try:
+        Path(where).write_text(text.getvalue(), encoding="utf-8")
+    except OSError as error:
+        raise FoveateError(f"cannot write {where}: {first_line(error)}") from error
+
+
+def totals(cost: fv.Cost) -> Table:
+    """A table of the numbers: with the plan, without it, and the difference."""
+    from rich.table import Table
+
+    columns = _columns(cost)
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"{cost.counting} counting")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for name in _LABELS if cost.modules else ("params", "macs"):
+        signs = {heading: "+" if heading == "difference" else "" for heading in columns}
+        table.add_row(_LABELS[name], *(f"{getattr(c, name):{signs[heading]},}" for heading, c in columns.items()))
+    return table
+
+
+def tree(cost: fv.Cost, depth: int, console: Console) -> Table:
+    """The modules as a tree: added ones green with +, removed ones red with -; what costs nothing is left out.
+
+    Args:
+        cost: an exact one.
+        depth: how far down to go; what the plan did is shown wherever it is.
+        console: where it will be printed; what does not fit beside the MACs is left out.
+    """
+    lines = list(_lines(_grown(cost), depth))
+    wide = console.options.update(max_width=1000)
+    tables = (_table(lines, columns) for columns in (5, 4, 3))
+    fitting = (t for t in tables if console.measure(t, options=wide).maximum <= console.width)
+    return next(fitting, _table(lines, 3, longest=console.width - 29))
+
+
+def _table(lines: list[tuple[str, str, Any]], columns: int, longest: int | None = None) -> Table:
+    """The tree, with the first columns of numbers, and names up to a length."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("module", no_wrap=True, max_width=longest and max(10, longest))
+    for heading in ("parameters", "MACs", "share", "element ops", "bytes")[:columns]:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=max(6, len(heading)))
+    for guide, label, row in lines:
+        style = _STYLES[row.change]
+        cells = [_short(row.params), _short(row.macs), f"{row.share:.1%}", _short(row.element_ops)]
+        cells.append(f"{_short(row.bytes_moved)}B")
+        name = Text.assemble((guide, "dim"), (_MARKS[row.change] + label, style), (row.kind, style or "dim"))
+        table.add_row(name, *(Text(cell, style) for cell in cells[:columns]))
+    return table
+
+
+@dataclass
+class _Node:
+    row: Any  # a ModuleCost
+    parts: list[_Node] = field(default_factory=list)
+
+    def changes(self) -> bool:
+        """Whether the plan did something here or in a part."""
+        return bool(self.row.change) or any(part.changes() for part in self.parts)
+
+
+def _rows(cost: fv.Cost) -> list[Any]:
+    """The rows with the plan, and before what stands in a block's place those of the block."""
+    removed = [row for row in cost.baseline.modules if row.change] if cost.baseline else []
+    merged = []
+    for row in cost.modules:
+        if row.change == "added":
+            merged += [gone for gone in removed if f"{gone.name}.".startswith(f"{row.name}.")]
+        merged.append(row)
+    return merged
+
+
+def _grown(cost: fv.Cost) -> _Node:
+    nodes: dict[tuple[bool, str], _Node] = {}
+    for row in _rows(cost):
+        gone, above = row.change == "removed", row.name.rpartition(".")[0]
+        nodes[gone, row.name] = node = _Node(row)
+        if row.name:
+            (nodes.get((gone, above)) or nodes[False, above]).parts.append(node)
+    return nodes[False, ""]
+
+
+def _lines(node: _Node, depth: int, guide: str = "", branch: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(guide, label, row) of each line."""
+    leaf = node.row.name.rpartition(".")[2]
+    yield guide + branch, f"{leaf} " if leaf else "", node.row
+    parts = [part for part in _parts(node) if _costs(part.row) or part.row.change != node.row.change]
+    shown = [part for part in parts if depth > 0 or (part.changes() and not node.row.change)]
+    guide += {"": "", "├── ": "│   ", "└── ": "    "}[branch]
+    for part in shown:
+        yield from _lines(part, depth - 1, guide, "└── " if part is shown[-1] else "├── ")
+
+
+def _parts(node: _Node) -> list[_Node]:
+    """The parts; of a holder or a gate those of the mechanism that it stands for."""
+    for part in node.parts:
+        if part.row.change == node.row.change == "added" and part.row.kind == node.row.kind:
+            return _parts(part)
+    return node.parts
+
+
+def _costs(row: Any) -> bool:
+    return bool(row.params or row.macs or row.element_ops)
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit: 12.3M."""
+    units = iter(("k", "M", "G", "T"))
+    unit = ""
+    while number >= 999.5 and unit != "T":
+        number, unit = number / 1000, next(units)
+    decimals = 0 if not unit or number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{decimals}f}{unit}"

@@ -1,0 +1,168 @@
+"""foveate cost: a tree that fits the terminal, what the plan did, JSON, CSV."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+import foveate as fv
+from foveate.cli import main
+
+PLAN = "ulsam(groups=4) replacing blocks.4.1, blocks.4.2; se after blocks.5.2"
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """(exit code, stdout, stderr) of the command on a terminal of some columns."""
+
+    def command(*arguments, columns=80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        try:
+            main(["cost", *map(str, arguments)])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command
+
+
+def tree_of(out):
+    """The lines before the totals, and the totals."""
+    tree, _, totals = out.partition("\n\n")
+    return tree.splitlines(), totals.splitlines()
+
+
+def line(lines, label):
+    return next(found for found in lines if label in found)
+
+
+def test_the_plan_is_shown_where_it_is(run):
+    code, out, err = run("mobilenetv2_100", "--plan", PLAN)
+    assert (code, err) == (0, "")
+    tree, _ = tree_of(out)
+    at = next(index for index, found in enumerate(tree) if " 4 Sequential" in found)
+    wanted = ("- 1 InvertedResidual", "+ 1 ULSAM", "- 2 InvertedResidual", "+ 2 ULSAM")
+    assert all(label in found for label, found in zip(wanted, tree[at + 1 :], strict=False))
+    assert re.search(r"│   │       └── \+ foveate SE +3\.37k +3\.20k +0\.0%", "\n".join(tree))
+    assert not any("conv_pw" in found for found in tree)
+
+
+def test_numbers_and_shares(run):
+    tree, totals = tree_of(run("mobilenetv2_100", "--plan", PLAN)[1])
+    assert re.split(" {2,}", tree[0]) == ["module", "parameters", "MACs", "share", "element ops"]
+    assert re.split(" {2,}", tree[1]) == ["EfficientNet", "3.27M", "255M", "100.0%", "18.8M"]
+    assert re.split(" {2,}", line(tree, "classifier Linear"))[1:] == ["1.28M", "1.28M", "0.5%", "0"]
+    assert re.split(" {2,}", totals[0]) == ["exact counting", "with the plan", "without", "difference"]
+    assert re.split(" {2,}", line(totals, "MACs")) == ["MACs", "255,468,544", "300,774,272", "-45,305,728"]
+    assert [re.split(" {2,}", found)[0] for found in totals[1:]] == [
+        *("parameters", "MACs", "activations", "element operations", "bytes moved"),
+        *("activation bytes, inference", "activation bytes, training"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "columns,last", [(120, "bytes"), (100, "bytes"), (80, "element ops"), (66, "share"), (50, "share")]
+)
+def test_every_line_fits_and_what_does_not_fit_is_left_out(run, columns, last):
+    code, out, _ = run("mobilenetv2_100", "--plan", PLAN, columns=columns)
+    tree, totals = tree_of(out)
+    assert code == 0
+    assert max(map(len, tree + totals)) <= columns
+    assert tree[0].split("  ")[-1].strip() == last
+    assert re.split(" {2,}", tree[1])[1:4] == ["3.27M", "255M", "100.0%"]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 9])
+def test_depth(run, depth):
+    tree, _ = tree_of(run("test_resnet", "--input-size", 64, "--depth", depth)[1])
+    for needs, label in ((1, "layer3 "), (2, "0 Bottleneck"), (3, "conv3 ")):
+        assert any(label in found for found in tree) == (depth >= needs), label
+    tree, _ = tree_of(run("test_resnet", "--input-size", 64, "--depth", depth, "--plan", "se after layer3.0")[1])
+    assert any("+ foveate SE" in found for found in tree)
+    assert any("fc1" in found for found in tree) == (depth == 9)
+
+
+SMALL = ("mobilenetv2_035", "--input-size", 64)
+
+
+def test_a_gate_and_a_head_are_shown_as_what_they_hold(run):
+    plan = "cbam(start='identity') replacing blocks.2.1; ltpa as head on blocks.2, blocks.4, blocks.6"
+    tree, _ = tree_of(run(*SMALL, "--depth", 4, "--plan", plan, columns=100)[1])
+    drawn = "\n".join(tree)
+    assert "+ 1 CBAM" in drawn
+    assert "- classifier Linear" in drawn
+    assert "+ classifier LearnToPayAttention" in drawn
+    assert "+ classifiers ModuleList" in drawn
+    for hidden in ("mechanism", "Gate", "HeadPlace", "Identity"):
+        assert hidden not in drawn
+
+
+def test_colours(run, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    out = run(*SMALL, "--plan", "se replacing blocks.2.1")[1]
+    assert "\x1b[31m- 1" in out
+    assert "\x1b[32m+ 1" in out
+
+
+def test_json_has_every_number_and_every_module(run):
+    found = json.loads(run("mobilenetv2_100", "--plan", PLAN, "--json")[1])
+    model = fv.insert(fv.create_model("mobilenetv2_100"), PLAN)
+    cost = fv.cost(model)
+    assert found["plan"] == PLAN
+    assert found["with_the_plan"]["macs"] == cost.macs
+    assert found["without"]["element_ops"] == cost.baseline.element_ops
+    assert found["difference"]["activation_bytes_training"] == (cost - cost.baseline).activation_bytes_training
+    assert found["uncounted"] == []
+    names = [(row["name"], row["change"]) for row in found["modules"]]
+    assert len(names) == len(set(names))
+    assert names.index(("blocks.4.1", "removed")) < names.index(("blocks.4.1", "added"))
+    rows = {(row["name"], row["change"]): row for row in found["modules"]}
+    assert rows["", ""]["macs"] == cost.macs
+    assert rows["blocks.4.1", "removed"]["kind"] == "InvertedResidual"
+    assert set(json.loads(run("mobilenetv2_100", "--json")[1])) == {"plan", "counting", "cost", "uncounted", "modules"}
+
+
+def test_csv(run, tmp_path):
+    code, out, _ = run(*SMALL, "--plan", "se replacing blocks.2.1", "--csv", "-")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0
+    assert rows[0]["kind"] == "EfficientNet"
+    assert {row["change"] for row in rows} == {"", "added", "removed"}
+    file = tmp_path / "cost.csv"
+    code, drawn, _ = run(*SMALL, "--plan", "se replacing blocks.2.1", "--csv", file)
+    assert code == 0
+    assert file.read_text() == out
+    assert "+ 1 SE" in drawn
+    code, said, _ = run(*SMALL, "--csv", file, "--json")
+    written = csv.DictReader(io.StringIO(file.read_text()))
+    assert json.loads(said)["cost"]["params"] == int(next(written)["params"])
+
+
+def test_paper_counting_has_totals_alone(run):
+    code, out, _ = run("mobilenetv2_100", "--plan", PLAN, "--counting", "paper")
+    assert code == 0
+    assert "EfficientNet" not in out
+    assert [re.split(" {2,}", found)[0] for found in out.splitlines()] == ["paper counting", "parameters", "MACs"]
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        (["--depth", "-1"], "--depth -1: it is at least 0"),
+        (["--json", "--csv", "-"], "both print to the terminal"),
+        (["--counting", "paper", "--csv", "-"], "paper counting has totals only"),
+        (["--csv", "no/such/folder/cost.csv"], "cannot write no/such/folder/cost.csv"),
+    ],
+)
+def test_what_cannot_be_printed(run, arguments, said):
+    code, out, err = run("test_resnet", "--input-size", "64", *arguments)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert out == ""
