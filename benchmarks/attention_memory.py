@@ -5,10 +5,8 @@
 One image of 64 channels, one thread. The plain forms are written here from the papers' equations, with the module's
 own weights; before anything is measured, both are compared. Memory: each case is a process of its own; the peak of its
 resident memory, less the peak before the case ran (libraries loaded, input made, a small map tried). Time: both forms
-take turns in one process, medians of three; beside the clock's seconds stand the processor's for this process, which
-other programs disturb less, but which leave out waiting for memory. Ratios are to foveate's form. sparse stands at 32,
-64 and 128 pixels to show how it grows. Its plain form is left out at 128, where each matrix of its two heads would
-have 2 GiB.
+take turns in one process, medians. Ratios are plain / foveate. sparse stands at 32, 64 and 128 pixels to show how it
+grows; its plain form at 128 would need 4 GiB for the masked scores alone and is left out.
 """
 
 import csv
@@ -102,7 +100,7 @@ def memory(spec, size, which, form):
 
 
 def seconds(spec, size, which, *names):
-    """For each form, taking turns, the median by the clock, then the median of the processor's time."""
+    """The median of each form, taking turns."""
     import time
 
     import torch
@@ -112,11 +110,11 @@ def seconds(spec, size, which, *names):
     taken = {name: [] for name in names}
     for _ in range(REPETITIONS):
         for name in names:
-            began = time.perf_counter(), time.process_time()
+            began = time.perf_counter()
             run(forms[name], x, which)
-            taken[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+            taken[name].append(time.perf_counter() - began)
             module.zero_grad()
-    return [statistics.median(times) for name in names for times in zip(*taken[name], strict=True)]
+    return [statistics.median(taken[name]) for name in names]
 
 
 def in_a_process(measure, *arguments):
@@ -134,20 +132,18 @@ def cpu():
 def main():
     writer = csv.writer(sys.stdout)
     columns = ["device", "cpu", "threads", "torch", "date", "case", "pass", "form", "size"]
-    measured = ["seconds", "processor_seconds", "mebibytes"]
-    writer.writerow([*columns, *measured, *(f"{name}_ratio" for name in measured)])
+    writer.writerow([*columns, "seconds", "mebibytes", "seconds_ratio", "mebibytes_ratio"])
     fixed = ["cpu", cpu(), 1, in_a_process("version")[0], datetime.now(UTC).date()]
     for spec, size, passes, has_plain in CASES:
         for which in passes:
             forms = ["foveate", "plain"] if has_plain else ["foveate"]
             took = [float(t) for t in in_a_process("seconds", spec, size, which, *forms)]
             used = [float(in_a_process("memory", spec, size, which, form)[0]) for form in forms]
-            found = list(zip(took[::2], took[1::2], used, strict=True))
-            for form, numbers in zip(forms, found, strict=True):
-                ratios = [f"{number / first:.2f}" for number, first in zip(numbers, found[0], strict=True)]
-                shown = [f"{numbers[0]:.4f}", f"{numbers[1]:.4f}", f"{numbers[2]:.1f}"]
-                writer.writerow([*fixed, spec, which, form, f"1x{CHANNELS}x{size}x{size}", *shown, *ratios])
-                print(f"{spec} {size} px {which} {form}: {shown} ratios {ratios}", file=sys.stderr)
+            for form, second, mebibyte in zip(forms, took, used, strict=True):
+                ratios = [f"{second / took[0]:.2f}", f"{mebibyte / used[0]:.2f}"]
+                row = [*fixed, spec, which, form, f"1x{CHANNELS}x{size}x{size}", f"{second:.4f}", f"{mebibyte:.1f}"]
+                writer.writerow([*row, *ratios])
+                print(f"{spec} {size} px {which} {form}: {second:.3f} s, {mebibyte:.0f} MiB", file=sys.stderr)
             sys.stdout.flush()
 
 

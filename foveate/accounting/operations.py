@@ -92,6 +92,12 @@ def _sort(axis: int) -> Formula:
     return formula
 
 
+def _deformed(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+    """Deformable convolution: every value that it multiplies is a bilinear one, and with a mask a product."""
+    x, weight, masked = args[0], args[1], args[-1]
+    return x.shape[0] * x.shape[1] * weight[0, 0].numel() * out[0, 0].numel() * (8 + masked)
+
+
 def _search(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
     """log2 n comparisons for each value."""
     return _first(out).numel() * math.ceil(math.log2(max(2, args[0].shape[-1])))
@@ -129,6 +135,7 @@ ELEMENT_OPS: dict[str, Formula] = {
     "aten::upsample_trilinear3d": _per_output(16),
     "aten::upsample_bicubic2d": _per_output(32),
     "aten::col2im": _per_input(1),
+    "torchvision::deform_conv2d": _deformed,
     **{f"aten::{name}": lambda args, _kwargs, _out: args[-1].numel() for name in ("index_add", "scatter_add")},
     **{
         f"aten::_scaled_dot_product_{kind}": _pairs
@@ -146,10 +153,12 @@ _MOVES = """
     fill zero zeros ones full arange linspace eye scalar_tensor empty empty_strided empty_like zeros_like ones_like
     full_like new_empty new_empty_strided new_zeros new_ones new_full rand randn randint randperm rand_like randn_like
     randint_like bernoulli uniform normal tril_indices triu_indices lift_fresh_copy _local_scalar_dense is_same_size
-    resize set _unsafe_view
+    resize set _unsafe_view unsafe_split unsafe_split_with_sizes
 """
 _FREE_OF_ARITHMETIC = frozenset(f"aten::{name}" for name in _MOVES.split())
-_VIEWS = frozenset({"aten::_unsafe_view", "aten::resize", "aten::set", "aten::is_same_size"})
+_VIEWS = frozenset(
+    f"aten::{n}" for n in ("_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "resize", "set", "is_same_size")
+)
 # Memory that is taken and not written.
 _EMPTY = frozenset(f"aten::{n}" for n in ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"))
 # These read of their source only what they give.
@@ -167,6 +176,7 @@ _PRODUCTS: dict[str, Formula] = {
     "aten::vdot": lambda args, _kwargs, _out: args[0].numel(),
     "aten::addr": lambda args, _kwargs, _out: args[1].numel() * args[2].numel(),
     "aten::addbmm": lambda args, _kwargs, _out: args[1].numel() * args[2].shape[2],
+    "torchvision::deform_conv2d": lambda args, _kwargs, out: out.numel() * args[1][0].numel(),
 }
 _ONLY_PRODUCTS = frozenset(
     {*_PRODUCTS, *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolution"))}

@@ -65,8 +65,8 @@ def page(result: Reproduction) -> str:
         "",
         f"Written by `{COMMAND}`; a test holds the numbers to the code.",
         "",
-        "Every table of the documents that this project began with, as it is printed. Each cost was counted again on",
-        "the real network.",
+        "Every table of the papers and talks that this project began with, as it is printed. Each cost was",
+        "counted again on the real network.",
         "",
         f"**{result}.**",
         "",
@@ -105,8 +105,7 @@ def _rules(result: Reproduction) -> Iterator[Sequence[str]]:
 
 def _section(table: Table, part: Reproduction) -> Iterator[str]:
     yield from (f"## {table.name}", "")
-    place = f" Seed document {table.document}." if table.document else ""
-    yield from (f"{table.title}. [{table.source}]({table.url}).{place}", "")
+    yield from (f"{table.title}. [{table.source}]({table.url}).", "")
     if table.note:
         yield from (table.note, "")
     cells = {(cell.line, cell.row, cell.column): cell for cell in part.cells}

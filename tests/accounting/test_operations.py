@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 import torch.utils.flop_counter
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
@@ -131,6 +132,32 @@ def test_fused_attention_is_one_operation_with_and_without_data():
     assert found.bytes_read == N * FLOAT
     masked = counted(lambda x: F.scaled_dot_product_attention(x, x, x, x.new_zeros(S, S)))
     assert masked.element_ops == 7 * C * S * S
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_deformable_convolution(masked):
+    """2 * 3 x 3 offsets for each place; 6 channels out; every value is a weighted sum of four."""
+
+    def do(x):
+        offset, mask = x.new_zeros(1, 18, S, S), x.new_ones(1, 9, S, S) if masked else None
+        return torchvision.ops.deform_conv2d(x, offset, x.new_zeros(6, C, 3, 3), padding=1, mask=mask)
+
+    found = counted(do)
+    assert (found.macs, found.element_ops, found.uncounted) == (6 * C * 9 * S * S, N * 9 * (8 + masked), set())
+
+
+@pytest.mark.parametrize("kind,gates", [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_are_counted_step_by_step(kind, gates):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = kind(S, 16, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(x[:, 0])[0]
+
+    found = tally(Recurrent().to("meta").eval(), (C, S, S))[""]
+    assert (found.macs, found.uncounted) == (S * gates * 16 * (S + 16), set())
 
 
 def test_a_composite_counts_once():
