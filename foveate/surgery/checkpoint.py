@@ -222,7 +222,10 @@ def _rebuild(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor])
     if library not in ("timm", "torchvision") or not isinstance(name, str):
         raise FoveateError(f"{path}: {name} is not rebuilt by a name of timm or torchvision alone: {_ADVICE}")
     sizes = {side for tensor in state.values() for side in tensor.shape[:2]}
-    if classes not in (None, 0, *sizes) or channels not in (*sizes,) or not is_plain(options):
+    # A first layer may take squares of pixels that were put into channels.
+    if type(channels) is not int or not any(channels * pixels in sizes for pixels in (1, 4, 16)):
+        raise FoveateError(f"{path}: {channels} channels do not fit its weights: {_ADVICE}")
+    if classes not in (None, 0, *sizes) or not is_plain(options):
         raise FoveateError(f"{path}: {classes} classes, {channels} channels, options {options}: {_ADVICE}")
     with torch.random.fork_rng(devices=[]):
         prefix = "torchvision:" if library == "torchvision" else ""
