@@ -19,6 +19,7 @@ it was: rows that the file holds are not done again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import fnmatch
 import multiprocessing
@@ -30,13 +31,17 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 FIELDS = (
     *("model", "library", "verdict", "step", "reason", "input", "sites", "stages", "parameters", "seconds"),
     *("versions",),
 )
-SECONDS = 420  # for one network
+SECONDS = 600  # of the processor, for one network
+LARGE = 150_000_000  # parameters: of such networks one runs at a time, for the sake of memory
 SIDES = (64, 96, 128, 224, 256)
+_DRAWN = ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_")
+_alone: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -67,18 +72,18 @@ def examine(name: str) -> dict[str, object]:
     versions = f"timm {timm.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     row: dict[str, object] = {"model": name, "library": "torchvision" if ":" in name else "timm", "versions": versions}
     began = time.perf_counter()
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         _steps(name, row)
         row["verdict"] = row.get("verdict", "passed")
     except StepError as failed:
         row.update(verdict="failed", step=failed.step, reason=failed.reason)
     except TimeoutError:
-        row.update(verdict="failed", step="time", reason=f"longer than {SECONDS} s")
+        row.update(verdict="failed", step="time", reason=f"more than {SECONDS} s of the processor")
     except MemoryError:
         row.update(verdict="failed", step="memory", reason="out of memory")
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     row["seconds"] = round(time.perf_counter() - began, 1)
     return row
 
@@ -87,17 +92,22 @@ def _steps(name: str, row: dict[str, object]) -> None:
     import torch
     from torch import nn
 
-    import foveate as fv
-
     torch.manual_seed(0)
-    for init in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_"):
-        setattr(nn.init, init, lambda tensor, *_, **__: _quick(tensor))  # most of the time would go into drawing
     skeleton = _created(name, "meta")
     large = [m for m in skeleton.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     row["parameters"] = sum(parameter.numel() for parameter in skeleton.parameters())
     if len(large) < 5:
         row.update(verdict="not convolutional", reason=f"{len(large)} convolutions larger than 1x1")
         return
+    with _alone if row["parameters"] > LARGE else contextlib.nullcontext():
+        _attention(name, row)
+
+
+def _attention(name: str, row: dict[str, object]) -> None:
+    import torch
+
+    import foveate as fv
+
     model = _created(name, "cpu").eval()
     image = _image(model, row)
     size = tuple(image.shape[1:])
@@ -138,7 +148,7 @@ def _steps(name: str, row: dict[str, object]) -> None:
     _removed(model, state, before, image)
 
 
-def _quick(tensor: object) -> object:
+def _quick(tensor: object, *_: object, **__: object) -> object:
     import torch
 
     with torch.no_grad():
@@ -147,11 +157,13 @@ def _quick(tensor: object) -> object:
 
 def _created(name: str, device: str) -> object:
     import torch
+    from torch import nn
 
     import foveate as fv
 
     try:
-        with torch.device(device):
+        # Most of the time would go into drawing weights.
+        with torch.device(device), mock.patch.multiple(nn.init, **dict.fromkeys(_DRAWN, _quick)):
             return fv.create_model(name)
     except Exception as error:  # some networks compute with data while they are built
         if device == "meta":
@@ -200,9 +212,8 @@ def _backward(model: object, image: object) -> None:
 
     import foveate as fv
 
-    state = {
-        key: value.clone() for key, value in model.state_dict().items() if "num_batches" in key or "running" in key
-    }
+    state = {key: value for key, value in model.state_dict().items() if "num_batches" in key or "running" in key}
+    found = {key: value.clone() for key, value in state.items()}
     try:
         sum(part.float().square().sum() for part in _outputs(model(image))).backward()
     except Exception as error:
@@ -212,8 +223,8 @@ def _backward(model: object, image: object) -> None:
         raise StepError("backward", "an attention gets no gradient")
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for key, value in state.items():
-            model.state_dict()[key].copy_(value)
+        for key, value in found.items():
+            state[key].copy_(value)
 
 
 def _removed(model: object, state: dict[str, object], before: object, image: object) -> None:
@@ -244,11 +255,14 @@ def _line(error: BaseException) -> str:
     return re.sub(r"/\S*/", "", text)[:300]
 
 
-def _start() -> None:
+def _start(alone: contextlib.AbstractContextManager[object]) -> None:
+    global _alone
+    _alone = alone
+
     def late(*_: object) -> None:
         raise TimeoutError
 
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
 
 
 def main() -> None:
@@ -269,7 +283,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with (
         options.output.open("a", newline="") as file,
-        context.Pool(options.processes, _start, maxtasksperchild=40) as pool,
+        context.Pool(options.processes, _start, (context.Lock(),), maxtasksperchild=40) as pool,
     ):
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not done:

@@ -116,7 +116,8 @@ def _torchvision(
 
 
 def _signed(model: nn.Module, library: str, name: str, options: dict[str, Any]) -> nn.Module:
-    setattr(model, ATTRIBUTE, (library, name, dict(options)))
+    if not hasattr(model, ATTRIBUTE):  # a name of timm's may stand for a network of torchvision's with a plan
+        setattr(model, ATTRIBUTE, (library, name, dict(options)))
     return model
 
 

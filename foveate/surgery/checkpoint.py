@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,7 +250,10 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
-    model.load_state_dict(state, strict=False)
+    fitting = OrderedDict(state)
+    # torchvision's MNASNet asks which version of it wrote a state dict.
+    fitting._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(fitting, strict=False)
 
 
 def checked_preparation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,8 @@ from foveate.surgery.sites import list_sites
 from foveate.surgery.steps import STARTS, build_step, check_shape, resolve_plan
 
 __all__ = ["attentions", "insert", "plan_of", "remove", "replaced_by", "unwrapped"]
+
+logger = logging.getLogger("foveate")
 
 
 def plan_of(model: nn.Module) -> Plan | None:
@@ -63,7 +66,7 @@ def insert(
             the random number generators stays as found.
 
     Returns:
-        The model itself.
+        The model itself. What it lost in replaced blocks, ``foveate.dropped`` tells.
 
     Raises:
         FoveateError: the plan cannot be read, names what does not exist, or does not fit the model; or the model
@@ -84,7 +87,10 @@ def insert(
         torch.default_generator.manual_seed(torch.initial_seed() if seed is None else seed)
         steps = [build_step(model, at, seen) for at in wanted]
     _rehearse(model, steps, size)
-    graft(model, steps, size)
+    record = graft(model, steps, size)
+    for site, gone in record.removed.items():
+        weights = sum(parameter.numel() for parameter in gone.module.parameters())
+        logger.info("%s, a %s with %s parameters, was replaced", site, type(gone.module).__name__, f"{weights:,}")
     return model
 
 

@@ -94,6 +94,14 @@ def _blocks(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def _inner_blocks(model: nn.Module) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, kind in _blocks(model).items():
+        if kind == "block":
+            _walk(model.get_submodule(name), f"{name}.", found)
+    return found
+
+
 def _layers(model: nn.Module) -> dict[str, str]:
     return {
         f"{name}.{child}".lstrip("."): "layer"
@@ -109,8 +117,10 @@ def _fits(seen: Seen | None) -> bool:
 
 def list_sites(model: nn.Module, seen: dict[str, Seen], size: tuple[int, int, int]) -> list[Site]:
     """The sites of a model that was probed on an image of this size, in the order of its modules."""
-    # A network without blocks, such as VGG, offers the layers of its sequences.
-    return _with_maps(_blocks(model), seen, size) or _with_maps(_layers(model), seen, size)
+    # Where the blocks give tokens, the convolutions may be inside, as in the patch embedding of a hybrid. A network
+    # without blocks, such as VGG, offers the layers of its sequences.
+    ways = (_blocks, _inner_blocks, _layers)
+    return next((listed for way in ways if (listed := _with_maps(way(model), seen, size))), [])
 
 
 def _with_maps(kinds: dict[str, str], seen: dict[str, Seen], size: tuple[int, int, int]) -> list[Site]:

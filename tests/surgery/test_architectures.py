@@ -126,3 +126,11 @@ def test_blocks_can_be_replaced(network, untouched):
             with torch.no_grad():
                 assert model(IMAGE).isfinite().all()
             fv.remove(model)
+
+
+def test_the_convolutions_inside_the_patch_embedding_of_a_hybrid():
+    with torch.device("meta"):
+        model = timm.create_model("vit_small_r26_s32_224")
+    names = [site.name for site in fv.sites(model)]
+    assert {"patch_embed.backbone.stages.2", "patch_embed.backbone.stages.3.blocks.1"} <= set(names)
+    assert not any(name.startswith("blocks") for name in names)  # they give tokens
