@@ -19,9 +19,9 @@ it was: rows that the file holds are not done again.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import fnmatch
+import functools
 import multiprocessing
 import random
 import re
@@ -41,7 +41,7 @@ SECONDS = 600  # of the processor, for one network
 LARGE = 150_000_000  # parameters: of such networks one runs at a time, for the sake of memory
 SIDES = (64, 96, 128, 224, 256)
 _DRAWN = ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_")
-_alone: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+LATER = "later"
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -61,8 +61,8 @@ class StepError(Exception):
         self.step, self.reason = step, reason
 
 
-def examine(name: str) -> dict[str, object]:
-    """One network, all steps; a row of the CSV."""
+def examine(name: str, alone: bool = True) -> dict[str, object]:
+    """One network, all steps; a row of the CSV. A large one is left for later where others run beside it."""
     import timm
     import torch
     import torchvision
@@ -74,7 +74,7 @@ def examine(name: str) -> dict[str, object]:
     began = time.perf_counter()
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        _steps(name, row)
+        _steps(name, row, alone)
         row["verdict"] = row.get("verdict", "passed")
     except StepError as failed:
         row.update(verdict="failed", step=failed.step, reason=failed.reason)
@@ -88,9 +88,11 @@ def examine(name: str) -> dict[str, object]:
     return row
 
 
-def _steps(name: str, row: dict[str, object]) -> None:
+def _steps(name: str, row: dict[str, object], alone: bool) -> None:
     import torch
     from torch import nn
+
+    import foveate as fv
 
     torch.manual_seed(0)
     skeleton = _created(name, "meta")
@@ -99,15 +101,9 @@ def _steps(name: str, row: dict[str, object]) -> None:
     if len(large) < 5:
         row.update(verdict="not convolutional", reason=f"{len(large)} convolutions larger than 1x1")
         return
-    with _alone if row["parameters"] > LARGE else contextlib.nullcontext():
-        _attention(name, row)
-
-
-def _attention(name: str, row: dict[str, object]) -> None:
-    import torch
-
-    import foveate as fv
-
+    if row["parameters"] > LARGE and not alone:
+        row["verdict"] = LATER
+        return
     model = _created(name, "cpu").eval()
     image = _image(model, row)
     size = tuple(image.shape[1:])
@@ -255,10 +251,7 @@ def _line(error: BaseException) -> str:
     return re.sub(r"/\S*/", "", text)[:300]
 
 
-def _start(alone: contextlib.AbstractContextManager[object]) -> None:
-    global _alone
-    _alone = alone
-
+def _start() -> None:
     def late(*_: object) -> None:
         raise TimeoutError
 
@@ -281,25 +274,23 @@ def main() -> None:
     random.Random(0).shuffle(left)  # noqa: S311 - so that a run that is stopped is a fair sample
     print(f"{len(wanted)} networks, {len(left)} left")
     context = multiprocessing.get_context("spawn")
-    with (
-        options.output.open("a", newline="") as file,
-        context.Pool(options.processes, _start, (context.Lock(),), maxtasksperchild=40) as pool,
-    ):
+    with options.output.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not done:
             writer.writeheader()
-        for count, row in enumerate(pool.imap_unordered(examine, left), 1):
-            writer.writerow(row)
-            file.flush()
-            print(
-                count,
-                row["model"],
-                row["verdict"],
-                row.get("step", ""),
-                row.get("reason", ""),
-                row["seconds"],
-                flush=True,
-            )
+        for processes, alone in ((options.processes, options.processes == 1), (1, True)):
+            later = []
+            with context.Pool(processes, _start, maxtasksperchild=40) as pool:
+                task = functools.partial(examine, alone=alone)
+                for count, row in enumerate(pool.imap_unordered(task, left), 1):
+                    if row["verdict"] == LATER:
+                        later.append(row["model"])
+                        continue
+                    writer.writerow(row)
+                    file.flush()
+                    said = (row["model"], row["verdict"], row.get("step", ""), row.get("reason", ""), row["seconds"])
+                    print(count, *said, flush=True)
+            left = later
 
 
 if __name__ == "__main__":

@@ -27,8 +27,18 @@ class Gate(nn.Module):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The gated mechanism; equal to x, element by element, while the gate is 0."""
-        return x + self.gate * (self.mechanism(x) - x)
+        """The gated mechanism; equal to x, element by element and in its strides, while the gate is 0."""
+        return _strided_like(x + self.gate * (self.mechanism(x) - x), x)
+
+
+@torch.fx.wrap
+def _strided_like(out: Tensor, x: Tensor) -> Tensor:
+    """A batch of 1 may have any stride there, and the next layer may choose by it how to compute, and so to round."""
+    if torch.compiler.is_compiling():
+        return out
+    pairs = zip(out.shape, out.stride(), x.stride(), strict=True)
+    other = [size for size, ours, theirs in pairs if ours != theirs]
+    return out.as_strided(out.shape, x.stride()) if other and set(other) == {1} else out
 
 
 class PoolGate(Gate):

@@ -111,6 +111,10 @@ def _layers(model: nn.Module) -> dict[str, str]:
     }
 
 
+def _convolutions(model: nn.Module) -> dict[str, str]:
+    return {name: "layer" for name, module in model.named_modules() if name and isinstance(module, nn.Conv2d)}
+
+
 def _fits(seen: Seen | None) -> bool:
     return seen is not None and seen.calls == 1 and seen.map_shape is not None
 
@@ -118,8 +122,8 @@ def _fits(seen: Seen | None) -> bool:
 def list_sites(model: nn.Module, seen: dict[str, Seen], size: tuple[int, int, int]) -> list[Site]:
     """The sites of a model that was probed on an image of this size, in the order of its modules."""
     # Where the blocks give tokens, the convolutions may be inside, as in the patch embedding of a hybrid. A network
-    # without blocks, such as VGG, offers the layers of its sequences.
-    ways = (_blocks, _inner_blocks, _layers)
+    # without blocks, such as VGG, offers the layers of its sequences, and any other at least its convolutions.
+    ways = (_blocks, _inner_blocks, _layers, _convolutions)
     return next((listed for way in ways if (listed := _with_maps(way(model), seen, size))), [])
 
 

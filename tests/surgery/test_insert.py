@@ -348,3 +348,14 @@ def test_load_is_the_only_way_a_block_is_lost(blocks):
     with pytest.raises(FoveateError, match="cannot put back 'stage2.1'"):
         fv.remove(blocks)
     assert fv.plan_of(blocks) is not None
+
+
+def test_the_identity_keeps_the_strides_of_a_batch_of_one():
+    tokens = torch.rand(1, 12, 8)
+    x = tokens.transpose(1, 2).view(1, 8, 3, 4)  # the batch's stride is 8, where 96 would do
+    gate = fv.insert(nn.Sequential(nn.Conv2d(8, 8, 1)), "se after 0", start="identity", input_size=(8, 3, 4))[0].foveate
+    out = gate(x.requires_grad_())
+    assert out.stride() == x.stride()
+    assert torch.equal(out, x)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
