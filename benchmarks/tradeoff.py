@@ -3,28 +3,29 @@
     python benchmarks/tradeoff.py > benchmarks/tradeoff.csv
     foveate reproduce tradeoff --measured benchmarks/tradeoff.csv
 
-Inference in float32 with random weights, one thread, at the pixels of the table. Each network has a process of its own.
-Memory first: the peak of resident memory with FEW and with MANY images, less the peak before the network was built
-(libraries loaded, a convolution run). The paper's column is for 256 images: the peak grows by a constant for each
-image, so it is drawn on from FEW and MANY to 256, which this machine's memory need not hold. Then speed: the network
-takes turns with ResNet-50, BATCH images at a time; the ratio is the median over the turns, with the lowest and the
-highest beside it. A network whose process fails has the reason in the last column. On stderr at the end: Spearman's
-rank correlation of both ratios with the paper's.
+Inference in float32 with random weights, one thread, at the pixels of the table. Speed: each network takes turns with
+ResNet-50, BATCH images at a time, ROUNDS times or SECONDS long (three times at least); the ratio is the median over the
+turns, with a 95% interval of it (``foveate.accounting.timing``). Memory, in a process of its own: the peak of resident
+memory with FEW and with MANY images, less what was resident before the network was built, with an allocator that gives
+freed memory back. The paper's column is for 256 images: the peak grows by a constant for each image, so it is drawn on
+from FEW and MANY to 256, which this machine's memory need not hold. A network that fails has the reason in the last
+column. On stderr at the end: Spearman's rank correlation of both ratios with the paper's.
 """
 
 import csv
+import gc
+import os
 import platform
-import statistics
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-BATCH, TURNS = 2, 3
-FEW, MANY, PRINTED_FOR = 2, 6, 256
+BATCH, ROUNDS, SECONDS = 1, 15, 20
+FEW, MANY, PRINTED_FOR = 1, 4, 256
 TABLE, REFERENCE = "tradeoff", "ResNet-50"
 COLUMNS = [
-    *("device", "cpu", "threads", "torch", "timm", "date", "network", "pixels", "batch", "seconds"),
+    *("device", "cpu", "threads", "torch", "timm", "date", "network", "pixels", "batch", "rounds", "seconds"),
     *("speed_ratio", "speed_ratio_low", "speed_ratio_high", f"mebibytes_{FEW}", f"mebibytes_{MANY}"),
     *(f"mebibytes_{PRINTED_FOR}", "memory_ratio", "paper_speed_ratio", "paper_memory_ratio", "reason"),
 ]
@@ -36,7 +37,7 @@ def rows():
     return {row.name: row for row in read_table(TABLE).rows}
 
 
-def prepare(name):
+def prepared(name):
     """The network in eval mode, and (channels, height, width) of its images."""
     from foveate.studies.counted import SUBJECTS
 
@@ -45,78 +46,66 @@ def prepare(name):
     return subject.module.eval(), subject.size
 
 
-def measure(name):
-    """MiB with FEW and with MANY images; median seconds of a batch; median, lowest and highest ratio to ResNet-50."""
+def runner(name):
+    """A function that runs the network on so many images."""
     import torch
 
-    import foveate.studies.counted  # noqa: F401 - the libraries' own memory is not the network's
+    model, size = prepared(name)
+    return lambda count=BATCH: model(torch.ones(count, *size))
+
+
+def speed(name):
+    """Rounds, median seconds of a batch; ResNet-50's seconds for one of the network's: median, low and high end."""
+    from foveate.accounting.timing import Spread, interleaved
+
+    taken = interleaved([runner(REFERENCE), runner(name)], ROUNDS, warmup=1, seconds=SECONDS)
+    ratio = Spread.of([one / other for one, other in taken])
+    return [len(taken), Spread.of([other for _, other in taken]).median, ratio.median, ratio.low, ratio.high]
+
+
+def memory(name):
+    """MiB with FEW and with MANY images."""
+    from foveate.accounting.resident import forget_peak, highest, now
+
+    forget_peak()
+    before, peaks, run = now(), [], runner(name)
+    for count in (FEW, MANY):
+        forget_peak()
+        run(count)
+        peaks.append((highest() - before) / 2**20)
+    return peaks
+
+
+def each(what):
+    """In a process of its own: a line with the numbers of each network, or with the reason why there are none."""
+    import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.inference_mode():
-        torch.nn.Conv2d(3, 8, 3)(torch.randn(1, 3, 32, 32))
-        before = peak()
-        own = prepare(name)
-        peaks = [seconds(own, FEW) and peak() - before, seconds(own, MANY) and peak() - before]
-        reference = prepare(REFERENCE)
-        seconds(reference, BATCH)
-        taken = [(seconds(reference, BATCH), seconds(own, BATCH)) for _ in range(TURNS)]
-    ratios = [one / other for one, other in taken]
-    return [*peaks, statistics.median(other for _, other in taken), statistics.median(ratios), min(ratios), max(ratios)]
+        prepared(REFERENCE)[0](torch.ones(1, 3, 224, 224))  # the libraries' own memory is not the network's
+        for name in rows():
+            gc.collect()
+            try:
+                print(name, *{"speed": speed, "memory": memory}[what](name), sep="\t", flush=True)
+            except Exception as error:  # noqa: BLE001 - the others go on
+                print(name, "failed", str(error).partition("\n")[0], sep="\t", flush=True)
 
 
-def peak():
-    """MiB of resident memory, the most so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def seconds(prepared, count):
-    """Of one pass over so many images."""
-    import time
-
-    import torch
-
-    model, size = prepared
-    images = torch.randn(count, *size)
-    began = time.perf_counter()
-    model(images)
-    return time.perf_counter() - began
-
-
-def about():
-    """The names, each with pixels and the paper's ratios, and what runs them."""
-    import timm
-    import torch
-
-    from foveate.studies.counted import SUBJECTS
-
-    print(torch.__version__, timm.__version__, sep="\t")
-    table = rows()
-    first = [float(text) for text in table[REFERENCE].printed]
-    for name, row in table.items():
-        arguments = dict(row.ours)
-        with torch.device("meta"):
-            size = SUBJECTS[arguments.pop("of")](**arguments).size
-        ratios = [float(row.printed[column]) / first[column] for column in (1, 3)]
-        print(name, size[1], *(f"{ratio:.3f}" for ratio in ratios), sep="\t")
-
-
-def in_a_process(*words):
-    """What a process of its own prints; this program stays small, because a new process begins with its peak."""
-    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"its process ended with code {done.returncode}")
-    return done.stdout
-
-
-def measured(name, first_memory):
-    """The cells of a row."""
-    few, many, *speeds = (float(text) for text in in_a_process("measure", name).split())
-    most = few + (many - few) / (MANY - FEW) * (PRINTED_FOR - FEW)
-    memory = [f"{m:.1f}" for m in (few, many, most)]
-    return [f"{speeds[0]:.4f}", *(f"{r:.3f}" for r in speeds[1:]), *memory, f"{most / (first_memory or most):.3f}"]
+def numbers(what, **environment):
+    """Network -> its numbers, and network -> the reason why there are none, from a process of its own."""
+    command = [sys.executable, __file__, what]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    found, failed = {}, {}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            print(what, line, end="", file=sys.stderr)
+            name, *words = line.rstrip("\n").split("\t")
+            if words[0] == "failed":
+                failed[name] = words[1]
+            else:
+                found[name] = [float(word) for word in words]
+    return found, failed
 
 
 def cpu():
@@ -125,37 +114,41 @@ def cpu():
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def ranks(values):
-    return [sum(other < value for other in values) + (values.count(value) - 1) / 2 for value in values]
-
-
 def main():
-    versions, *lines = in_a_process("about").splitlines()
+    import timm
+    import torch
+
+    from foveate.studies.measured import spearman
+
+    with torch.device("meta"):
+        pixels = {name: prepared(name)[1][1] for name in rows()}
+    printed = {name: [float(row.printed[column]) for column in (1, 3)] for name, row in rows().items()}
+    paper = {
+        name: [own / first for own, first in zip(n, printed[REFERENCE], strict=True)] for name, n in printed.items()
+    }
+    peaks, without_peaks = numbers("memory", MALLOC_MMAP_THRESHOLD_="65536")
+    speeds, without_speeds = numbers("speed")
+    most = {name: few + (many - few) / (MANY - FEW) * (PRINTED_FOR - FEW) for name, (few, many) in peaks.items()}
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
-    fixed = ["cpu", cpu(), 1, *versions.split("\t"), datetime.now(UTC).date()]
-    first, done = None, []
-    for line in lines:
-        name, pixels, *paper = line.split("\t")
-        try:
-            cells, reason = measured(name, first), ""
-            first = first or float(cells[-2])
-            done.append([float(cells[1]), float(paper[0]), float(cells[-1]), float(paper[1])])
-        except RuntimeError as error:
-            cells, reason = [""] * 8, str(error)
-        writer.writerow([*fixed, name, pixels, BATCH, *cells, *paper, reason])
-        sys.stdout.flush()
-        print(f"{name}: {reason or f'{cells[1]} of the speed, {cells[-1]} of the memory'}", file=sys.stderr)
+    fixed = ["cpu", cpu(), 1, torch.__version__, timm.__version__, datetime.now(UTC).date()]
+    done = []
+    for name in pixels:
+        fast, large = speeds.get(name), peaks.get(name)
+        cells = [f"{fast[0]:.0f}", f"{fast[1]:.4f}", *(f"{ratio:.3f}" for ratio in fast[2:])] if fast else [""] * 5
+        ratio = most[name] / most[REFERENCE] if large else None
+        cells += [*(f"{mib:.1f}" for mib in (*large, most[name])), f"{ratio:.3f}"] if large else [""] * 4
+        reason = without_speeds.get(name) or without_peaks.get(name) or ""
+        writer.writerow([*fixed, name, pixels[name], BATCH, *cells, *(f"{r:.3f}" for r in paper[name]), reason])
+        if fast and large:
+            done.append((fast[2], paper[name][0], ratio, paper[name][1]))
     ours_speed, paper_speed, ours_memory, paper_memory = map(list, zip(*done, strict=True))
-    for what, ours, paper in (("speed", ours_speed, paper_speed), ("memory", ours_memory, paper_memory)):
-        order = statistics.correlation(ranks(ours), ranks(paper))
-        print(f"{what}: {len(ours)} networks, Spearman {order:.2f}", file=sys.stderr)
+    for what, ours, theirs in (("speed", ours_speed, paper_speed), ("memory", ours_memory, paper_memory)):
+        print(f"{what}: {len(ours)} networks, Spearman {spearman(ours, theirs):.2f}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["about"]:
-        about()
-    elif sys.argv[1:]:
-        print(*measure(sys.argv[2]))
+    if sys.argv[1:]:
+        each(sys.argv[1])
     else:
         main()

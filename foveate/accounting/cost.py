@@ -16,12 +16,13 @@ from torch import nn
 from foveate.accounting.count import Tally, tally
 from foveate.accounting.memory import saved_bytes
 from foveate.accounting.rows import ModuleCost, rows_of
+from foveate.accounting.shares import time_shares
 from foveate.errors import FoveateError, first_line, near
 from foveate.surgery import attentions, plan_of
 from foveate.surgery.graft import part, record_of, take_out
 from foveate.surgery.holders import HeadPlace, Replacement
 from foveate.surgery.insert import replaced_by
-from foveate.surgery.probe import input_size_of, on_a_copy, probe
+from foveate.surgery.probe import copied, input_size_of, on_a_copy, probe
 
 __all__ = ["Cost", "ModuleCost", "cost"]
 
@@ -98,7 +99,9 @@ class Cost:
         return f"{text} (the plan: {plus.params:+,} parameters, {plus.macs:+,} MACs)"
 
 
-def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, counting: str = "exact") -> Cost:
+def cost(
+    model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, counting: str = "exact", time: bool = False
+) -> Cost:
     """Count what a model costs, beside the same model without its plan.
 
     Args:
@@ -107,20 +110,25 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None, *, c
         counting: ``exact`` counts every parameter and every operation of the real modules. ``paper`` counts as the
             ULSAM paper does: the baseline as its authors print it, where it is known; a replaced block counts its
             convolution weights only; a mechanism counts the paper's formula.
+        time: measure the share of time that each module takes, too, on a copy with one random image: ``time_share``
+            in the rows.
 
     Returns:
         The cost; its ``baseline`` is that of the network without the plan.
 
     Raises:
-        FoveateError: the counting does not exist, or the model cannot run on an image of this size.
+        FoveateError: the counting does not exist or has no rows to time, or the model cannot run on an image of this
+            size.
     """
+    if time and counting != "exact":
+        raise FoveateError(f"time is measured module by module, and {counting} counting has totals only: count exactly")
     if counting not in COUNTINGS:
         raise FoveateError(f"counting={counting!r} does not exist; {near(counting, COUNTINGS)}")
     size = input_size_of(model, input_size)
     planned = plan_of(model) is not None
     if counting == "exact":
-        found = _exact(model, size)
-        return replace(found, baseline=_exact(model, size, plain=True)) if planned else found
+        found = _exact(model, size, time=time)
+        return replace(found, baseline=_exact(model, size, plain=True, time=time)) if planned else found
     params, whole = _on_a_copy(model, size, _counted)
     if not planned:
         return _printed(params, whole)
@@ -158,7 +166,7 @@ def _counted(net: nn.Module, size: Size) -> tuple[int, dict[str, Tally]]:
     return _parameters(net), tally(net, size)
 
 
-def _exact(model: nn.Module, size: Size, *, plain: bool = False) -> Cost:
+def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = False) -> Cost:
     """Everything that is counted, of a network with or without its plan."""
     record = record_of(model)
     # What was replaced stays so as long as the holder stands there.
@@ -188,7 +196,16 @@ def _exact(model: nn.Module, size: Size, *, plain: bool = False) -> Cost:
         return found, kept is not None
 
     found, trains = _on_a_copy(model, size, task, plain=plain)
+    if time:
+        found = replace(found, modules=_timed(model, size, found.modules, plain=plain))
     return found if trains else replace(found, activation_bytes_training=_saved(model, size, plain=plain))
+
+
+def _timed(model: nn.Module, size: Size, rows: tuple[ModuleCost, ...], *, plain: bool) -> tuple[ModuleCost, ...]:
+    """The rows with their shares of time."""
+    net = copied(model, data=True)
+    shares = time_shares(take_out(net) if plain else net, size)
+    return tuple(replace(row, time_share=shares[row.name]) for row in rows)
 
 
 def _saved(model: nn.Module, size: Size, *, plain: bool) -> int:

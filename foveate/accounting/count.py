@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate.accounting.live import LiveBytes, kept_by_the_model
-from foveate.accounting.operations import rule_of, tensors_in, traffic
+from foveate.accounting.operations import Rule, rule_of, tensors_in, traffic
 from foveate.accounting.passes import images_for, quick_output, run
 
 __all__ = ["Tally", "tally"]
@@ -62,10 +62,11 @@ class _Counter(TorchDispatchMode):
         self.tallies = {name: Tally() for name, _ in model.named_modules()}
         self.stack = [""]
         self.live = LiveBytes(kept_by_the_model(model))
+        self.rules: dict[Any, Rule] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        rule = rule_of(func)
+        rule = self.rules.get(func) or self.rules.setdefault(func, rule_of(func))
         if rule.composite:  # as in torch.inference_mode, where the dispatcher leaves this to us
             with self:
                 parts = func.decompose(*args, **kwargs)

@@ -98,6 +98,17 @@ def _deformed(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
     return x.shape[0] * x.shape[1] * weight[0, 0].numel() * out[0, 0].numel() * (8 + masked)
 
 
+def _ulsam(norm: int) -> Formula:
+    """ULSAM in one operation: norm, ReLU, pool and the weighted sum of x; norm, ReLU and softmax of each map."""
+
+    def formula(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+        x = args[0]
+        groups = args[2] if isinstance(args[2], int) else _first(out[1:]).shape[1]
+        return x.numel() * (norm + 1 + 9 + 2) + groups * x.numel() // x.shape[1] * (norm + 1 + 5)
+
+    return formula
+
+
 def _search(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
     """log2 n comparisons for each value."""
     return _first(out).numel() * math.ceil(math.log2(max(2, args[0].shape[-1])))
@@ -136,6 +147,8 @@ ELEMENT_OPS: dict[str, Formula] = {
     "aten::upsample_bicubic2d": _per_output(32),
     "aten::col2im": _per_input(1),
     "torchvision::deform_conv2d": _deformed,
+    "foveate::ulsam_infer": _ulsam(2),
+    "foveate::ulsam_train": _ulsam(7),
     **{f"aten::{name}": lambda args, _kwargs, _out: args[-1].numel() for name in ("index_add", "scatter_add")},
     **{
         f"aten::_scaled_dot_product_{kind}": _pairs
@@ -177,6 +190,8 @@ _PRODUCTS: dict[str, Formula] = {
     "aten::addr": lambda args, _kwargs, _out: args[1].numel() * args[2].numel(),
     "aten::addbmm": lambda args, _kwargs, _out: args[1].numel() * args[2].shape[2],
     "torchvision::deform_conv2d": lambda args, _kwargs, out: out.numel() * args[1][0].numel(),
+    # A depthwise 1x1 convolution, and a weighted sum of all channels.
+    **dict.fromkeys(("foveate::ulsam_infer", "foveate::ulsam_train"), lambda args, _kwargs, _out: 2 * args[0].numel()),
 }
 _ONLY_PRODUCTS = frozenset(
     {*_PRODUCTS, *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolution"))}

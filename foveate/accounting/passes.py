@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from foveate.accounting.operations import tensors_in
+from foveate.kernels.switch import use_fused
 
 __all__ = ["images_for", "quick_output", "run", "total"]
 
@@ -22,8 +23,11 @@ def images_for(model: nn.Module, size: tuple[int, int, int], batch_size: int = 1
 
 
 def run(model: nn.Module, images: Tensor) -> Any:
-    """Run a copy of a model as its device would, whether there is data or not; returns what the model gives."""
-    with _AsOnTheDevice():
+    """Run a copy of a model as its device would, whether there is data or not; returns what the model gives.
+
+    Our fused operations are off: the definition is counted, whatever computes it.
+    """
+    with use_fused(False), _AsOnTheDevice():
         return model(images)
 
 
@@ -111,11 +115,34 @@ def _layer_norm_output(args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(shape), x.new_empty(shape)
 
 
+def _like_the_larger(args: tuple[Any, ...]) -> Tensor | None:
+    """Of a sum or product, where one side spreads over the other and the other is dense."""
+    x, y = args[:2]
+    if not isinstance(y, Tensor):
+        return torch.empty_like(x) if isinstance(y, int | float) else None
+    if x.numel() < y.numel() or x.ndim < y.ndim:
+        x, y = y, x
+    dense = (
+        x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.is_contiguous()
+    )
+    fits = all(b in (1, a) for a, b in zip(reversed(x.shape), reversed(y.shape), strict=False))
+    return torch.empty_like(x) if dense and fits and x.ndim >= y.ndim and x.dtype == y.dtype and y.is_meta else None
+
+
+def _product_output(args: tuple[Any, ...]) -> Tensor | None:
+    """Of a matrix product; None where the sides do not fit, which torch then says."""
+    x, y = args[-2:]
+    fits = x.shape[-1] == y.shape[-2] and x.shape[:-2] == y.shape[:-2] and x.dtype == y.dtype
+    return x.new_empty(*x.shape[:-1], y.shape[-1]) if fits else None
+
+
 _SAME_SHAPE = ("relu", "gelu", "silu", "sigmoid", "tanh", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "elu")
 # Without data, torch works these out in Python, which is most of a pass. An in-place form gives its first argument.
 _QUICK: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     **{f"aten::{name}": _like_the_first for name in _SAME_SHAPE},
     **{f"aten::{name}_": lambda args: args[0] for name in _SAME_SHAPE},
+    **{f"aten::{name}": _like_the_larger for name in ("add", "sub", "mul")},
+    **{f"aten::{name}": _product_output for name in ("mm", "addmm", "bmm")},
     "aten::native_batch_norm": _batch_norm_output,
     "aten::native_layer_norm": _layer_norm_output,
 }

@@ -26,6 +26,7 @@ class ModuleCost:
         bytes_moved: bytes that operations read and write.
         share: of the whole network's MACs, 0 to 1.
         change: ``added`` by the plan, ``removed`` by it (in the network without the plan), or empty.
+        time_share: of the whole network's time, 0 to 1; None where it was not measured.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModuleCost:
     bytes_moved: int
     share: float
     change: str = ""
+    time_share: float | None = None
 
 
 def rows_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv as csv_format
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["as_json", "check", "totals", "tree", "write_csv"]
+__all__ = ["as_json", "changes", "check", "totals", "tree", "write_csv"]
 
 _MARKS = {"added": "+ ", "removed": "- ", "": ""}
 _STYLES = {"added": "green", "removed": "red", "": ""}
@@ -60,8 +60,13 @@ def as_json(cost: fv.Cost) -> dict[str, Any]:
         for heading, column in _columns(cost).items()
     }
     if cost.modules:
-        found.update(uncounted=cost.uncounted, modules=[asdict(row) for row in _rows(cost)])
+        found.update(uncounted=cost.uncounted, modules=[_plain(row) for row in _rows(cost)])
     return found
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    """A row as data; without its time where none was measured."""
+    return {key: value for key, value in asdict(row).items() if value is not None}
 
 
 def write_csv(cost: fv.Cost, where: str) -> None:
@@ -70,7 +75,7 @@ def write_csv(cost: fv.Cost, where: str) -> None:
     Raises:
         FoveateError: the file cannot be written.
     """
-    rows = [asdict(row) for row in _rows(cost)]
+    rows = [_plain(row) for row in _rows(cost)]
     text = io.StringIO()
     writer = csv_format.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -99,6 +104,33 @@ def totals(cost: fv.Cost) -> Table:
     return table
 
 
+def changes(cost: fv.Cost) -> Table | None:
+    """What the plan took out and put in, place by place; None without rows or a plan."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = _rows(cost)
+    starts = [row for row in rows if row.change and not any(_inside(row, other) for other in rows)]
+    if not starts:
+        return None
+    table = Table(box=None, pad_edge=False)
+    for heading in ("the plan", "", "parameters", "MACs"):
+        table.add_column(heading, justify="right" if heading in ("parameters", "MACs") else "left")
+    last = ""
+    for row in starts:
+        above, _, leaf = row.name.rpartition(".")
+        site = above if "foveate" in leaf else row.name
+        sign = _MARKS[row.change].strip()
+        what = Text(f"replaced {row.kind}" if sign == "-" else f"added {row.kind}", _STYLES[row.change])
+        table.add_row("" if site == last else site, what, f"{sign}{row.params:,}", f"{sign}{_short(row.macs)}")
+        last = site
+    return table
+
+
+def _inside(row: Any, other: Any) -> bool:
+    return bool(row.change == other.change and row.name.startswith(f"{other.name}."))
+
+
 def tree(cost: fv.Cost, depth: int, console: Console) -> Table:
     """The modules as a tree: added ones green with +, removed ones red with -; what costs nothing is left out.
 
@@ -109,26 +141,36 @@ def tree(cost: fv.Cost, depth: int, console: Console) -> Table:
     """
     lines = list(_lines(_grown(cost), depth))
     wide = console.options.update(max_width=1000)
-    tables = (_table(lines, columns) for columns in (5, 4, 3))
+    columns = [name for name in _CELLS if name != "time" or cost.modules[0].time_share is not None]
+    least = 3 + ("time" in columns)
+    tables = (_table(lines, columns[:count]) for count in range(len(columns), least - 1, -1))
     fitting = (t for t in tables if console.measure(t, options=wide).maximum <= console.width)
-    return next(fitting, _table(lines, 3, longest=console.width - 29))
+    return next(fitting, _table(lines, columns[:least], longest=console.width - (29 if least == 3 else 37)))
 
 
-def _table(lines: list[tuple[str, str, Any]], columns: int, longest: int | None = None) -> Table:
-    """The tree, with the first columns of numbers, and names up to a length."""
+_CELLS: dict[str, Callable[[Any], str]] = {
+    "parameters": lambda row: _short(row.params),
+    "MACs": lambda row: _short(row.macs),
+    "share": lambda row: f"{row.share:.1%}",
+    "time": lambda row: f"{row.time_share:.1%}",
+    "element ops": lambda row: _short(row.element_ops),
+    "bytes": lambda row: f"{_short(row.bytes_moved)}B",
+}
+
+
+def _table(lines: list[tuple[str, str, Any]], columns: list[str], longest: int | None = None) -> Table:
+    """The tree, with some columns of numbers, and names up to a length."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     table.add_column("module", no_wrap=True, max_width=longest and max(10, longest))
-    for heading in ("parameters", "MACs", "share", "element ops", "bytes")[:columns]:
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True, min_width=max(6, len(heading)))
     for guide, label, row in lines:
         style = _STYLES[row.change]
-        cells = [_short(row.params), _short(row.macs), f"{row.share:.1%}", _short(row.element_ops)]
-        cells.append(f"{_short(row.bytes_moved)}B")
         name = Text.assemble((guide, "dim"), (_MARKS[row.change] + label, style), (row.kind, style or "dim"))
-        table.add_row(name, *(Text(cell, style) for cell in cells[:columns]))
+        table.add_row(name, *(Text(_CELLS[column](row), style) for column in columns))
     return table
 
 

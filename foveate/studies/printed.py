@@ -96,7 +96,7 @@ class Row:
     Args:
         name: as printed.
         printed: a text for each column; "" and "-" are no numbers.
-        line: in the document; 0 without one.
+        number: of the row in its table, from 1.
         where: what the print leaves out.
         family: the heading above a group of rows.
         ours: what is counted.
@@ -111,7 +111,7 @@ class Row:
 
     name: str
     printed: tuple[str, ...]
-    line: int = 0
+    number: int
     where: str = ""
     family: str = ""
     ours: Mapping[str, Any] | None = None
@@ -138,7 +138,8 @@ class Table:
         title: what it shows.
         source: who printed it.
         url: the paper.
-        document: the seed document that it stands in; "" for none.
+        paper: its title, arXiv number and, where the print has one, the number of the table.
+        order: of the tables on the page.
         columns: of numbers.
         rows: in their order.
         note: what is needed to read it.
@@ -148,7 +149,8 @@ class Table:
     title: str
     source: str
     url: str
-    document: str
+    paper: str
+    order: int
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     note: str = ""
@@ -171,5 +173,6 @@ def read_table(name: str) -> Table:
     text = resources.files("foveate.studies").joinpath(_FOLDER, f"{name}.toml").read_text("utf-8")
     data = tomllib.loads(text)
     columns = tuple(Column(**column) for column in data.pop("columns"))
-    rows = tuple(Row(**{**row, "printed": tuple(row["printed"])}) for row in data.pop("rows"))
+    numbered = enumerate(data.pop("rows"), 1)
+    rows = tuple(Row(**{**row, "printed": tuple(row["printed"]), "number": number}) for number, row in numbered)
     return Table(name, columns=columns, rows=rows, **data)

@@ -44,7 +44,7 @@ def reproduce(table: str | None = None, *, measured: str | os.PathLike[str] | No
         FoveateError: there is no such table, or the CSV cannot be read.
     """
     asked = (table,) if table is not None else names()
-    found = tuple(sorted(map(read_table, asked), key=lambda one: (not one.document, one.document, one.rows[0].line)))
+    found = tuple(sorted(map(read_table, asked), key=lambda one: one.order))
     taken = None if measured is None else read_measured(measured)
     return Reproduction(found, tuple(cell for one in found for cell in _cells(one, taken)))
 
@@ -58,8 +58,8 @@ def _cells(table: Table, measured: Mapping[str, Measured] | None) -> Iterator[Ce
             cell = Cell(
                 *(table.name, row.label, column.name, printed, column.unit, kind),
                 source=table.source,
-                document=table.document,
-                line=row.line,
+                paper=table.paper,
+                number=row.number,
             )
             if kind in COLUMNS:
                 yield _beside(cell, None if measured is None else measured.get(row.name))
@@ -138,15 +138,14 @@ def _statement(ours: Mapping[str, Any]) -> Decimal:
 
 
 def _difference(minuend: Sequence[Any], subtrahend: Sequence[Any]) -> Decimal:
-    """Of two printed numbers, each (table, line, column)."""
+    """Of two printed numbers, each (table, number of the row, column)."""
     return _printed(*minuend) - _printed(*subtrahend)
 
 
-def _printed(table: str, line: int, column: str) -> Decimal:
+def _printed(table: str, number: int, column: str) -> Decimal:
     found = read_table(table)
     position = [c.name for c in found.columns].index(column)
-    row = next(row for row in found.rows if row.line == line)
-    return Number.parse(row.printed[position]).value
+    return Number.parse(found.rows[number - 1].printed[position]).value
 
 
 def _saving(before: Mapping[str, Any], after: Mapping[str, Any], measure: str) -> Decimal:

@@ -17,6 +17,8 @@ from foveate.studies.reproduction import (
     EQUAL,
     INCONSISTENT,
     MEASURED,
+    MEASUREMENT,
+    TRAINING,
     UNBUILT,
     UNPUBLISHED,
     Cell,
@@ -26,7 +28,7 @@ from foveate.studies.reproduction import (
 
 __all__ = ["page", "write_page"]
 
-COMMAND = "foveate reproduce --page docs/reproduce.md"
+COMMAND = "foveate reproduce --page docs/reproduce.md --measured benchmarks/tradeoff.csv"
 MARKS = {EQUAL: "✓", CUT: "✓", INCONSISTENT: "✗", UNPUBLISHED: "?", DIFFERS: "≠", UNBUILT: "–"}
 RULES = {
     "exact": "every parameter, every multiply-add of the real modules",
@@ -75,9 +77,9 @@ def page(result: Reproduction) -> str:
         "* ? too little is published to count the same thing; what is missing is below the table.",
         "* – there is no such network here to count.",
         "* Numbers without a mark are the papers' own: accuracies, which need training, and speeds and memory, which",
-        "  need the authors' machine.",
+        "  need the authors' machine; below the table of trade-offs they stand beside those of another machine.",
         "",
-        *_table(("table", "cells", "computable", "✓", "✗", "?", "–"), _summary(result)),
+        *_table(("table", "cells", "computable", "✓", "✗", "?", "–", "to train", "speed, memory"), _summary(result)),
         "",
         "What reproduced numbers are counted by:",
         "",
@@ -94,7 +96,8 @@ def _summary(result: Reproduction) -> Iterator[Sequence[str]]:
         part = result.of(table.name)
         counts = Counter(part.counts())
         numbers = [len(part.cells), len(part.computed), counts[EQUAL] + counts[CUT]]
-        numbers += [counts[verdict] for verdict in (INCONSISTENT, UNPUBLISHED, UNBUILT)]
+        numbers += [counts[verdict] for verdict in (INCONSISTENT, UNPUBLISHED, UNBUILT, TRAINING)]
+        numbers.append(counts[MEASURED] + counts[MEASUREMENT])
         yield (f"[{table.name}](#{table.name})", *(str(number) if number else "" for number in numbers))
 
 
@@ -105,14 +108,13 @@ def _rules(result: Reproduction) -> Iterator[Sequence[str]]:
 
 def _section(table: Table, part: Reproduction) -> Iterator[str]:
     yield from (f"## {table.name}", "")
-    yield from (f"{table.title}. [{table.source}]({table.url}).", "")
+    yield from (f"{table.title}. {table.source}. [{table.paper}]({table.url}).", "")
     if table.note:
         yield from (table.note, "")
-    cells = {(cell.line, cell.row, cell.column): cell for cell in part.cells}
+    cells = {(cell.number, cell.column): cell for cell in part.cells}
     headings = [f"{column.name}, {column.unit}" if column.unit else column.name for column in table.columns]
     rows = [
-        [row.label, *(_marked(cells.get((row.line, row.label, column.name))) for column in table.columns)]
-        for row in table.rows
+        [row.label, *(_marked(cells.get((row.number, column.name))) for column in table.columns)] for row in table.rows
     ]
     yield from (*_table(("", *headings), rows), "")
     told = [cell for cell in part.computed if cell.counting not in ("exact", "arithmetic") or cell.verdict != EQUAL]
@@ -149,7 +151,12 @@ def _measured(part: Reproduction) -> Iterator[str]:
     first = {kind: Number.parse(cells[rows[0], kind].printed).value for kind in columns}
     theirs = {key: float(Number.parse(cell.printed).value / first[key[1]]) for key, cell in cells.items()}
     yield from ("### Speed and memory on another machine", "")
-    yield from ("Relative to ResNet-50, as `benchmarks/tradeoff.csv` has them, with the machine and the sizes.", "")
+    yield from (
+        "Images/s and peak memory in inference, each for one of ResNet-50. Here: one thread of a CPU, float32; each",
+        "network took turns with ResNet-50, and its memory was drawn on from small batches to the paper's 256 images.",
+        "`benchmarks/tradeoff.csv` has the machine, the sizes and the spreads.",
+        "",
+    )
     for kind, name in columns.items():
         ours = [float(cells[row, kind].ours) for row in done[kind]]
         order = spearman(ours, [theirs[row, kind] for row in done[kind]])

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from foveate.explanations.files import write_whole
+from foveate.studies.labelling import Box, labels, lead
 from foveate.studies.reproduction import Reproduction
-from foveate.studies.scatter import Box, labels, lead
 
 __all__ = ["PICTURES", "Dot", "dots", "draw", "places"]
 

@@ -56,8 +56,8 @@ class Cell:
         reason: of a verdict that is not plain.
         how: what was counted: a name and its arguments.
         source: who printed it.
-        document: the seed document that it stands in.
-        line: in the document.
+        paper: the paper's title, arXiv number and, where the print has one, the number of the table.
+        number: of the row in its table, from 1.
     """
 
     table: str
@@ -73,8 +73,8 @@ class Cell:
     reason: str = ""
     how: str = ""
     source: str = ""
-    document: str = ""
-    line: int = 0
+    paper: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True)

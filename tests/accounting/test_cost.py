@@ -236,3 +236,19 @@ def test_a_size_that_does_not_fit(blocks, untouched):
     ):
         fv.cost(blocks, (4, 32, 32))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["linear", "sum", "batched"])
+def test_shapes_that_do_not_fit_are_refused_without_data_too(way):
+    class Wrong(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(7, 2)
+
+        def forward(self, x):
+            if way == "linear":
+                return self.fc(x.mean((2, 3)))
+            return x + x[:, :2] if way == "sum" else torch.bmm(x.flatten(2), x.flatten(2))
+
+    with pytest.raises(FoveateError, match="cannot count Wrong on an image of 3 x 16 x 16"):
+        fv.cost(Wrong(), (3, SIZE, SIZE))

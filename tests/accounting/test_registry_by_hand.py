@@ -155,6 +155,26 @@ def test_no_operation_of_ours_is_uncounted(name):
     assert tally(registry.build(name, M).to("meta").eval(), (M, H, W))[""].uncounted == set()
 
 
+@pytest.mark.parametrize("name", sorted(set(ATTENTION) - {"danet", "position"}))  # padded with zeros for the CPU
+def test_with_data_the_count_is_the_same(name):
+    """Whatever fused operation of ours there is: it counts as the definition does."""
+    found = [tally(registry.build(name, 64).eval().to(device), (64, 14, 14))[""] for device in ("cpu", "meta")]
+    for number in ("macs", "element_ops", "uncounted"):
+        assert getattr(found[0], number) == getattr(found[1], number)
+
+
+def test_the_fused_ulsam_counts_as_the_definition():
+    """Called on shapes alone, which no kernel takes: its formulas are what is tested."""
+    ulsam = registry.build("ulsam", 64, kind="attention")
+
+    class Fused(nn.Module):
+        def forward(self, x):
+            return torch.ops.foveate.ulsam_infer(x, x.new_empty(3 * 64 + 4), 4)
+
+    fused, plain = tally(Fused(), (64, 14, 14))[""], tally(ulsam.eval(), (64, 14, 14))[""]
+    assert (fused.macs, fused.element_ops, fused.uncounted) == (plain.macs, plain.element_ops, set())
+
+
 def test_attention_does_not_move_the_map_of_all_pairs():
     """Places 56 x 56: the map would be 39 MB, and torch's fused kernels never write it."""
     module = registry.build("position", 64).to("meta").eval()

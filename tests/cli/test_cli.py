@@ -81,13 +81,41 @@ def test_train_then_explain_what_was_kept(capsys, folder, tmp_path):
 
 
 def test_compare(capsys, folder, tmp_path):
+    output, plan = tmp_path / "grid", "se after layer2.0"
+    command = ["compare", folder, *SMALL, "--plans", plan, "--seeds", "1", "--output", output, "--json"]
+    code, out, err = run(capsys, *command)
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [row["plan"] for row in rows] == ["none", plan]
+    assert (output / "report.html").exists()
+    result = next(output.glob("runs/none-*/result.json"))
+    before = result.stat().st_mtime_ns
+    assert json.loads(run(capsys, *command)[1])[1]["difference"] == rows[1]["difference"]  # it goes on: nothing is left
+    assert result.stat().st_mtime_ns == before
+    code, out, err = run(capsys, "results", output, "--page", tmp_path / "page.md", "--command", "foveate compare ...")
+    assert code == 0
+    assert "no evidence of a difference" in out
+    assert "foveate compare ..." in (tmp_path / "page.md").read_text()
+
+
+def test_two_processes_compare(capsys, folder, tmp_path):
     output = tmp_path / "grid"
-    code, out, err = run(
-        capsys, "compare", folder, *SMALL, "--plans", "se after layer2.0", "--seeds", "1", "--output", output, "--json"
+    code, _, err = run(
+        capsys,
+        "compare",
+        folder,
+        *SMALL,
+        "--plans",
+        "se after layer2.0",
+        "--seeds",
+        "2",
+        "--output",
+        output,
+        "--jobs",
+        "2",
     )
     assert code == 0, err
-    assert [row["plan"] for row in json.loads(out)] == ["none", "se after layer2.0"]
-    assert (output / "report.html").exists()
+    assert len(list(output.glob("runs/*/result.json"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -100,6 +128,8 @@ def test_compare(capsys, folder, tmp_path):
         (["cost", "mobilenetv2_100", "--plan", "ulsam(groups=5) after blocks.4.2"], "take groups from 1, 2, 4, 8, 16"),
         (["cost", "mobilenetv2_100", "--plan", "ulsam replacing blocks.4.0"], "blocks that keep it: blocks.1.1"),
         (["train", "no/such/folder"], "no/such/folder"),
+        (["results", "no/such/folder"], "holds no comparison"),
+        (["compare", "elpv", "--plans", "se after blocks.4.2", "--jobs", "0"], "at least 1"),
         (["sites", "no/such/model"], "no saved model"),
     ],
 )

@@ -32,7 +32,7 @@ def run(capsys, monkeypatch):
 
 def tree_of(out):
     """The lines before the totals, and the totals."""
-    tree, _, totals = out.partition("\n\n")
+    tree, totals, *_ = out.split("\n\n")
     return tree.splitlines(), totals.splitlines()
 
 
@@ -99,6 +99,34 @@ def test_a_gate_and_a_head_are_shown_as_what_they_hold(run):
     assert "+ classifiers ModuleList" in drawn
     for hidden in ("mechanism", "Gate", "HeadPlace", "Identity"):
         assert hidden not in drawn
+
+
+def test_what_was_replaced_and_added_is_said_in_numbers(run):
+    plan = "se replacing blocks.2.1; ulsam after blocks.3.3; ltpa as head on blocks.2, blocks.4, blocks.6"
+    said = run(*SMALL, "--plan", plan)[1].split("\n\n")[2].splitlines()
+    model = fv.insert(fv.create_model("mobilenetv2_035"), plan, input_size=64)
+    gone = {row.name: row for row in fv.dropped(model, 64)}
+    rows = [re.split(" {2,}", found.strip()) for found in said[1:]]
+    assert rows[0][:3] == ["blocks.2.1", "replaced InvertedResidual", f"-{gone['blocks.2.1'].params:,}"]
+    assert rows[1][0] == "added SE"
+    assert rows[2][:2] == ["blocks.3.3", "added ULSAM"]
+    assert [row[:2] for row in rows[3:]] == [["classifier", "replaced Linear"], rows[4][:2]]
+    assert rows[4][0] == "added LearnToPayAttention"
+    assert max(map(len, said)) <= 80
+    assert run(*SMALL)[1].count("\n\n") == 1
+
+
+def test_time_adds_a_column(run):
+    out = run(*SMALL, "--plan", "se replacing blocks.2.1", "--time")[1]
+    tree, _ = tree_of(out)
+    assert re.split(" {2,}", tree[0])[:5] == ["module", "parameters", "MACs", "share", "time"]
+    assert re.split(" {2,}", tree[1])[4] == "100.0%"
+    found = json.loads(run(*SMALL, "--time", "--json")[1])
+    assert all(0 <= row["time_share"] <= 1 for row in found["modules"])
+    assert "time_share" not in json.loads(run(*SMALL, "--json")[1])["modules"][0]
+    code, _, err = run(*SMALL, "--time", "--counting", "paper")
+    assert code == 2
+    assert "count exactly" in err
 
 
 def test_colours(run, monkeypatch):

@@ -1,0 +1,271 @@
+"""Time and memory of a network, beside another that takes turns with it in the same process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import platform
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from foveate.accounting.peak import measured_peak
+from foveate.accounting.runners import Setting, device_of, dtype_of, ready
+from foveate.accounting.timing import Spread, interleaved
+from foveate.errors import FoveateError, first_line
+from foveate.surgery import plan_of
+from foveate.surgery.graft import take_out
+from foveate.surgery.probe import copied, input_size_of
+
+__all__ = ["Latency", "Timing", "latency"]
+
+Value = TypeVar("Value", int, str)
+PLAIN = "the network without its plan"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured in one setting. Each spread is over the rounds.
+
+    Args:
+        setting: batch size, threads, dtype, memory format, backend.
+        seconds: of a batch.
+        reference_seconds: of the reference; None without one.
+        ratio: seconds for one of the reference's, round by round.
+        peak_bytes: the most memory that the weights and a pass take; None: it was not measured.
+        reference_peak_bytes: the reference's.
+    """
+
+    setting: Setting
+    seconds: Spread
+    reference_seconds: Spread | None = None
+    ratio: Spread | None = None
+    peak_bytes: int | None = None
+    reference_peak_bytes: int | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        """By the median of the seconds."""
+        return self.setting.batch_size / self.seconds.median
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, flat: a spread has a key for each of its numbers."""
+        found: dict[str, Any] = asdict(self.setting)
+        for name in ("seconds", "reference_seconds", "ratio"):
+            spread = getattr(self, name)
+            for part in fields(Spread):
+                key = name if part.name == "median" else f"{name}_{part.name}"
+                if part.name != "count":
+                    found[key] = None if spread is None else getattr(spread, part.name)
+        found["rounds"] = self.seconds.count
+        found["images_per_second"] = self.images_per_second
+        return {**found, "peak_bytes": self.peak_bytes, "reference_peak_bytes": self.reference_peak_bytes}
+
+    def __str__(self) -> str:
+        at = self.setting
+        said = f"batch {at.batch_size}, {at.threads} threads, {at.dtype}, {at.memory_format}, {at.backend}: "
+        said += f"{1000 * self.seconds.median:.3g} ms, {self.images_per_second:.3g} images/s"
+        return said if self.ratio is None else f"{said}, {self.ratio} of the reference's time"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What ``latency`` measured. Its text has a line for each setting.
+
+    Args:
+        timings: one for each setting.
+        reference: what the reference is; "" without one.
+        device: what it was measured on.
+        versions: of torch and, where it ran, onnxruntime.
+        notes: what could not be measured, and why.
+    """
+
+    timings: tuple[Timing, ...]
+    reference: str
+    device: str
+    versions: str
+    notes: tuple[str, ...] = ()
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Plain data, flat: one for each setting, with the device."""
+        whole = {"reference": self.reference, "device": self.device, "versions": self.versions}
+        return [{**timing.as_dict(), **whole} for timing in self.timings]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.timings))
+
+
+def latency(
+    model: nn.Module,
+    input_size: int | tuple[int, ...] | None = None,
+    *,
+    reference: nn.Module | None = None,
+    batch_size: int | Sequence[int] = 1,
+    threads: int | Sequence[int] | None = None,
+    dtype: str | Sequence[str] | None = None,
+    memory_format: str | Sequence[str] = "contiguous",
+    backend: str | Sequence[str] = "eager",
+    rounds: int = 30,
+    warmup: int = 3,
+    seconds: float = 60.0,
+    memory: bool = True,
+) -> Latency:
+    """Time a forward pass in eval mode, in turns with a reference, and measure its peak memory.
+
+    Several values of an option are measured one after the other, each with every value of the others. Copies are
+    measured, on random images and without hooks of the user's own.
+
+    Args:
+        model: left as found.
+        input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
+        reference: a network that takes the same images; without it the model without its plan; a model without a plan
+            is then measured alone.
+        batch_size: images of a call.
+        threads: of the CPU; without it as many as torch now has.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; without it the model's own.
+        memory_format: ``contiguous`` or ``channels_last``.
+        backend: ``eager``, ``compile`` (``torch.compile``) or ``onnxruntime`` (exported; on the CPU).
+        rounds: how often each is timed.
+        warmup: rounds before, which are not timed; compiling is never timed.
+        seconds: of a setting: no round begins later, but three are run at least.
+        memory: measure the peak, too: on the CPU the resident set of a fresh process, once for each batch size, dtype,
+            memory format and backend; on CUDA what torch's allocator says.
+
+    Raises:
+        FoveateError: an option does not exist, a package is missing, or a network cannot run so.
+    """
+    if rounds < 1 or warmup < 0 or not seconds > 0:
+        raise FoveateError(f"rounds={rounds}, warmup={warmup}, seconds={seconds}: at least 1, 0 and more than 0")
+    settings = [
+        Setting(*values)
+        for values in itertools.product(
+            _several(batch_size),
+            _several(torch.get_num_threads() if threads is None else threads),
+            _several(dtype_of(model) if dtype is None else dtype),
+            _several(memory_format),
+            _several(backend),
+        )
+    ]
+    size = input_size_of(model, input_size)
+    peaks: dict[Setting, list[int | None]] = {}
+    notes: list[str] = []
+    timings = []
+    with _as_found(device_of(model)), tempfile.TemporaryDirectory() as folder:
+        networks = _Networks(model, reference, Path(folder))
+        for setting in settings:
+            found = networks.timed(size, setting, rounds, warmup, seconds)
+            alike = replace(setting, threads=settings[0].threads)
+            if memory and alike not in peaks:
+                peaks[alike] = networks.peaks(size, alike, notes)
+            timings.append(_timing(setting, found, peaks.get(alike, [])))
+    name = PLAIN if reference is None else type(reference).__name__
+    backends = {setting.backend for setting in settings}
+    return Latency(
+        tuple(timings),
+        name if networks.second else "",
+        _device(model),
+        _versions(backends),
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+class _Networks:
+    """The networks that are measured: the model and, where there is one, the reference."""
+
+    def __init__(self, model: nn.Module, reference: nn.Module | None, folder: Path) -> None:
+        self.model, self.reference = model, reference
+        self.second = reference is not None or plan_of(model) is not None
+        self.folders = [folder / "model", folder / "reference"]
+        for own in self.folders:
+            own.mkdir()
+
+    def copies(self) -> Iterator[tuple[nn.Module, Path]]:
+        """Each network, and the folder for its files."""
+        yield copied(self.model, data=True), self.folders[0]
+        if self.second:
+            other = (
+                take_out(copied(self.model, data=True)) if self.reference is None else copied(self.reference, data=True)
+            )
+            yield other, self.folders[1]
+
+    def timed(
+        self, size: tuple[int, int, int], setting: Setting, rounds: int, warmup: int, seconds: float
+    ) -> list[tuple[float, ...]]:
+        torch.set_num_threads(setting.threads)
+        try:
+            with contextlib.ExitStack() as stack:
+                calls = [stack.enter_context(ready(copy, size, setting, folder)) for copy, folder in self.copies()]
+                return interleaved(calls, rounds, warmup=warmup, seconds=seconds)
+        except FoveateError:
+            raise
+        except Exception as error:
+            channels, height, width = size
+            raise FoveateError(
+                f"cannot run {type(self.model).__name__} or its reference on {setting.batch_size} images of "
+                f"{channels} x {height} x {width} (channels x height x width) in {setting.dtype}: {first_line(error)}"
+            ) from error
+
+    def peaks(self, size: tuple[int, int, int], setting: Setting, notes: list[str]) -> list[int | None]:
+        found: list[int | None] = []
+        for copy, folder in self.copies():
+            try:
+                found.append(measured_peak(copy, size, setting, folder))
+            except FoveateError as error:
+                notes.append(str(error))
+                found.append(None)
+        return found
+
+
+def _several(values: Value | Sequence[Value]) -> tuple[Value, ...]:
+    several = (values,) if isinstance(values, int | str) else tuple(values)
+    if not several:
+        raise FoveateError("an option of latency is an empty list: give at least one value, or leave it out")
+    return several
+
+
+def _timing(setting: Setting, found: list[tuple[float, ...]], peaks: Sequence[int | None]) -> Timing:
+    own, *others = (Spread.of(column) for column in zip(*found, strict=True))
+    peaks = [*peaks, None, None]
+    if not others:
+        return Timing(setting, own, peak_bytes=peaks[0])
+    ratio = Spread.of([one / other for one, other in found])
+    return Timing(setting, own, others[0], ratio, peaks[0], peaks[1])
+
+
+@contextlib.contextmanager
+def _as_found(device: torch.device) -> Iterator[None]:
+    """The caller's threads and random numbers again, whatever happens."""
+    threads, numbers = torch.get_num_threads(), (random.getstate(), np.random.get_state())
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])
+
+
+def _device(model: nn.Module) -> str:
+    device = device_of(model)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    named = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _versions(backends: set[str]) -> str:
+    told = [f"torch {torch.__version__}"]
+    if "onnxruntime" in backends:
+        import onnxruntime
+
+        told.append(f"onnxruntime {onnxruntime.__version__}")
+    return ", ".join(told)
