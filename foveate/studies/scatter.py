@@ -7,8 +7,6 @@ they cross the baseline's dashed line there is no evidence of a difference.
 from __future__ import annotations
 
 import math
-import textwrap
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,30 +14,9 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["Box", "Point", "is_number", "labels", "lead", "points_of", "scatter"]
+from foveate.studies.labelling import LINE, Box, labels, lead
 
-LINE = 15.0  # height of a line of text, at 12 pixels a letter
-GAP = 9.0  # between a point and its label
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in pixels, y downwards."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def touches(self, other: Box) -> bool:
-        """Whether the two rectangles share more than an edge."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
-
-    def holds(self, other: Box) -> bool:
-        """Whether the other rectangle lies inside."""
-        across = self.left <= other.left and other.right <= self.right
-        return across and self.top <= other.top and other.bottom <= self.bottom
+__all__ = ["Point", "is_number", "kind_of", "points_of", "scatter", "spans", "ticks"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +30,7 @@ class Point:
         low: lower end of the whisker, in percent; None without one.
         high: upper end.
         seeds: accuracy with each seed, in percent.
+        sign: the verdict: 1 better, -1 worse, 0 no evidence of a difference; None where it is unknown.
     """
 
     label: str
@@ -61,6 +39,7 @@ class Point:
     low: float | None = None
     high: float | None = None
     seeds: tuple[float, ...] = ()
+    sign: int | None = None
 
     @property
     def heights(self) -> tuple[float, ...]:
@@ -73,14 +52,20 @@ def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
     """The rows of a comparison that have a cost and an accuracy, as points. The keys are those of ``write_report``."""
     found = []
     for row in rows:
-        if not all(is_number(row.get(key)) for key in ("macs", "top1")):
+        if not all(map(is_number, (row.get("macs"), row.get("top1")))):
             continue
         macs, top1, low, high = float(row["macs"]), float(row["top1"]), None, None
         if all(is_number(row.get(key)) for key in ("difference", "difference_low", "difference_high")):
             low, high = (top1 + row[f"difference_{end}"] - row["difference"] for end in ("low", "high"))
         seeds = tuple(float(value) for value in row.get("top1_per_seed") or () if is_number(value))
-        found.append(Point(str(row.get("plan", "")), macs, top1, low, high, seeds if len(seeds) > 1 else ()))
+        kept = seeds if len(seeds) > 1 else ()
+        found.append(Point(str(row.get("plan", "")), macs, top1, low, high, kept, row.get("sign")))
     return found
+
+
+def kind_of(sign: int | None) -> str:
+    """The class that gives a verdict its colour."""
+    return "" if sign is None else ("same", "better", "worse")[sign]
 
 
 def is_number(value: object) -> bool:
@@ -97,7 +82,7 @@ def scatter(points: Sequence[Point], width: int = 760) -> str:
 
     Returns:
         An ``<svg>`` element. Its colours come from the page's style sheet: classes axis, grid, base, whisker, point,
-        seed, lead.
+        seed, lead, and the verdicts better, worse, same.
     """
     height, found = max(320.0, width / 2), None
     while found is None:  # a higher picture has room for more labels; in the end they may lie over whiskers
@@ -114,13 +99,15 @@ def scatter(points: Sequence[Point], width: int = 760) -> str:
         if end is not None:
             parts.append(f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>')
         side, anchor = (box.right, "end") if box.right <= x else (box.left, "start")
-        spans = "".join(
-            f'<tspan x="{side:.1f}" y="{box.top + LINE * (k + 0.8):.1f}">{escape(line)}</tspan>'
-            for k, line in enumerate(lines)
-        )
-        parts.append(f'<text class="label" text-anchor="{anchor}">{spans}</text>')
+        parts.append(f'<text class="label" text-anchor="{anchor}">{spans(lines, side, box.top)}</text>')
     size = f'viewBox="0 0 {width} {height:.0f}" width="{width}" height="{height:.0f}"'
     return f'<svg {size} role="img" aria-label="Top-1 accuracy against MACs">{"".join(parts)}</svg>'
+
+
+def spans(lines: Sequence[str], x: float, top: float) -> str:
+    """Lines of text below each other, for a ``<text>``."""
+    ys = (top + LINE * (k + 0.8) for k in range(len(lines)))
+    return "".join(f'<tspan x="{x:.1f}" y="{y:.1f}">{escape(line)}</tspan>' for y, line in zip(ys, lines, strict=True))
 
 
 class _Scale:
@@ -164,11 +151,11 @@ class _Scale:
         """Grid, ticks and titles."""
         f = self.frame
         unit, word = (1e9, ", billions") if self.x[1] >= 2e9 else (1e6, ", millions") if self.x[1] >= 2e6 else (1.0, "")
-        for tick in _ticks(self.x[0] / unit, self.x[1] / unit, int((f.right - f.left) / 90)):
+        for tick in ticks(self.x[0] / unit, self.x[1] / unit, int((f.right - f.left) / 90)):
             x = self.x_of(tick * unit)
             yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{f.top}" y2="{f.bottom:.1f}"/>'
             yield f'<text class="axis" x="{x:.1f}" y="{f.bottom + 17:.1f}" text-anchor="middle">{tick:.6g}</text>'
-        for tick in _ticks(*self.y, int((f.bottom - f.top) / 50)):
+        for tick in ticks(*self.y, int((f.bottom - f.top) / 50)):
             y = self.y_of(tick)
             yield f'<line class="grid" x1="{f.left}" x2="{f.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             yield f'<text class="axis" x="{f.left - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>'
@@ -183,7 +170,8 @@ def _padded(values: Sequence[float], margin: float, least: float) -> tuple[float
     return min(values) - margin, max(values) + margin
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """At most so many round numbers from low to high."""
     return [float(tick) for tick in MaxNLocator(max(2, most)).tick_values(low, high) if low <= tick <= high]
 
 
@@ -210,82 +198,8 @@ def _marks(points: Sequence[Point], place: _Scale) -> Iterator[str]:
         if point.low is not None and point.high is not None:
             low, high = place.y_of(point.low), place.y_of(point.high)
             caps = "".join(f"M{x - 5:.1f} {end:.1f}h10" for end in (low, high))
-            yield f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
+            yield f'<path class="whisker {kind_of(point.sign)}" d="M{x:.1f} {low:.1f}V{high:.1f}{caps}"/>'
         for seed in point.seeds:
             yield f'<circle class="seed" cx="{x:.1f}" cy="{place.y_of(seed):.1f}" r="2.5"/>'
-        kind = "point first" if point is points[0] else "point"
+        kind = "point first" if point is points[0] else f"point {kind_of(point.sign)}"
         yield f'<circle class="{kind}" cx="{x:.1f}" cy="{place.y_of(point.top1):.1f}" r="5"/>'
-
-
-def labels(
-    wanted: Sequence[tuple[tuple[float, float], str]], ink: Sequence[Box] | None, frame: Box, letters: int
-) -> list[tuple[Box, list[str]]] | None:
-    """Find a place for each label, as near to its point as can be, over no other label and no ink.
-
-    Args:
-        wanted: for each label the point (x, y) that it belongs to, in pixels, and the text.
-        ink: what must stay free, and no leading line goes through a label; None: only labels stay free.
-        frame: where labels may stand.
-        letters: the most letters in a line.
-
-    Returns:
-        For each label its box and lines; None when there is no room.
-    """
-    placed: list[tuple[Box, list[str]]] = []
-    taken = list(ink or ())
-    for (x, y), text in wanted:
-        lines = textwrap.wrap(text, letters) or [""]
-        width, height = max(map(_width, lines)), LINE * len(lines)
-        places = sorted(_around(x, y, width, height, frame), key=lambda box: _away(box, x, y))
-        others = [box for box, _ in placed] if ink is not None else []
-        free = (box for box in places if _is_free(box, frame, taken))
-        box = next((box for box in free if not _meets(_trail(box, x, y), others)), None)
-        if box is None:
-            return None
-        placed.append((box, lines))
-        taken += [box] if ink is None else [box, *_trail(box, x, y)]
-    return placed
-
-
-def _is_free(box: Box, frame: Box, taken: Sequence[Box]) -> bool:
-    return frame.holds(box) and not _meets([box], taken)
-
-
-def _meets(boxes: Sequence[Box], others: Sequence[Box]) -> bool:
-    return any(box.touches(other) for box in boxes for other in others)
-
-
-def lead(box: Box, x: float, y: float) -> tuple[float, float] | None:
-    """Where the line from a point to its label ends; None where the label is so near that it needs none."""
-    end = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
-    return end if math.hypot(end[0] - x, end[1] - y) > 2 * GAP else None
-
-
-def _trail(box: Box, x: float, y: float) -> list[Box]:
-    """Small boxes along the line from a point to its label."""
-    end = lead(box, x, y)
-    if end is None:
-        return []
-    steps = int(math.hypot(end[0] - x, end[1] - y) // 3)
-    spots = [(x + (end[0] - x) * k / steps, y + (end[1] - y) * k / steps) for k in range(steps)]
-    return [Box(u - 1, v - 1, u + 1, v + 1) for u, v in spots]
-
-
-def _around(x: float, y: float, width: float, height: float, frame: Box) -> Iterator[Box]:
-    lefts = [x + GAP, x - GAP - width, x - width / 2, frame.left + 4, frame.right - width]
-    lefts += [x + side * step - (width if side < 0 else 0) for side in (1, -1) for step in (30, 60, 120, 240)]
-    for left in lefts:
-        for step in range(int((frame.bottom - frame.top) / 4) + 1):
-            top = frame.top + 4 * step
-            yield Box(left, top, left + width, top + height)
-        yield Box(left, y - height / 2, left + width, y + height / 2)
-
-
-def _away(box: Box, x: float, y: float) -> float:
-    beside = max(box.left - x, x - box.right, 0.0)
-    above = max(box.top - y, y - box.bottom, 0.0)
-    return math.hypot(beside, above) + 0.05 * abs((box.top + box.bottom) / 2 - y)
-
-
-def _width(line: str) -> float:
-    return sum(12.0 if unicodedata.east_asian_width(letter) in "WF" else 7.0 for letter in line)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import timm
-import torch
-
-from foveate import __version__
 from foveate.data import ImageData
 from foveate.errors import FoveateError
 from foveate.explanations import explain
-from foveate.studies.comparison import BASELINE, Comparison
+from foveate.studies.compared import Comparison
+from foveate.studies.notes import notes
 from foveate.studies.report import write_report
+from foveate.studies.setup import BASELINE
 from foveate.surgery import attentions
 
 __all__ = ["report"]
@@ -61,11 +59,18 @@ def report(
     return write_report(
         place,
         title=f"{data.name}: attention against none",
-        rows=comparison.as_dicts(),
+        rows=_rows(comparison),
+        seeds=comparison.seeds,
         galleries=galleries,
-        notes=_notes(comparison, data),
+        notes=notes(comparison),
         commands=list(commands),
     )
+
+
+def _rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """What the page shows of each plan."""
+    left_out = {"loss", "top5"} | (set() if comparison.setup.tuning else {"learning_rate"})
+    return [{key: value for key, value in row.items() if key not in left_out} for row in comparison.as_dicts()]
 
 
 def _heading(label: str, method: str) -> str:
@@ -83,26 +88,3 @@ def _spread_over_classes(data: ImageData, count: int) -> list[int]:
             if queue and len(chosen) < count:
                 chosen.append(queue.pop(0))
     return chosen
-
-
-def _notes(comparison: Comparison, data: ImageData) -> list[str]:
-    recipe = comparison.recipe
-    seeds = ", ".join(map(str, comparison.seeds))
-    changed = {k: v for k, v in recipe.to_dict().items() if v != getattr(type(recipe)(), k)}
-    fair = (
-        f"{len(data.train)} training and {len(data.val)} validation images. Seeds {seeds}: for one seed every plan "
-        "starts from the same shared weights and sees the same images in the same order."
-    )
-    statistics = (
-        "The difference is in points of top-1 accuracy against the network without attention, paired over seeds and "
-        "images, with a 95% interval (Student's t with Welch and Satterthwaite's degrees of freedom). An interval that "
-        "holds 0 is no evidence of a difference. Intervals are not corrected for the number of plans."
-    )
-    machine = f"Python {platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} threads"
-    notes = [
-        fair,
-        statistics,
-        "Recipe, where it is not the default: " + ", ".join(f"{k}={v}" for k, v in changed.items()) + ".",
-        f"foveate {__version__}, torch {torch.__version__}, timm {timm.__version__}, {machine}.",
-    ]
-    return [*([f"The split: {data.note}."] if data.note else []), *([data.licence] if data.licence else []), *notes]

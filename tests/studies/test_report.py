@@ -119,8 +119,8 @@ def test_content_security_policy(path, page):
 
 
 def test_all_text_is_text(page):
-    # Title twice, plan, verdict, its own column, figure, gallery heading, note: each as it was written.
-    assert page.words.count(EVIL) == 8
+    # Title twice, plan twice, verdict, its own column, figure, gallery heading, note: each as it was written.
+    assert page.words.count(EVIL) == 9
     assert f"{EVIL}.png" in page.words
     assert f"echo {EVIL}\nfoveate demo" in page.words
     assert [image["alt"] for image in page.all("img")] == [EVIL, f"{EVIL}.png", "bytes"]
@@ -131,7 +131,7 @@ def test_the_table(page):
     for cell in ("3,373,000", "+0.98 %", "385.1 M", "+0.05 %", "86.4", "86.1, 86.8", "−2.5", "[−4.1, +0.9]", "33 s"):
         assert cell in words
     assert "1,037 s" in words
-    heads = [attrs["data-label"] for attrs in page.all("td")][: len(page.all("td")) // 2]
+    heads = [attrs["data-label"] for attrs in page.all("td")][:8]
     assert heads == [
         *("Parameters", "MACs", "Top-1 %", "Macro-F1 %", "Difference, points", "Verdict", "Training", "battery use")
     ]
@@ -192,3 +192,62 @@ def test_a_folder_that_is_a_file(tmp_path):
     with pytest.raises(FoveateError, match="cannot write"):
         write_report(tmp_path / "taken", title="t")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+FULL = [
+    {**ROWS[0], "sign": None, "difference_per_seed": None, "in_words": None},
+    {
+        **ROWS[1],
+        "difference_per_seed": [-1.5, -3.42],
+        "sign": -1,
+        "in_words": f"worse by 2.5 points {EVIL}",
+        "outlook": "2 seeds see 4.0 points",
+        "p": 0.0123,
+        "p_holm": 0.0246,
+        "bootstrap_low": -4.0,
+        "bootstrap_high": -1.2,
+        "only_plan_right": 1200,
+        "only_baseline_right": 1300,
+        "p_mcnemar": 1e-9,
+        "seeds_spread": 1.36,
+        "seeds_needed": None,
+        "smallest_difference": 4.0,
+    },
+]
+
+
+@pytest.fixture
+def full(tmp_path):
+    return Page(write_report(tmp_path, title="t", rows=FULL, seeds=(7, 9)).read_text(encoding="utf-8"))
+
+
+def test_verdicts_in_words(full):
+    assert f": worse by 2.5 points {EVIL}" in full.words
+    assert "2 seeds see 4.0 points" in full.words
+    assert "Verdict" not in full.words  # the lines say it
+
+
+def test_every_run_is_shaded_by_its_difference(full):
+    cells = [attrs for attrs in full.all("td") if attrs["data-label"] in ("Seed 7", "Seed 9")]
+    # 88.7 and 89.1 against 86.1 and 86.78: +2.6 is the most.
+    assert [cell.get("class") for cell in cells] == ["number", "number", "number up3", "number up3"]
+    assert "+2.6" in full.words
+    assert {"+2.2 or more", "−0.4 or less", "less than 0.4 apart"} <= set(full.words)
+
+
+def test_statistics(full):
+    for cell in ("0.012", "0.025", "[−4.0, −1.2]", "1,200 / 1,300", "< 0.001", "1.4", "–", "4.0"):
+        assert cell in full.words
+
+
+def test_differences_seed_by_seed(full):
+    seeds = [circle for circle in full.all("circle") if circle["class"] == "seed"]
+    assert len(seeds) == 2 * (4 + 2)  # both plots, for a broad and a narrow page
+    assert {attrs["class"] for attrs in full.all("path")} == {"whisker worse"}
+
+
+def test_one_seed_has_no_table_of_runs(tmp_path):
+    rows = [{**row, "top1_per_seed": [row["top1"]]} for row in ROWS]
+    page = Page(write_report(tmp_path, title="t", rows=rows).read_text(encoding="utf-8"))
+    assert "Every run" not in page.words
+    assert "Statistics" not in page.words

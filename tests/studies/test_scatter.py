@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.studies.scatter import Box, Point, labels, lead, points_of, scatter
+from foveate.studies.labelling import Box, labels, lead
+from foveate.studies.scatter import Point, points_of, scatter
 
 ROW = {"plan": "se", "macs": 100, "top1": 80.0}
 

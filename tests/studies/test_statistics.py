@@ -1,27 +1,12 @@
-"""Paired differences: quantiles against tables, coverage by simulation, verdicts."""
+"""Paired differences: coverage by simulation; bootstrap, McNemar's test and Holm's correction: known values."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from foveate.studies.statistics import Difference, paired_difference, t_quantile
-
-
-# Closed forms: df = 1 is the tangent, df = 2 is algebraic; the others from printed tables of Student's t.
-@pytest.mark.parametrize(
-    "probability,df,expected",
-    [
-        (0.975, 1, math.tan(math.pi * 0.475)),
-        (0.9, 2, 0.8 / math.sqrt(2 * 0.9 * 0.1)),
-        (0.975, 5, 2.570582),
-        (0.95, 10, 1.812461),
-        (0.975, 30, 2.042272),
-        (0.975, 1e5, 1.959988),
-    ],
-)
-def test_t_quantile(probability, df, expected):
-    assert t_quantile(probability, df) == pytest.approx(expected, rel=1e-5)
+from foveate.studies.statistics import Difference, bootstrap_interval, holm, mcnemar, paired_difference
 
 
 def simulate(generator, seeds, images, effect, seed_spread):
@@ -39,6 +24,7 @@ def test_interval_covers_no_difference_at_least_as_often_as_it_says(seeds, seed_
     for _ in range(200):
         d = paired_difference(*simulate(generator, seeds, 150, 0.0, seed_spread))
         covered += d.low <= 0 <= d.high
+        assert (d.p < 0.05) == (not d.low <= 0 <= d.high)
     assert covered / 200 >= 0.92
 
 
@@ -46,21 +32,24 @@ def test_a_large_difference_is_found_and_its_sign_is_right():
     generator = torch.Generator().manual_seed(0)
     plan, baseline = simulate(generator, 4, 400, 0.25, 0.01)
     d = paired_difference(plan, baseline)
-    assert d.verdict == "better than the baseline"
-    assert paired_difference(baseline, plan).verdict == "worse than the baseline"
+    assert d.low > 0
+    assert paired_difference(baseline, plan).high < 0
     assert d.mean == pytest.approx(100 * (plan.double().mean() - baseline.double().mean()).item())
 
 
+def test_the_paired_t_test_where_images_do_not_matter():
+    # Every image is alike, so only seeds are left: R's t.test(c(1, 0, 1, 1)) gives t = 3, df = 3, p = 0.05766889.
+    plan = torch.tensor([1, 0, 1, 1], dtype=torch.bool)[:, None].expand(4, 500)
+    d = paired_difference(plan, torch.zeros_like(plan))
+    assert d.p == pytest.approx(0.05766889, abs=1e-7)
+    assert (d.low, d.high) == (pytest.approx(75 - 79.5611574), pytest.approx(75 + 79.5611574))
+
+
 def test_equal_runs_are_no_evidence():
-    correct = torch.tensor([[True, False, True]])
-    d = paired_difference(correct.repeat(2, 1), correct.repeat(2, 1))
-    assert (d.mean, d.low, d.high) == (0, 0, 0)
-    assert d.verdict == "no evidence of a difference"
-
-
-def test_one_seed_is_said():
-    d = paired_difference(torch.ones(1, 50, dtype=torch.bool), torch.zeros(1, 50, dtype=torch.bool))
-    assert "one seed" in d.verdict
+    correct = torch.tensor([[True, False, True]]).repeat(2, 1)
+    assert paired_difference(correct, correct) == Difference(0, 0, 0, 2, 1)
+    assert bootstrap_interval(correct, correct) == (0, 0)
+    assert mcnemar(correct, correct).p == 1
 
 
 def test_more_images_narrow_the_interval():
@@ -72,4 +61,66 @@ def test_more_images_narrow_the_interval():
 
 
 def test_prints_as_points_with_an_interval():
-    assert str(Difference(1.24, -0.31, 2.79, 3)) == "+1.2 [-0.3, +2.8]"
+    assert str(Difference(1.24, -0.31, 2.79, 3, 0.1)) == "+1.2 [-0.3, +2.8]"
+
+
+def test_bootstrap_is_that_of_every_possible_draw():
+    # 2 seeds and 3 images: all 4 x 27 draws can be listed.
+    plan = torch.tensor([[True, True, False], [True, False, False]])
+    base = torch.tensor([[False, True, True], [False, False, False]])
+    d = plan.double() - base.double()
+    draws = [
+        d[list(s)][:, list(i)].mean().item()
+        for s in itertools.product(range(2), repeat=2)
+        for i in itertools.product(range(3), repeat=3)
+    ]
+    # Between the quantiles a little to the left and right, as the distribution is one of steps.
+    ends = 100 * torch.tensor(draws).quantile(torch.tensor([0.02, 0.03, 0.97, 0.98]))
+    low, high = bootstrap_interval(plan, base, draws=40_000)
+    assert ends[0] - 1e-4 <= low <= ends[1] + 1e-4
+    assert ends[2] - 1e-4 <= high <= ends[3] + 1e-4
+
+
+def test_bootstrap_of_one_seed_is_over_images():
+    generator = torch.Generator().manual_seed(3)
+    plan, base = simulate(generator, 1, 2000, 0.05, 0.0)
+    d = paired_difference(plan, base)
+    low, high = bootstrap_interval(plan, base)
+    assert (low, high) == (pytest.approx(d.low, abs=0.2), pytest.approx(d.high, abs=0.2))
+
+
+def test_bootstrap_repeats_itself():
+    plan, base = simulate(torch.Generator().manual_seed(3), 3, 500, 0.05, 0.02)
+    assert bootstrap_interval(plan, base) == bootstrap_interval(plan, base)
+
+
+def discordant(better, worse):
+    plan = torch.tensor([[True] * better + [False] * worse + [True] * 5])
+    return mcnemar(plan, torch.tensor([[False] * better + [True] * worse + [True] * 5]))
+
+
+# R: binom.test(better, better + worse)$p.value; the last by the normal limit with continuity correction, 2 Phi(-z).
+@pytest.mark.parametrize(
+    "better,worse,p,within",
+    [
+        (0, 0, 1.0, 1e-12),
+        (5, 5, 1.0, 1e-12),
+        (1, 9, 22 / 1024, 1e-12),
+        (0, 6, 2 / 64, 1e-12),
+        (12, 3, 2 * 576 / 2**15, 1e-12),  # 1 + 15 + 105 + 455 ways
+        (5200, 4900, math.erfc((300 - 1) / math.sqrt(10100) / math.sqrt(2)), 2e-4),
+    ],
+)
+def test_mcnemar(better, worse, p, within):
+    found = discordant(better, worse)
+    assert (found.better, found.worse) == (better, worse)
+    assert found.p == pytest.approx(p, abs=within)
+
+
+def test_holm():
+    # R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm") is 0.03 0.06 0.06 0.02.
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert list(found) == ["a", "b", "c", "d"]
+    assert list(found.values()) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": 0.2}) == {"a": 0.2}

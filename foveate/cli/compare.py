@@ -1,0 +1,123 @@
+"""The commands ``foveate compare`` and ``foveate results``."""
+
+from __future__ import annotations
+
+import json as json_format
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+import foveate as fv
+from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
+from foveate.errors import FoveateError
+
+__all__ = ["compare", "results"]
+
+_RECIPE = Group("Recipe", sort_key=2)
+
+
+def compare(
+    data: str,
+    *,
+    plans: Annotated[list[str], Parameter(consume_multiple=True)],
+    network: ModelOptions | None = None,
+    images: DataOptions | None = None,
+    recipe: Annotated[fv.Recipe | None, Parameter(name="*", group=_RECIPE)] = None,
+    seeds: int = 3,
+    learning_rates: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
+    output: Path = Path("runs/compare"),
+    jobs: int = 1,
+    json: bool = False,
+) -> None:
+    """Train a network without attention and with each plan, for several seeds, and compare.
+
+    The same command again goes on where it was broken off; run by several machines on one folder, they share the work.
+
+    Args:
+        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
+        plans: the plans, each in quotes: --plans "se after blocks.4.2" "ulsam after blocks.4.2".
+        seeds: how many seeds.
+        learning_rates: tried with every plan alike on images held out of the training images; each plan takes its best.
+        output: folder for the runs, the tables and report.html.
+        jobs: processes on this machine that share the runs.
+        json: print the table as JSON.
+    """
+    network, recipe = network or ModelOptions(), recipe or fv.Recipe()
+    if network.plan is not None:
+        raise FoveateError("compare takes --plans, not --plan")
+    if jobs < 1:
+        raise FoveateError(f"--jobs {jobs}: at least 1")
+    if jobs > 1:  # before torch is imported: processes that all use all cores are slower than one after the other
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    opened = open_images(data, images or DataOptions())
+    request = {
+        "model": open_network(network) if is_folder(network.model) else network.model,
+        "plans": plans,
+        "data": opened,
+        "recipe": recipe,
+        "seeds": seeds,
+        "start": network.start,
+        "pretrained": network.pretrained,
+        "learning_rates": learning_rates or (),
+        "output": output,
+    }
+    with _helpers(jobs - 1, request):
+        found = fv.compare(**request)
+    report = fv.report(found, opened)
+    _show(found, json=json)
+    say(f"report: {report}")
+
+
+def results(folder: Path, *, page: Path | None = None, command: str | None = None, json: bool = False) -> None:
+    """Show what a comparison found, from its folder alone.
+
+    Args:
+        folder: the --output of foveate compare.
+        page: write a page of Markdown, with the tables as CSV and the pictures beside it.
+        command: the line that made the comparison, to stand on the page.
+        json: print the table as JSON.
+    """
+    found = fv.read_comparison(folder)
+    _show(found, json=json)
+    if page is not None:
+        for file in found.write_page(page, command):
+            say(f"written: {file}")
+
+
+def _show(found: fv.Comparison, *, json: bool) -> None:
+    if json:
+        print(json_format.dumps(found.as_dicts(), indent=2))
+        return
+    from rich.console import Console
+
+    found.print(Console())
+
+
+@contextmanager
+def _helpers(count: int, request: dict[str, Any]) -> Iterator[None]:
+    """Other processes that share the grid; they end with this one."""
+    context = multiprocessing.get_context("spawn")
+    started = [context.Process(target=_help, args=(request,)) for _ in range(count)]
+    for process in started:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join()
+
+
+def _help(request: dict[str, Any]) -> None:
+    try:
+        fv.compare(**request, progress=False)
+    except FoveateError as error:
+        say(f"foveate: a helper stopped: {error}")
+    except KeyboardInterrupt:
+        return  # the process that started it says so
