@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+from foveate.data.sources import Piece, Row
 from foveate.data.split import Split
 from foveate.errors import FoveateError
 
@@ -48,15 +50,21 @@ def damaged(split: Split) -> dict[int, str]:
 def _look(split: Split, index: int) -> None:
     source = split.sources[index]
     try:
-        start = source[:8] if isinstance(source, bytes) else _first_bytes(source)
+        start = _first_bytes(source)
     except OSError:
         start = b""  # decoding says what is wrong
     if not start.startswith(_SIGNATURES):
         _decode(split, index)
 
 
-def _first_bytes(path: str) -> bytes:
-    with Path(path).open("rb", buffering=0) as file:
+def _first_bytes(source: str | bytes | Piece | Row) -> bytes:
+    if isinstance(source, bytes):
+        return source[:8]
+    if isinstance(source, Piece):
+        return replace(source, size=min(8, source.size)).read()
+    if isinstance(source, Row):
+        return _SIGNATURES[0]  # of another library, which has looked at it
+    with Path(source).open("rb", buffering=0) as file:
         return file.read(8)
 
 

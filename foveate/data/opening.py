@@ -11,11 +11,15 @@ from foveate.data.check import damaged, unusable
 from foveate.data.division import sample
 from foveate.data.elpv import read_elpv
 from foveate.data.folder import read_folder
+from foveate.data.libraries import read_hugging_face, read_torchvision
 from foveate.data.parquet import is_parquet, read_parquet
+from foveate.data.shards import is_shards, read_shards
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
 
-__all__ = ["open_data"]
+__all__ = ["open_data", "open_unchecked"]
+
+_LIBRARIES = {"hf": read_hugging_face, "torchvision": read_torchvision}
 
 
 def open_data(
@@ -32,8 +36,9 @@ def open_data(
     Args:
         source: a folder with ``train/`` and ``val/`` (or ``valid``, ``validation``, ``test``), each with a folder per
             class; a folder with a folder per class; a folder with ``train.parquet`` and ``test.parquet``, or one
-            ``.parquet`` file; the word ``elpv`` for the packaged solar cells (a folder of that name is ``./elpv``);
-            or an :class:`ImageData`, which comes back unchanged, or cut to ``limit``.
+            ``.parquet`` file; tar files as WebDataset lays them out; the word ``elpv`` for the packaged solar cells (a
+            folder of that name is ``./elpv``); ``hf:NAME`` or ``torchvision:NAME`` for another library's; or an
+            :class:`ImageData`, which comes back unchanged, or cut to ``limit``.
         seed: of the split, where the source has none, and of ``limit``. The same seed gives the same images on every
             machine.
         val_fraction: part of each class (for ``elpv``: of the blocks) that goes to validation, where the source has no
@@ -71,11 +76,23 @@ def open_data(
     return _without_bad(data, on_bad_image, allow_empty)
 
 
+def open_unchecked(source: str | os.PathLike[str], seed: int, val_fraction: float) -> ImageData:
+    """Open a data set without a look at its images: empty classes and bad images stay in it.
+
+    Raises:
+        FoveateError: the source does not exist or is in no known form.
+    """
+    return _read(source, seed, val_fraction)
+
+
 def _read(source: str | os.PathLike[str], seed: int, val_fraction: float) -> ImageData:
     if source == "elpv":
         return read_elpv(seed, val_fraction)
     if not isinstance(source, str | os.PathLike):
         raise FoveateError(f"data is a folder, a .parquet file or 'elpv', not {type(source).__name__}")
+    kind, _, name = str(source).partition(":")
+    if name and kind in _LIBRARIES:
+        return _LIBRARIES[kind](name, seed, val_fraction)
     # Absolute, so that workers and later calls find the images from any working directory.
     path = Path(source).expanduser().absolute()
     if not path.exists():
@@ -83,12 +100,15 @@ def _read(source: str | os.PathLike[str], seed: int, val_fraction: float) -> Ima
         there = sorted(entry.name for entry in above.iterdir() if not entry.name.startswith("."))
         asked = path.relative_to(above).parts[0]
         raise FoveateError(
-            f"no data at {path}: {near(asked, [*there, 'elpv'])} (in {above}; elpv is a packaged data set)"
+            f"no data at {path}: {near(asked, [*there, 'elpv'])} (in {above}; elpv is a packaged data set, hf:NAME and "
+            "torchvision:NAME are other libraries')"
         )
     if is_parquet(path):
         return read_parquet(path, seed, val_fraction)
+    if is_shards(path):
+        return read_shards(path, seed, val_fraction)
     if not path.is_dir():
-        raise FoveateError(f"{path} is a file: data is a folder of class folders, a .parquet file or 'elpv'")
+        raise FoveateError(f"{path} is a file: data is a folder of class folders, a .parquet or .tar file, or 'elpv'")
     return read_folder(path, seed, val_fraction)
 
 

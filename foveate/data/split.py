@@ -10,6 +10,7 @@ from functools import cached_property
 
 from PIL import Image
 
+from foveate.data.sources import Piece, Row
 from foveate.errors import FoveateError
 from foveate.images import open_image
 
@@ -24,13 +25,14 @@ class Split:
 
     Args:
         name: ``train`` or ``val``.
-        sources: a path, or the encoded bytes of a Parquet row, for each image.
+        sources: for each image a path, the encoded bytes of a Parquet row, a piece of a tar file, or a row of another
+            library's data set.
         labels: position of each image's class in :attr:`ImageData.classes`.
         names: what each image is called in errors and in the fingerprint, relative to the data set's folder.
     """
 
     name: str
-    sources: tuple[str | bytes, ...]
+    sources: tuple[str | bytes | Piece | Row, ...]
     labels: tuple[int, ...]
     names: tuple[str, ...]
 
@@ -57,7 +59,10 @@ class Split:
             FoveateError: the image cannot be decoded; the message names the file or the row.
         """
         source = self.sources[index]
-        return open_image(source, at_least=at_least, name=self.names[index] if isinstance(source, bytes) else source)
+        if isinstance(source, str):
+            return open_image(source, at_least=at_least, name=source)
+        encoded = source if isinstance(source, bytes) else source.read()
+        return open_image(encoded, at_least=at_least, name=self.names[index])
 
     def label(self, index: int) -> int:
         """Position of the image's class in :attr:`ImageData.classes`."""
@@ -111,10 +116,12 @@ class ImageData:
         return digest.hexdigest()
 
 
-def _size(source: str | bytes) -> int:
-    """Bytes of an encoded image."""
+def _size(source: str | bytes | Piece | Row) -> int:
+    """Bytes of an encoded image; 0 where only another library knows."""
     if isinstance(source, bytes):
         return len(source)
+    if not isinstance(source, str):
+        return source.size
     try:
         return os.stat(source).st_size  # noqa: PTH116 - a Path for each of 100,000 images costs half a second
     except OSError as error:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from foveate.training.decoded import Decoded, decode, open_decoded
 from foveate.training.freeze import Frozen, trunk_features
-from foveate.training.loaders import Source, of_whole
+from foveate.training.loaders import Source
+from foveate.training.order import of_whole
 from foveate.training.progress import Report
 
-__all__ = ["FeatureCache", "hold_features", "hold_images", "trunk_digest"]
+if TYPE_CHECKING:
+    from foveate.data.split import Split
+
+__all__ = ["FeatureCache", "hold_decoded", "hold_features", "hold_images", "trunk_digest"]
 
 _BATCH = 32
 
@@ -24,13 +32,21 @@ class FeatureCache:
 
     Args:
         limit_bytes: how much it may hold in all; what does not fit is refused, and computed in each epoch instead.
-        image_limit_bytes: how large a split's prepared images may be to be held.
+        image_limit_bytes: how large a split's images may be to be held, prepared or decoded.
+        folder: keep decoded images here instead, of any size, for this program and later ones.
     """
 
-    def __init__(self, limit_bytes: int = 4 * 2**30, image_limit_bytes: int = 2**30) -> None:
+    def __init__(
+        self,
+        limit_bytes: int = 4 * 2**30,
+        image_limit_bytes: int = 2**30,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.limit_bytes = limit_bytes
         self.image_limit_bytes = image_limit_bytes
+        self.folder = None if folder is None else Path(folder)
         self._held: dict[str, Tensor] = {}
+        self._decoded: dict[str, Decoded] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -38,7 +54,8 @@ class FeatureCache:
     @property
     def held_bytes(self) -> int:
         """Bytes held now."""
-        return sum(tensor.nbytes for tensor in self._held.values())
+        decoded = 0 if self.folder else sum(held.pixels.nbytes for held in self._decoded.values())
+        return decoded + sum(tensor.nbytes for tensor in self._held.values())
 
     def fits(self, key: str, size: int) -> bool:
         """Whether a tensor is held already, or its ``size`` bytes fit."""
@@ -50,9 +67,27 @@ class FeatureCache:
             self._held[key] = compute()
         return self._held[key]
 
+    def decoded(self, key: str, split: Split, at_least: int | None, report: Report) -> Decoded | None:
+        """A split's decoded images, from memory or from the folder; None where they are too many for memory.
+
+        Raises:
+            FoveateError: an image cannot be read, or the folder cannot be written.
+        """
+        if key not in self._decoded:
+            if self.folder is not None:
+                found: Decoded | None = open_decoded(split, at_least, self.folder, key, report)
+            else:
+                limit = min(self.image_limit_bytes, self.limit_bytes - self.held_bytes)
+                found = decode(split, at_least, limit, report)
+            if found is None:
+                return None
+            self._decoded[key] = found
+        return self._decoded[key]
+
     def clear(self) -> None:
-        """Let go of everything."""
+        """Let go of everything in memory."""
         self._held.clear()
+        self._decoded.clear()
 
 
 def _key(*parts: object) -> str:
@@ -83,6 +118,12 @@ def _gather(parts: Iterator[Tensor], count: int) -> Tensor:
     if whole is None:
         raise AssertionError("there is at least one image")
     return whole
+
+
+def hold_decoded(cache: FeatureCache, source: Source, at_least: int | None, report: Report) -> Decoded | None:
+    """A split's decoded images, or None where they are too many to hold."""
+    key = _key("decoded", source.fingerprint, source.split.name, at_least)
+    return cache.decoded(key, source.split, at_least, report)
 
 
 def hold_images(cache: FeatureCache, source: Source, report: Report) -> Tensor | None:

@@ -16,7 +16,7 @@ from foveate.surgery.graft import record_of
 from foveate.surgery.holders import HeadPlace
 from foveate.surgery.probe import probe
 from foveate.training.guard import own_batchnorms
-from foveate.training.loaders import mix
+from foveate.training.order import mix
 from foveate.training.recipe import Recipe
 
 __all__ = ["adapt", "draw_small", "replace_classifier", "write_config"]

@@ -1,7 +1,9 @@
 """The output folder of a run, laid out as timm lays it out, each file replaced in one step.
 
 args.yaml              recipe, plan, model and data: what the run is
+recipe.yaml            the recipe alone, to be used again
 summary.csv            a line per epoch
+evaluation.json        the last epoch's: every metric, each class, the confusion matrix
 last/, model_best/     models that ``foveate.load`` opens
 training.safetensors   everything that ``resume`` needs
 """
@@ -10,8 +12,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ import yaml  # type: ignore[import-untyped]
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.training.recipe import Recipe
+from foveate.training.recipes import as_yaml
 
 __all__ = ["COLUMNS", "RunFolder", "write_atomically"]
 
@@ -62,13 +67,16 @@ class RunFolder:
     Args:
         path: made when it does not exist.
         resume: go on with a run that the folder holds; without one, start.
+        writes: this process writes; of several, only one does.
 
     Raises:
         FoveateError: the path is a file, cannot be made, or holds a run and ``resume`` is False.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume: bool) -> None:
-        self.path, self.resume = Path(path), resume
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool, writes: bool = True) -> None:
+        self.path, self.resume, self.writes = Path(path), resume, writes
+        if not writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -88,10 +96,24 @@ class RunFolder:
         """The file that ``resume`` reads."""
         return self.path / STATE
 
-    def write_args(self, run: Mapping[str, Any]) -> None:
-        """Say what the run is, for people."""
+    def write_args(self, run: Mapping[str, Any], recipe: Recipe) -> None:
+        """Say what the run is, for people; and its recipe, for ``open_recipe``."""
         text = yaml.safe_dump(dict(run), sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / "args.yaml", text.encode())
+        self._write("args.yaml", text)
+        self._write("recipe.yaml", as_yaml(recipe))
+
+    def _write(self, name: str, text: str) -> None:
+        if self.writes:
+            write_atomically(self.path / name, text.encode())
+
+    def save_state(self, save: Callable[..., None], *state: Any) -> None:
+        """Write the file that ``resume`` reads, by ``save(path, *state)``."""
+        if self.writes:
+            save(self.state, *state)
+
+    def write_evaluation(self, found: Mapping[str, Any]) -> None:
+        """Write ``evaluation.json``."""
+        self._write("evaluation.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
     def write_summary(self, history: Iterable[Mapping[str, float]]) -> None:
         """Write the whole ``summary.csv`` anew."""
@@ -99,10 +121,12 @@ class RunFolder:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        write_atomically(self.path / "summary.csv", text.getvalue().encode())
+        self._write("summary.csv", text.getvalue())
 
     def save_model(self, name: str, model: nn.Module, info: Mapping[str, object]) -> None:
         """Keep a model as ``last`` or ``model_best``."""
         from foveate.surgery.checkpoint import save
 
+        if not self.writes:
+            return
         save(model, self.path / name, info)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, near
 from foveate.surgery.insert import attentions
 
-__all__ = ["accelerated", "kept_random", "lent", "own_batchnorms"]
+__all__ = ["OutOfMemory", "compiled", "kept_random", "lent", "memory_advice", "own_batchnorms", "synchronised"]
 
 
 @contextlib.contextmanager
@@ -78,34 +77,76 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
+class OutOfMemory(FoveateError):  # noqa: N818 - it says what happened
+    """There is not enough memory for a training step."""
+
+    exit_code = 5
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "cannot allocate memory")
+
+
 @contextlib.contextmanager
-def accelerated(precision: str) -> Iterator[Any]:
-    """An ``Accelerator`` for one process; Accelerate's global state is gone afterwards unless it was there before.
+def memory_advice(batch_size: int) -> Iterator[None]:
+    """Turn running out of memory, on the CPU or a GPU, into advice.
 
     Raises:
-        FoveateError: the device cannot do this precision, there are several processes, or the program uses
-            Accelerate itself with another precision.
+        OutOfMemory: where something inside ran out of memory.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState, is_initialized
-
-    # Read from the environment: on a CPU, Accelerate ignores a launcher and runs every process for itself.
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise FoveateError(
-            f"this program runs in {processes} processes, and fit trains in one: start it without torchrun"
-        )
-    found = is_initialized()
-    found_partial = bool(PartialState._shared_state)
     try:
-        try:
-            accelerator = Accelerator(mixed_precision=precision)
-            if precision != "no" and not accelerator.native_amp:  # on a CPU, Accelerate takes fp16 and does nothing
-                raise ValueError(f"a {accelerator.device.type} does not train with it")
-        except (ValueError, ImportError) as error:
-            reason = str(error).splitlines()[0]
-            raise FoveateError(f"amp={precision!r} is not possible here: {reason}; take amp='no'") from error
-        yield accelerator
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(w in text for w in _NO_MEMORY):
+            raise
+        raise OutOfMemory(
+            f"out of memory with batch_size={batch_size}: take a smaller batch_size and accumulate more of them (the "
+            "step stays the same), a smaller image_size, fewer workers, cache=False, or amp='bf16'"
+        ) from error
+
+
+@contextlib.contextmanager
+def compiled(model: nn.Module, backend: str) -> Iterator[None]:
+    """A model that torch.compile runs, in place; afterwards it is as before. Without a backend nothing happens.
+
+    Raises:
+        FoveateError: torch has no such backend.
+    """
+    if not backend:
+        yield
+        return
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if backend not in known:
+        raise FoveateError(f"torch.compile has no backend {backend!r}: {near(backend, known)}")
+    before = model._compiled_call_impl
+    model.compile(backend=backend)
+    try:
+        yield
     finally:
-        if not found:
-            AcceleratorState._reset_state(reset_partial_state=not found_partial)
+        model._compiled_call_impl = before
+
+
+@contextlib.contextmanager
+def synchronised(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers that take their statistics over the images of all processes; the plain ones are back afterwards.
+
+    Raises:
+        FoveateError: something is hooked onto a BatchNorm layer, which would be lost.
+    """
+    from timm.layers import convert_sync_batchnorm
+
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, _BatchNorm)
+    ]
+    for _, name, child in places:
+        if child._forward_hooks or child._forward_pre_hooks:
+            raise FoveateError(f"sync_bn: something hangs on the BatchNorm layer {name!r}: put it after another module")
+    try:
+        convert_sync_batchnorm(model)
+        yield
+    finally:
+        for parent, name, child in places:
+            parent._modules[name] = child

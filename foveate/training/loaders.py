@@ -5,7 +5,6 @@ Pixels stay uint8 until a batch reaches the loop: four times less memory and tra
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -17,14 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.training.order import Where, mix, seed_draws
 
 if TYPE_CHECKING:
     from foveate.data.split import Split
+    from foveate.training.decoded import Decoded
 
-__all__ = ["Batch", "Batches", "Held", "Order", "Source", "Streamed", "mix", "of_whole"]
-
-Where: TypeAlias = tuple[int, int]
-"""(epoch, index of an image)."""
+__all__ = ["Augment", "Batch", "Batches", "Held", "Source", "Streamed", "at_least"]
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """Inputs (B, ...), uint8 pixels or float32 features; labels (B,) int64."""
@@ -32,45 +30,26 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 _HUNG_SECONDS = 600
 
 
-def mix(*parts: object) -> int:
-    """A number in [0, 2^63) from a seed and what it is for: equal parts give equal numbers, others unrelated ones."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-class Order:
-    """The batches of a run from some step on, each a list of (epoch, index). Iterating again gives the same.
-
-    A last batch of one image is left out: BatchNorm over a 1x1 map cannot train on a single value. The order is
-    another one in each epoch, so the image left out is too.
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a training image.
 
     Args:
-        count: images.
-        batch_size: images in a batch.
+        kind: a name of ``Recipe.augmentation``.
         seed: of the recipe.
-        epochs: epochs of the whole run.
-        start: (epoch, step within it) of the first batch.
+        operations: of RandAugment.
+        magnitude: of RandAugment.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, epochs: int, start: tuple[int, int] = (0, 0)) -> None:
-        self.count, self.batch_size, self.seed, self.epochs, self.start = count, batch_size, seed, epochs, start
-        alone = count % batch_size == 1 and count > 1 and batch_size > 1
-        self.images_per_epoch = count - alone
-        self.steps_per_epoch = -(-self.images_per_epoch // batch_size)
+    kind: str = "none"
+    seed: int = 0
+    operations: int = 2
+    magnitude: int = 9
 
-    def __iter__(self) -> Iterator[list[Where]]:
-        first, step = self.start
-        for epoch in range(first, self.epochs):
-            generator = torch.Generator().manual_seed(mix(self.seed, "order", epoch))
-            order = torch.randperm(self.count, generator=generator).tolist()[: self.images_per_epoch]
-            for at in range(step * self.batch_size, len(order), self.batch_size):
-                yield [(epoch, index) for index in order[at : at + self.batch_size]]
-            step = 0
-
-
-def of_whole(count: int, batch_size: int) -> list[list[Where]]:
-    """Batches of all images in their own order."""
-    return [[(0, index) for index in range(at, min(at + batch_size, count))] for at in range(0, count, batch_size)]
+    @property
+    def crops(self) -> bool:
+        """Whether it cuts out a random part, so that nothing but the decoded picture can be kept."""
+        return self.kind in ("standard", "randaugment")
 
 
 @dataclass(frozen=True)
@@ -89,9 +68,9 @@ class Source:
     preprocess: Preprocess
     workers: int = 0
 
-    def stream(self, augmentation: str = "none", seed: int = 0) -> Streamed:
-        """Its batches, decoded when they are needed."""
-        return Streamed(self.split, self.preprocess, augmentation, seed, self.workers)
+    def stream(self, augment: Augment | None = None, decoded: Decoded | None = None) -> Streamed:
+        """Its batches, made when they are needed, from decoded images where there are some."""
+        return Streamed(self.split, self.preprocess, augment or Augment(), self.workers, decoded)
 
     def normalised(self, inputs: Tensor, device: torch.device) -> Tensor:
         """uint8 pixels (B, C, H, W) as the float32 that the network expects; features (B, ...) as they are."""
@@ -142,13 +121,15 @@ class Streamed:
     Args:
         split: the images.
         preprocess: of the model.
-        augmentation: a name of ``Recipe.augmentation``.
-        seed: of the recipe.
+        augment: what is done to each image.
         workers: processes; 0 decodes in this one.
+        decoded: the images, where they are kept.
     """
 
-    def __init__(self, split: Split, preprocess: Preprocess, augmentation: str, seed: int, workers: int) -> None:
-        self.images = _Images(split, preprocess, augmentation, seed)
+    def __init__(
+        self, split: Split, preprocess: Preprocess, augment: Augment, workers: int, decoded: Decoded | None = None
+    ) -> None:
+        self.images = _Images(split, preprocess, augment, decoded)
         self.workers = workers
 
     def __call__(self, order: Any) -> Iterator[Batch]:
@@ -178,31 +159,34 @@ class Streamed:
 
 
 class _Images(Dataset[Any]):
-    def __init__(self, split: Split, preprocess: Preprocess, augmentation: str, seed: int) -> None:
-        self.split, self.preprocess, self.augmentation, self.seed = split, preprocess, augmentation, seed
-        self.transform = _transform(augmentation, preprocess)
-        # A random crop needs more pixels than the network's input has; more than four times as many it never shows.
-        self.at_least = 4 * max(preprocess.size) if self.transform else None
+    def __init__(self, split: Split, preprocess: Preprocess, augment: Augment, decoded: Decoded | None) -> None:
+        self.split, self.preprocess, self.augment, self.decoded = split, preprocess, augment, decoded
+        self.transform = _transform(augment, preprocess)
+        self.at_least = at_least(augment, preprocess)
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, where: Where) -> tuple[Tensor, int] | FoveateError:
         epoch, index = where
-        seed = mix(self.seed, epoch, index)
+        seed = mix(self.augment.seed, epoch, index)
         try:
-            image = self.split.load(index, self.at_least)
+            decoded = self.decoded
+            image = decoded.image(index) if decoded is not None else self.split.load(index, self.at_least)
         except FoveateError as error:
             # As a value: an exception raised in a worker comes back wrapped in the text of its traceback.
             return error
         if self.transform is None:
             pixels = _pixels(self.preprocess.view(image), self.preprocess)
-            if self.augmentation == "flip" and _is_flipped(seed):
+            if self.augment.kind == "flip" and _is_flipped(seed):
                 pixels = pixels.flip(-1)
         else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            state = torch.get_rng_state()
+            try:
+                seed_draws(seed)
                 pixels = _pixels(self.transform(image), self.preprocess)
+            finally:
+                torch.set_rng_state(state)
         return pixels, self.split.label(index)
 
 
@@ -210,9 +194,17 @@ def _is_flipped(seed: int) -> bool:
     return bool(seed & 1)
 
 
-def _transform(augmentation: str, preprocess: Preprocess) -> Any:
+def at_least(augment: Augment, preprocess: Preprocess) -> int | None:
+    """Pixels that a side of a decoded picture must keep; None: all.
+
+    A random crop needs more pixels than the network's input has; more than four times as many it never shows.
+    """
+    return 4 * max(preprocess.size) if augment.crops else None
+
+
+def _transform(augment: Augment, preprocess: Preprocess) -> Any:
     """PIL image -> PIL image, drawing from the global random numbers; None for what needs no random crop."""
-    if augmentation not in ("standard", "randaugment"):
+    if not augment.crops:
         return None
     from torchvision.transforms import InterpolationMode, v2
 
@@ -220,8 +212,9 @@ def _transform(augmentation: str, preprocess: Preprocess) -> Any:
         v2.RandomResizedCrop(preprocess.size, interpolation=InterpolationMode(preprocess.interpolation)),
         v2.RandomHorizontalFlip(),
     ]
-    if augmentation == "randaugment":
-        steps.append(v2.RandAugment(fill=[round(255 * mean) for mean in preprocess.mean] * (4 - len(preprocess.mean))))
+    if augment.kind == "randaugment":
+        grey = [round(255 * mean) for mean in preprocess.mean] * (4 - len(preprocess.mean))
+        steps.append(v2.RandAugment(augment.operations, augment.magnitude, fill=grey))
     return v2.Compose(steps)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.surgery.probe import eval_mode
-from foveate.training.loaders import Batch, Source, of_whole
+from foveate.training.loaders import Batch, Source
+from foveate.training.order import of_whole
 from foveate.training.progress import Report
 
 if TYPE_CHECKING:
@@ -54,6 +56,41 @@ class Evaluation:
     labels: Tensor = field(repr=False)
     probabilities: Tensor = field(repr=False)
 
+    @cached_property
+    def confusion(self) -> Tensor:
+        """(K, K) int64: how many images of each class (row) were predicted as each class (column)."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        found: Tensor = multiclass_confusion_matrix(self.predictions, self.labels, self.probabilities.shape[1])
+        return found
+
+    def per_class(self, classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """A row for each class: name, images, recall (its accuracy), precision and F1, 0 where nothing is counted.
+
+        Args:
+            classes: their names; without them their numbers.
+        """
+        from torchmetrics.functional import classification as metrics
+
+        count = self.probabilities.shape[1]
+        given = (self.predictions, self.labels, count)
+        columns = {
+            "recall": metrics.multiclass_recall(*given, average=None),
+            "precision": metrics.multiclass_precision(*given, average=None),
+            "f1": metrics.multiclass_f1_score(*given, average=None),
+        }
+        images = self.confusion.sum(dim=1).tolist()
+        return [
+            {"class": str(classes[label] if classes else label), "images": images[label]}
+            | {name: float(values[label]) for name, values in columns.items()}
+            for label in range(count)
+        ]
+
+    def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+        """Every metric as plain numbers, for JSON."""
+        numbers = {name: getattr(self, name) for name in ("loss", "top1", "top5", "macro_f1", "ece")}
+        return {**numbers, "classes": self.per_class(classes), "confusion": self.confusion.tolist()}
+
 
 def measure(logits: Tensor, labels: Tensor) -> Evaluation:
     """Every metric from the scores (N, K) and the right classes (N,).
@@ -89,13 +126,15 @@ def measure(logits: Tensor, labels: Tensor) -> Evaluation:
     )
 
 
-def predict(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Scores (N, K) float32 and labels (N,) of all batches, without gradients."""
+def predict(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], classes: int = 0) -> tuple[Tensor, Tensor]:
+    """Scores (N, K) float32 and labels (N,) of all batches, without gradients; (0, classes) and (0,) of none."""
     scores, labels = [], []
     with torch.no_grad():
         for inputs, right in batches:
             scores.append(forward(inputs).float().cpu())
             labels.append(right)
+    if not scores:
+        return torch.empty(0, classes), torch.empty(0, dtype=torch.int64)
     return torch.cat(scores), torch.cat(labels)
 
 

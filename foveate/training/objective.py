@@ -12,11 +12,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.training.recipe import Recipe
 
 __all__ = ["Objective"]
+
+# Of a mixed image, a class with a smaller share is not looked for: the value of timm's recipes with this loss.
+_PRESENT = 0.2
 
 
 class Objective:
@@ -24,18 +29,43 @@ class Objective:
 
     Args:
         model: what is trained.
+        recipe: its ``loss`` and ``label_smoothing``, and whether images are mixed or a teacher helps.
         cached: the model is given a frozen trunk's features and no images.
+        taught: a teacher helps.
 
     Raises:
-        FoveateError: two parts have a loss of their own, or a part needs images where there are none.
+        FoveateError: two parts have a loss of their own, a part with its own loss meets mixed images, a teacher or
+            another loss, or images are needed where there are none.
     """
 
-    def __init__(self, model: nn.Module, *, cached: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe | None = None, *, cached: bool = False, taught: bool = False
+    ) -> None:
+        recipe = recipe or Recipe()
+        self.smoothing = recipe.label_smoothing
+        self.binary = BinaryCrossEntropy(self.smoothing, _PRESENT) if recipe.loss == "bce" else None
         parts = {name or "the model": m for name, m in model.named_modules() if hasattr(m, "training_loss")}
         if len(parts) > 1:
             raise FoveateError(
                 f"{' and '.join(repr(name) for name in parts)} each have a training loss of their own, and a model can "
                 "have one: remove all but one"
+            )
+        asked = {
+            "mixup": recipe.mixup > 0,
+            "cutmix": recipe.cutmix > 0,
+            "teacher": taught,
+            "loss='bce'": self.binary is not None,
+        }
+        wanted = [name for name, wants in asked.items() if wants]
+        if parts and wanted:
+            raise FoveateError(
+                f"{next(iter(parts))!r} has a training loss of its own, which does not go with {wanted[0]}: leave one "
+                "out"
+            )
+        if cached and wanted and wanted[0] != "loss='bce'":
+            raise FoveateError(
+                f"{wanted[0]} needs images, and a frozen trunk's cached features are none: take cache=False, or leave "
+                "freeze out"
             )
         self.model = model
         self.part: Any = next(iter(parts.values()), None)
@@ -60,16 +90,18 @@ class Objective:
         finally:
             hook.remove()
 
-    def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        """The loss of a step.
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, averaged over its images.
 
         Args:
             scores: of the model in training mode.
-            labels: (B,) of the batch's images, of which the part may have made more.
-            label_smoothing: the recipe's.
+            labels: (B,) of the batch's images, of which the part may have made more; or (B, K), each class's share.
         """
         labels = labels.to(scores.device)
-        if self.part is None:
-            return F.cross_entropy(scores.float(), labels, label_smoothing=label_smoothing)
-        loss: Tensor = self.part.training_loss(scores, labels, label_smoothing)
-        return loss
+        if self.part is not None:
+            own: Tensor = self.part.training_loss(scores, labels, self.smoothing)
+            return own
+        if self.binary is not None:
+            binary: Tensor = self.binary(scores.float(), labels)
+            return binary
+        return F.cross_entropy(scores.float(), labels, label_smoothing=self.smoothing)

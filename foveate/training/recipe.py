@@ -10,13 +10,14 @@ from typing import Any
 
 from foveate.errors import FoveateError, near
 
-__all__ = ["AMP", "AUGMENTATIONS", "SCHEDULES", "Recipe"]
+__all__ = ["AMP", "AUGMENTATIONS", "LOSSES", "SCHEDULES", "Recipe"]
 
 SCHEDULES = ("cosine", "constant", "step")
 AUGMENTATIONS = ("none", "flip", "standard", "randaugment")
 AMP = ("no", "bf16", "fp16")
+LOSSES = ("cross_entropy", "bce")
 
-_CHOICES = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "amp": AMP}
+_CHOICES = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "amp": AMP, "loss": LOSSES}
 
 # Field -> (lowest value, is the lowest value itself allowed, highest value). Highest values are included.
 _BOUNDS: dict[str, tuple[float, bool, float]] = {
@@ -36,6 +37,13 @@ _BOUNDS: dict[str, tuple[float, bool, float]] = {
     "gradient_clip": (0, False, math.inf),
     "ema_decay": (0, True, 1),
     "checkpoint_every": (1, True, math.inf),
+    "randaugment_operations": (1, True, 14),
+    "randaugment_magnitude": (0, True, 30),
+    "mixup": (0, True, math.inf),
+    "cutmix": (0, True, math.inf),
+    "accumulate": (1, True, math.inf),
+    "distillation": (0, True, 1),
+    "temperature": (0, False, math.inf),
 }
 
 
@@ -55,11 +63,20 @@ class Recipe:
         warmup_epochs: epochs in which the learning rate rises linearly from nearly 0; fractions count.
         weight_decay: on weights only; biases and the parameters of norms have none.
         momentum: for the optimisers that have one.
+        loss: "cross_entropy", or "bce": binary cross-entropy for each class, where every class that makes up more than
+            0.2 of a mixed image counts as present.
         label_smoothing: the share of the target that is spread over all classes, 0 to 1.
         augmentation: "none"; "flip" (left to right); "standard" (a random crop of 8% to 100% of the area, resized, and
-            flip); "randaugment" ("standard", then two random operations of RandAugment).
+            flip); "randaugment" ("standard", then random operations of RandAugment).
+        randaugment_operations: how many operations RandAugment does to an image.
+        randaugment_magnitude: how strong they are, 0 to 30.
+        mixup: mix each image with another of its batch, in shares drawn from Beta(mixup, mixup); 0 does not.
+        cutmix: paste a box of another image of the batch, its area drawn from Beta(cutmix, cutmix); 0 does not. With
+            both, one of the two is drawn for each batch.
         image_size: height and width in pixels; None is the model's own.
-        batch_size: images in a training step.
+        batch_size: images that a process computes at a time. A step trains on ``batch_size`` x ``accumulate`` x
+            processes.
+        accumulate: how many batches' gradients are averaged before a step.
         freeze: "" trains everything; "trunk" freezes all but the classifier; a module's dotted name freezes
             everything that runs up to and including that module. What is frozen runs in eval mode.
         seed: decides the new classifier, the order of the images, the augmentation and dropout.
@@ -73,8 +90,13 @@ class Recipe:
         checkpoint_every: steps between two checkpoints inside an epoch; None: only after each epoch.
         amp: mixed precision: "no", "bf16" or "fp16" (needs a GPU).
         channels_last: keep feature maps in memory with the channels last, which is faster for convolutions.
-        cache: keep in memory what every epoch would compute again: the prepared images when augmentation is "none" or
-            "flip", and with ``freeze`` the frozen part's features.
+        cache: keep what every epoch would compute again: the prepared images when augmentation is "none" or "flip",
+            the decoded images when it crops at random, and with ``freeze`` the frozen part's features.
+        compile: a backend of torch.compile, such as "inductor"; "" does not compile.
+        sync_bn: BatchNorm over the images of all processes instead of each process's own (on GPUs).
+        teacher: a model's name or a folder that foveate saved, to learn from; "" learns from the labels alone.
+        distillation: the teacher's share of the loss, 0 to 1.
+        temperature: of the softmax over the teacher's and the student's scores.
 
     Raises:
         FoveateError: a value has the wrong type or is out of its range.
@@ -88,10 +110,16 @@ class Recipe:
     warmup_epochs: float = 0.0
     weight_decay: float = 0.01
     momentum: float = 0.9
+    loss: str = "cross_entropy"
     label_smoothing: float = 0.0
     augmentation: str = "flip"
+    randaugment_operations: int = 2
+    randaugment_magnitude: int = 9
+    mixup: float = 0.0
+    cutmix: float = 0.0
     image_size: int | None = None
     batch_size: int = 32
+    accumulate: int = 1
     freeze: str = ""
     seed: int = 0
     workers: int = 0
@@ -103,6 +131,11 @@ class Recipe:
     amp: str = "no"
     channels_last: bool = True
     cache: bool = True
+    compile: str = ""
+    sync_bn: bool = False
+    teacher: str = ""
+    distillation: float = 0.5
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -128,6 +161,11 @@ class Recipe:
             if name not in names:
                 raise FoveateError(f"a recipe has no field {name!r}; {near(name, names)}")
         return dataclasses.replace(self, **overrides)
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that differ from the defaults, with their values."""
+        usual = Recipe().to_dict()
+        return {name: value for name, value in self.to_dict().items() if value != usual[name]}
 
     def to_dict(self) -> dict[str, Any]:
         """Field -> value, plain numbers, text and None: ``Recipe.from_dict(r.to_dict()) == r``."""

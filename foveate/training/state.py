@@ -5,6 +5,7 @@ There is no state of random numbers in it: whatever is drawn in a step depends o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.training.folder import write_atomically
 from foveate.training.metrics import Diverged
+from foveate.training.recipe import Recipe
 
 __all__ = ["Position", "read_state", "save_state"]
 
 _HEADER = "foveate"
+_SUM = "sha256"
 # These may change between two parts of a run: its result does not depend on them.
 _FREE = ("workers", "checkpoint_every")
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
@@ -105,15 +108,24 @@ def save_state(
         "numbers": numbers,
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
+    # A copy each: safetensors takes neither aliases nor channels-last memory.
+    whole = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
     try:
         if packed.keys() - {"state", "param_groups"}:
             raise TypeError(f"it holds {', '.join(packed.keys() - {'state', 'param_groups'})}")
         text = json.dumps(header)
     except TypeError as error:
         raise FoveateError(f"this optimiser's state cannot be kept ({error}): take another, or no output") from error
-    # A copy each: safetensors takes neither aliases nor channels-last memory.
-    whole = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
-    write_atomically(path, save(whole, {_HEADER: text}))
+    write_atomically(path, save(whole, {_HEADER: text, _SUM: _digest(whole, text)}))
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 in hex of everything in the file: no format notices a flipped bit by itself."""
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_state(
@@ -140,11 +152,14 @@ def read_state(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
+            said = file.metadata() or {}
+            header = json.loads(said[_HEADER])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        if said[_SUM] != _digest(tensors, said[_HEADER]):
+            raise ValueError("another SHA-256")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise FoveateError(f"{path} is damaged and cannot be resumed from: name another output folder") from error
-    _compare(header["run"], run, path)
+    _compare(_complete(header["run"]), run, path)
     states = {
         name: {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
         for name in modules
@@ -191,6 +206,13 @@ def _flat(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif key not in _FREE:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _complete(held: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as an older version described it, with what is new at its default."""
+    if "recipe" not in held:
+        return dict(held)
+    return {"processes": 1, "teacher": "", **held, "recipe": Recipe().to_dict() | held["recipe"]}
 
 
 def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from foveate.images import Preprocess
-from foveate.training.cache import FeatureCache, hold_features, hold_images
+from foveate.training.cache import FeatureCache, hold_decoded, hold_features, hold_images
 from foveate.training.freeze import Frozen, find_frozen, is_chain, tail, trunk_features
-from foveate.training.loaders import Batches, Held, Source
+from foveate.training.loaders import Augment, Batches, Held, Source, at_least
+from foveate.training.processes import Team
 from foveate.training.progress import Report
 from foveate.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from foveate.data.split import ImageData
+    from foveate.data.split import ImageData, Split
 
 __all__ = ["Feed", "Supply"]
 
@@ -44,14 +45,21 @@ class Feed:
         """Images in the split."""
         return len(self.source.split)
 
-    def forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """Scores (B, K) for a batch."""
-        device = next(model.parameters()).device
-        inputs = _in_memory_format(self.source.normalised(inputs, device), self.channels_last)
+    def prepared(self, inputs: Tensor, device: torch.device) -> Tensor:
+        """A batch on the device: pixels normalised, features as they are."""
+        return self.source.normalised(inputs, device)
+
+    def scores(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Scores (B, K) for a prepared batch."""
+        inputs = _in_memory_format(inputs, self.channels_last)
         if self.trunk is None:
             return model(inputs)
         with tail(model, self.trunk):
             return model(inputs)
+
+    def forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Scores (B, K) for a batch."""
+        return self.scores(model, self.prepared(inputs, next(model.parameters()).device))
 
 
 def _in_memory_format(inputs: Tensor, channels_last: bool) -> Tensor:
@@ -68,6 +76,7 @@ class Supply:
         preprocess: of the model.
         report: shows the progress.
         cache: where to keep things.
+        team: the processes; the first on a machine fills a cache on disk.
 
     Raises:
         FoveateError: what the recipe freezes cannot be frozen, or an image cannot be read.
@@ -81,9 +90,10 @@ class Supply:
         preprocess: Preprocess,
         report: Report,
         cache: FeatureCache,
+        team: Team,
     ) -> None:
         self.model, self.data, self.recipe, self.preprocess = model, data, recipe, preprocess
-        self.report, self.cache = report, cache
+        self.report, self.cache, self.team = report, cache, team
         first = [preprocess(data.train.load(index)) for index in range(min(_SAMPLE, len(data.train)))]
         device = next(model.parameters()).device
         sample = _in_memory_format(torch.stack(first).to(device), recipe.channels_last)
@@ -97,26 +107,32 @@ class Supply:
 
     def train(self) -> Feed:
         """The training images, augmented."""
-        return self._feed(Source(self.data.train, self.data.fingerprint, self.preprocess, self.recipe.workers))
+        recipe = self.recipe
+        augment = Augment(recipe.augmentation, recipe.seed, recipe.randaugment_operations, recipe.randaugment_magnitude)
+        return self._feed(self.data.train, augment)
 
     def val(self) -> Feed:
         """The validation images, never augmented."""
-        source = Source(self.data.val, self.data.fingerprint, self.preprocess, self.recipe.workers)
-        return self._feed(source, augmentation="none")
+        return self._feed(self.data.val, Augment())
 
-    def _feed(self, source: Source, augmentation: str | None = None) -> Feed:
+    def _feed(self, split: Split, augment: Augment) -> Feed:
         recipe = self.recipe
-        augmentation = augmentation or recipe.augmentation
-        flip, labels = augmentation == "flip", source.split.labels
-        if recipe.cache and augmentation in ("none", "flip"):
+        source = Source(split, self.data.fingerprint, self.preprocess, recipe.workers)
+        flip, labels, decoded = augment.kind == "flip", split.labels, None
+        if recipe.cache and augment.crops:
+            with self.team.main_first():
+                decoded = hold_decoded(self.cache, source, at_least(augment, self.preprocess), self.report)
+            if decoded is None:
+                self.report.line(f"the {split.name} images are too large for the cache: they are decoded in each epoch")
+        elif recipe.cache:
             if self._features is not None:
                 kept = (self.cache, source, self.model, self.frozen, self.report)
                 views = hold_features(*kept, flip=flip, like=self._features)
                 if views is not None:
                     held = Held(views, labels, recipe.seed, flip=flip)
                     return Feed(source, held, self.frozen, recipe.channels_last)
-                self.report.line(f"the features of the {source.split.name} images are too large for the cache")
+                self.report.line(f"the features of the {split.name} images are too large for the cache")
             views = hold_images(self.cache, source, self.report)
             if views is not None:
                 return Feed(source, Held(views, labels, recipe.seed, flip=flip), None, recipe.channels_last)
-        return Feed(source, source.stream(augmentation, recipe.seed), None, recipe.channels_last)
+        return Feed(source, source.stream(augment, decoded), None, recipe.channels_last)

@@ -49,6 +49,25 @@ def make_net(classes: int = 3, seed: int = 0) -> nn.Sequential:
         )
 
 
+def make_plain_net() -> nn.Sequential:
+    """Without BatchNorm and dropout, and with a part that no step uses."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+        )  # fmt: skip
+        net[0].unused = nn.Linear(2, 2)
+    return net
+
+
+def make_norm_net() -> nn.Sequential:
+    net = make_plain_net()
+    net[1] = nn.BatchNorm2d(8)
+    net[4] = nn.Sequential(nn.ReLU(), nn.Dropout(0.2))
+    return net
+
+
 RECIPE = Recipe(epochs=3, batch_size=8, image_size=16, learning_rate=5e-3, seed=1)
 
 
@@ -70,3 +89,8 @@ def new_net() -> Callable[..., nn.Sequential]:
 @pytest.fixture
 def recipe() -> Recipe:
     return RECIPE
+
+
+@pytest.fixture
+def new_plain_net() -> Callable[..., nn.Sequential]:
+    return make_plain_net

@@ -1,7 +1,8 @@
-"""Run by test_resume.py in a process of its own: trains, and kills itself with SIGKILL in a given training step."""
+"""Run by the tests in a process of its own: trains, and kills itself with SIGKILL in a given batch."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -11,20 +12,21 @@ from conftest import RECIPE, make_data, make_net
 from foveate.training import fit
 
 
-def main(output: str, workers: int, augmentation: str, die_at_step: int) -> None:
-    model, steps = make_net(), 0
+def main(output: str, changes: str, die_at: int) -> None:
+    model, batches = make_net(), 0
 
     def die(module, inputs):
-        nonlocal steps
+        nonlocal batches
         if module.training:
-            steps += 1
-            if steps == die_at_step:
+            batches += 1
+            if batches == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    model.register_forward_pre_hook(die)
-    recipe = RECIPE.with_(workers=workers, augmentation=augmentation, checkpoint_every=3, ema_decay=0.5)
-    fit(model, make_data(), recipe, output=output, progress=False)
+    model[0].register_forward_pre_hook(die)
+    recipe = RECIPE.with_(**json.loads(changes), checkpoint_every=3)
+    teacher = make_net(seed=7) if recipe.temperature != 1 else None
+    fit(model, make_data(), recipe, output=output, progress=False, teacher=teacher)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

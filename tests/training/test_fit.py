@@ -170,7 +170,8 @@ def test_timm_model_with_attention(tmp_path, data, recipe):
     result = fit(model, data, recipe, output=tmp_path / "run", progress=False)
     after = weights(model)
     for key, value in after.items():
-        if "num_batches" not in key:
+        # A bias in front of a BatchNorm has a gradient of 0, exactly or up to rounding.
+        if "num_batches" not in key and not key.endswith(("conv_dws.bias", "conv_point.bias")):
             frozen = key.startswith(("conv1", "bn1", "layer1", "layer2"))
             assert torch.equal(value, before[key]) == frozen, key
     assert model.pretrained_cfg["label_names"] == data.classes
@@ -330,9 +331,9 @@ def test_accelerate_is_left_as_found(data, new_net, recipe):
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_several_processes_are_refused(monkeypatch, data, new_net, recipe):
+def test_several_processes_without_an_address_are_refused(monkeypatch, data, new_net, recipe):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FoveateError, match="runs in 2 processes"):
+    with pytest.raises(FoveateError, match="2 processes need RANK to find each other: start them with torchrun"):
         fit(new_net(), data, recipe, progress=False)
 
 

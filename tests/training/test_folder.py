@@ -22,7 +22,7 @@ def test_contract(tmp_path, data, new_net, recipe):
     result = fit(model, data, recipe, output=output, progress=False)
     assert result.folder == output
     assert {path.name for path in output.iterdir()} == {
-        "args.yaml", "summary.csv", "last", "model_best", "training.safetensors",
+        "args.yaml", "recipe.yaml", "summary.csv", "evaluation.json", "last", "model_best", "training.safetensors",
     }  # fmt: skip
     rows = list(csv.DictReader((output / "summary.csv").read_text().splitlines()))
     assert tuple(rows[0])[:6] == ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")

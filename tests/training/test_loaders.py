@@ -9,7 +9,8 @@ import torch
 from foveate.data import ImageData, Split
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
-from foveate.training.loaders import Held, Order, Source, mix, of_whole
+from foveate.training.loaders import Augment, Held, Source
+from foveate.training.order import Order, mix, of_whole
 
 SIZE = Preprocess((12, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
@@ -58,7 +59,7 @@ def test_batches_do_not_depend_on_workers_nor_on_the_global_random_numbers(augme
     for workers, seed in ((0, 1), (2, 2)):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        stream = Source(data.train, "", SIZE, workers).stream(augmentation, seed=3)
+        stream = Source(data.train, "", SIZE, workers).stream(Augment(augmentation, 3))
         found.append(list(stream(Order(26, 8, 0, 2))))
         assert torch.equal(torch.get_rng_state(), state)
     for one, other in zip(*found, strict=True):
@@ -70,7 +71,7 @@ def test_batches_do_not_depend_on_workers_nor_on_the_global_random_numbers(augme
 
 @pytest.mark.parametrize("augmentation", ["flip", "standard", "randaugment"])
 def test_augmentation_changes_with_the_epoch(augmentation, data: ImageData):
-    stream = Source(data.train, "", SIZE).stream(augmentation, seed=0)
+    stream = Source(data.train, "", SIZE).stream(Augment(augmentation))
     indices = range(8)
     first, second = stream([[(epoch, index) for index in indices] for epoch in (0, 1)])
     assert not torch.equal(first[0], second[0])
@@ -84,7 +85,9 @@ def test_flip_flips_about_half_and_memory_gives_the_same_as_the_stream(data: Ima
     held = Held(plain[None], data.train.labels, 7, flip=True)
     two_views = Held(torch.stack([plain, plain.flip(-1)]), data.train.labels, 7, flip=True)
     counts: Counter[bool] = Counter()
-    for where, *batches in zip(order, source.stream("flip", 7)(order), held(order), two_views(order), strict=True):
+    for where, *batches in zip(
+        order, source.stream(Augment("flip", 7))(order), held(order), two_views(order), strict=True
+    ):
         for pixels, labels in batches:
             assert torch.equal(pixels, batches[0][0])
             assert labels.tolist() == [data.train.label(index) for _, index in where]

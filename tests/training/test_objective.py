@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.heads.ltpa import LearnToPayAttention
 from foveate.heads.saol import SpatiallyAttentiveOutput
-from foveate.training import evaluate, fit
-from foveate.training.loop import _Loop
+from foveate.training import Recipe, evaluate, fit
 from foveate.training.objective import Objective
+from foveate.training.running import Run
 
 
 class Net(nn.Module):
@@ -49,10 +49,10 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_without_a_loss_of_its_own_it_is_the_cross_entropy(new_net):
-    objective = Objective(new_net(), cached=True)
+    objective = Objective(new_net(), Recipe(label_smoothing=0.1), cached=True)
     scores, labels = torch.randn(4, 3).bfloat16(), torch.tensor([0, 2, 1, 1])
     expected = F.cross_entropy(scores.float(), labels, label_smoothing=0.1)
-    assert torch.equal(objective.loss(scores, labels, 0.1), expected)
+    assert torch.equal(objective.loss(scores, labels), expected)
     with objective.images():
         assert not objective.model._forward_pre_hooks
 
@@ -103,7 +103,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch, data, shor
     recipe = short.with_(optimiser="adamw", epochs=3, ema_decay=0.5, checkpoint_every=1)
     whole, model, resumed = Net(**BOTH), Net(**BOTH), Net(**BOTH)
     fit(whole, data, recipe, progress=False)
-    true_step, steps = _Loop.step, []
+    true_step, steps = Run.step, []
 
     def step(self, *args):
         steps.append(1)
@@ -112,7 +112,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch, data, shor
         return true_step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Loop, "step", step)
+        patch.setattr(Run, "step", step)
         with pytest.raises(Interrupted):
             fit(model, data, recipe, output=tmp_path, progress=False)
     fit(resumed, data, recipe, output=tmp_path, resume=True, progress=False)
@@ -190,11 +190,12 @@ class Doubles(nn.Module):
 
 def test_the_protocol():
     model = Doubles()
-    objective, images, labels = Objective(model), torch.randn(2, 4), torch.tensor([1, 0])
+    objective = Objective(model, Recipe(label_smoothing=0.2))
+    images, labels = torch.randn(2, 4), torch.tensor([1, 0])
     with objective.images():
         scores = model(images)
     assert torch.equal(scores, model.layer(torch.cat([images, -images])))
-    assert torch.equal(objective.loss(scores, labels, 0.2), scores.square().mean())
+    assert torch.equal(objective.loss(scores, labels), scores.square().mean())
     assert model.calls == [("images", 2), ("forward", 4), ("loss", 4, [1, 0], 0.2)]
     assert len(model(images)) == 2
     with pytest.raises(RuntimeError), objective.images():

@@ -1,0 +1,61 @@
+"""Commands about data sets."""
+
+from __future__ import annotations
+
+import json as jsons
+import sys
+
+from cyclopts import App
+
+import foveate as fv
+
+__all__ = ["data"]
+
+data = App(name="data", help="Look at a data set before a network is trained on it.")
+
+_SHOWN = 20  # lines of a kind; --json has all
+
+
+@data.command
+def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: bool = False) -> None:
+    """List every bad image, the same picture twice, and the images of each class. Exits with 1 if something is wrong.
+
+    Args:
+        source: a folder with train/ and val/, a folder of class folders, Parquet, tar files, hf:NAME,
+            torchvision:NAME, or "elpv".
+        val_fraction: the part that is for validation where the data has no split of its own.
+        split_seed: decides which images that are.
+        json: print everything as JSON.
+    """
+    found = fv.check_data(source, seed=split_seed, val_fraction=val_fraction)
+    if json:
+        print(jsons.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print(found)
+    sys.exit(0 if found.sound else 1)
+
+
+def _print(found: fv.DataReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("class", box=None, pad_edge=False)
+    for heading in ("train", "val"):
+        table.add_column(heading, justify="right")
+    for name, train, val in found.counts:
+        table.add_row(name, str(train), str(val), style=None if train else "red")
+    console.print(table)
+    lines = {
+        "bad images": [reason if image in reason else f"{image}: {reason}" for image, reason in found.bad],
+        "in training and in validation": [" = ".join(group) for group in found.leaks],
+        "in two classes": [" = ".join(group) for group in found.two_classes],
+        "equal byte by byte": [" = ".join(group) for group in found.same_bytes],
+        "equal once decoded": [" = ".join(group) for group in found.same_pixels],
+    }
+    for kind, said in lines.items():
+        print(f"{kind}: {len(said) or 'none'}")
+        for line in said[:_SHOWN]:
+            print(f"  {line}")
+        if len(said) > _SHOWN:
+            print(f"  and {len(said) - _SHOWN} more: --json lists all")

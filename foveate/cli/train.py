@@ -1,0 +1,115 @@
+"""Training from the command line: a recipe by name or from a file, and any of its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as jsons
+import operator
+import os
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Group, Parameter
+
+import foveate as fv
+from foveate.cli.options import DataOptions, ModelOptions, open_images, open_network
+
+__all__ = ["RecipeOptions", "chosen_recipe", "train"]
+
+_GROUP = Group("Recipe", sort_key=2)
+
+
+class _Left:
+    """The value of an option that was not given: the recipe's own stays."""
+
+    def __repr__(self) -> str:
+        return "the recipe's"
+
+
+_LEFT: Any = _Left()
+
+
+class _Shown:
+    """Shows a recipe's default in the help."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, value: object) -> str:  # noqa: ARG002 - cyclopts gives it
+        return self.text
+
+
+def _options() -> Any:
+    """A dataclass with the fields of Recipe, none of them given."""
+    hints = typing.get_type_hints(fv.Recipe)
+    fields = []
+    for field in dataclasses.fields(fv.Recipe):
+        parameter = Parameter(show_default=_Shown(repr(field.default)))
+        shown = operator.getitem(typing.cast(Any, Annotated), (hints[field.name], parameter))
+        fields.append((field.name, shown, dataclasses.field(default=_LEFT)))
+    made = dataclasses.make_dataclass("RecipeOptions", fields, frozen=True, namespace={"__doc__": fv.Recipe.__doc__})
+    made.__module__ = __name__
+    return made
+
+
+if TYPE_CHECKING:
+    RecipeOptions = Any
+else:
+    RecipeOptions = _options()
+
+
+def chosen_recipe(source: str | None, options: Any) -> fv.Recipe:
+    """The recipe of this name or file (without one, the defaults), with the options that were given."""
+    given = {} if options is None else {k: v for k, v in vars(options).items() if v is not _LEFT}
+    return fv.open_recipe(source, **given) if source is not None else fv.Recipe(**given)
+
+
+def train(
+    data: str,
+    *,
+    recipe: str | None = None,
+    network: ModelOptions | None = None,
+    images: DataOptions | None = None,
+    fields: Annotated[RecipeOptions | None, Parameter(name="*", group=_GROUP)] = None,
+    output: Path = Path("runs/train"),
+    resume: bool = False,
+    cache_folder: Path | None = None,
+    tracker: str | None = None,
+    timeout_seconds: float = 600,
+    json: bool = False,
+) -> None:
+    """Train a network on images, and keep it.
+
+    On several GPUs or machines: torchrun --nproc-per-node 2 -m foveate train ...
+
+    Args:
+        data: a folder with train/ and val/, a folder of class folders, Parquet, tar files, hf:NAME, torchvision:NAME,
+            or "elpv".
+        recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
+        output: folder for checkpoints, summary.csv and the trained model (last/, model_best/).
+        resume: go on with the run that the output folder holds.
+        cache_folder: keep decoded images here, for this run and later ones.
+        tracker: log each epoch by one of Accelerate's trackers, such as "tensorboard".
+        timeout_seconds: with several processes, how long one waits for another.
+        json: print the result as JSON.
+    """
+    chosen, network = chosen_recipe(recipe, fields), network or ModelOptions()
+    opened = open_images(data, images or DataOptions())
+    import torch
+
+    torch.manual_seed(chosen.seed)  # random weights are the seed's, too
+    model = open_network(network, chosen.image_size)
+    options: dict[str, Any] = {"tracker": tracker, "timeout_seconds": timeout_seconds}
+    if cache_folder is not None:
+        options["cache"] = fv.FeatureCache(folder=cache_folder)
+    result = fv.fit(model, opened, chosen, output=output, resume=resume, **options)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    found = result.evaluation
+    if json:
+        numbers = {name: value for name, value in found.to_dict(opened.classes).items() if name != "loss"}
+        print(jsons.dumps({**numbers, "seconds": result.seconds, "folder": str(result.folder)}, indent=2))
+        return
+    scores = f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%, ECE {100 * found.ece:.1f}%"
+    print(f"{scores}, {result.seconds:.0f} s; kept in {output}")

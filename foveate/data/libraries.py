@@ -1,0 +1,191 @@
+"""Data sets of other libraries, by name: ``hf:NAME`` (Hugging Face datasets) and ``torchvision:NAME``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foveate.data.division import divide
+from foveate.data.folder import TRAIN_NAMES, VAL_NAMES
+from foveate.data.sources import Row
+from foveate.data.split import ImageData, Split
+from foveate.errors import FoveateError, first_line, near
+
+__all__ = ["read_hugging_face", "read_torchvision"]
+
+_ROOT = "data"
+_TRAIN_SPLITS = ("train", "trainval")
+_VAL_SPLITS = ("test", "val", "valid", "validation")
+
+
+def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
+    """Read ``datasets.load_dataset(name)``, or a folder that ``save_to_disk`` wrote.
+
+    The encoded images are taken and decoded by foveate's own rule. The library executes no code of a data set.
+
+    Args:
+        name: ``owner/name``, ``owner/name/configuration``, or the folder.
+        seed: of the split, where the data set has none.
+        val_fraction: part of each class that goes to validation, where the data set has no split.
+
+    Raises:
+        FoveateError: the library is not installed, the data set cannot be had, or has no image or label column.
+    """
+    try:
+        library: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise FoveateError("hf:NAME needs the package datasets: pip install datasets") from error
+    parts = name.split("/")
+    try:
+        if Path(name).is_dir():
+            found = library.load_from_disk(name)
+        else:
+            found = library.load_dataset(*(("/".join(parts[:2]), parts[2]) if len(parts) == 3 else (name,)))
+    except Exception as error:
+        raise FoveateError(f"hf:{name} cannot be had: {first_line(error)}") from error
+    splits = dict(found) if isinstance(found, Mapping) else {"train": found}
+    train_name = next((part for part in TRAIN_NAMES if part in splits), next(iter(splits)))
+    val_name = next((part for part in VAL_NAMES if part in splits and part != train_name), None)
+    train = splits[train_name]
+    image, label = _column(train, "Image", "image", name), _column(train, "ClassLabel", "label", name)
+    names = getattr(train.features[label], "names", None)
+    values = list(train[label])
+    classes = tuple(names) if names else tuple(str(value) for value in sorted(set(values)))
+    positions = {value: at for at, value in enumerate(range(len(names)) if names else sorted(set(values)))}
+
+    def split(part: str, rows: Any) -> Split:
+        encoded = _Encoded(rows.cast_column(image, library.Image(decode=False)), image)
+        return _split(part, encoded, [positions.get(value, -1) for value in rows[label]], f"hf:{name}")
+
+    learn = split("train", train)
+    if val_name is None:
+        learn, judge, note = divide(learn, val_fraction, seed)
+    else:
+        judge, note = split("val", splits[val_name]), f"split as the data set's {train_name} and {val_name}"
+    licence = getattr(getattr(train, "info", None), "license", None) or None
+    return ImageData(f"hf:{name}", classes, learn, judge, licence, note)
+
+
+class _Encoded:
+    """Encoded images of a Hugging Face data set, one at a time."""
+
+    def __init__(self, rows: Any, column: str) -> None:
+        self.rows, self.column = rows, column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        found = self.rows[index][self.column]
+        return found.get("bytes") or found["path"]
+
+
+def _column(rows: Any, kind: str, usual: str, name: str) -> str:
+    features = rows.features
+    fitting = [column for column, feature in features.items() if type(feature).__name__ == kind]
+    if usual in features and (usual in fitting or not fitting):
+        return usual
+    if not fitting:
+        raise FoveateError(f"hf:{name} has no {usual} column: {near(usual, features)}")
+    return fitting[0]
+
+
+def read_torchvision(name: str, seed: int, val_fraction: float) -> ImageData:
+    """Read one of ``torchvision.datasets`` that gives an image and a class, such as ``CIFAR10``.
+
+    It is looked for in the folder ``data``, or in ``FOLDER`` of ``NAME:FOLDER``, and downloaded there if it is missing.
+
+    Args:
+        name: ``NAME`` or ``NAME:FOLDER``.
+        seed: of the split, where the data set has none.
+        val_fraction: part of each class that goes to validation, where the data set has no split.
+
+    Raises:
+        FoveateError: no such data set, it cannot be had, or it gives no classes.
+    """
+    from torchvision import datasets
+
+    kind, _, folder = name.partition(":")
+    known = [each for each in datasets.__all__ if inspect.isclass(getattr(datasets, each))]
+    if kind not in known:
+        raise FoveateError(f"torchvision has no data set {kind!r}: {near(kind, known)}")
+    make = getattr(datasets, kind)
+    accepted = inspect.signature(make).parameters
+    options: dict[str, Any] = {"root": str(Path(folder or _ROOT).expanduser().absolute())} if "root" in accepted else {}
+    if "train" in accepted:
+        train, val = (_made(kind, make, options | {"train": part}) for part in (True, False))
+        note = "split as torchvision's train and test"
+    elif "split" in accepted:
+        train, first = _first_made(kind, make, options, _TRAIN_SPLITS)
+        val, second = _first_made(kind, make, options, _VAL_SPLITS)
+        note = f"split as torchvision's {first} and {second}"
+    else:
+        train, val, note = _made(kind, make, options), None, ""
+    learn = _split("train", _Images(train), _labels(kind, train), f"torchvision:{kind}")
+    if val is None:
+        learn, judge, note = divide(learn, val_fraction, seed)
+    else:
+        judge = _split("val", _Images(val), _labels(kind, val), f"torchvision:{kind}")
+    present = sorted(set(learn.labels) | set(judge.labels))
+    names = getattr(train, "classes", None) or [str(label) for label in range(present[-1] + 1 if present else 0)]
+    return ImageData(f"torchvision:{kind}", tuple(map(str, names)), learn, judge, note=note)
+
+
+class _Images:
+    """The images of a torchvision data set, without their labels."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index][0]
+
+
+def _made(kind: str, make: Any, options: dict[str, Any]) -> Any:
+    accepted = inspect.signature(make).parameters
+    try:
+        if "download" not in accepted:
+            return make(**options)
+        try:
+            return make(**options, download=False)
+        except (RuntimeError, OSError):
+            return make(**options, download=True)
+    except Exception as error:
+        raise FoveateError(f"torchvision:{kind} cannot be had: {first_line(error)}") from error
+
+
+def _first_made(kind: str, make: Any, options: dict[str, Any], names: Sequence[str]) -> tuple[Any, str]:
+    failures = []
+    for name in names:
+        try:
+            return _made(kind, make, options | {"split": name}), name
+        except FoveateError as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def _labels(kind: str, rows: Any) -> list[int]:
+    found = next(
+        (getattr(rows, a) for a in ("targets", "labels", "_labels") if getattr(rows, a, None) is not None), None
+    )
+    try:
+        return [
+            int(label) for label in (found if found is not None else (rows[index][1] for index in range(len(rows))))
+        ]
+    except (TypeError, ValueError) as error:
+        raise FoveateError(f"torchvision:{kind} gives no single class for an image: take another data set") from error
+
+
+def _split(part: str, rows: Any, labels: Sequence[int], name: str) -> Split:
+    if len(rows) and min(labels) < 0:
+        raise FoveateError(f"{name}: a {part} image has a label that is no class of training, or none")
+    sources = tuple(Row(rows, index) for index in range(len(rows)))
+    whole = Split("train", sources, tuple(labels), tuple(f"{name} {part} row {index}" for index in range(len(rows))))
+    return replace(whole, name=part)

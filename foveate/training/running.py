@@ -1,0 +1,255 @@
+"""A run from its first step, or the one where it was interrupted, to its end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.progress import TaskID
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from foveate.surgery.classifier import classifier_of
+from foveate.surgery.insert import plan_of
+from foveate.surgery.probe import eval_mode
+from foveate.training.folder import RunFolder
+from foveate.training.guard import compiled
+from foveate.training.loaders import Batch
+from foveate.training.metrics import Diverged, Evaluation, measure, predict
+from foveate.training.optim import create_optimiser, learning_rate_factor, set_learning_rate
+from foveate.training.order import Order, of_whole
+from foveate.training.processes import Team
+from foveate.training.progress import Report
+from foveate.training.recipe import Recipe
+from foveate.training.state import Position, read_state, save_state
+from foveate.training.stepper import Stepper
+from foveate.training.supply import Feed, Supply
+from foveate.training.teacher import Teacher, state_digest
+
+if TYPE_CHECKING:
+    from foveate.data.split import ImageData
+
+__all__ = ["Fit", "Run"]
+
+_LOOK_EVERY = 16  # steps between two looks at the losses on a GPU
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a training run gave.
+
+    Args:
+        history: a row per epoch, with the columns of ``summary.csv``.
+        evaluation: of the final weights on the validation images.
+        seconds: wall time of the whole run, the parts before a ``resume`` included.
+        images_per_second: training images per second of training steps, of all processes together.
+        folder: the output folder, or None.
+        recipe: the recipe.
+    """
+
+    history: tuple[dict[str, float], ...]
+    evaluation: Evaluation
+    seconds: float
+    images_per_second: float
+    folder: Path | None
+    recipe: Recipe = field(repr=False)
+
+
+class Run:
+    """The epochs of one run: steps, evaluation, and what is kept.
+
+    Args:
+        model: adapted to the data, on its device.
+        data: both splits.
+        recipe: how to train.
+        supply: the batches.
+        team: the processes.
+        report: shows the progress.
+        folder: where to keep what comes of it, or None.
+        teacher: to learn from, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        recipe: Recipe,
+        supply: Supply,
+        team: Team,
+        report: Report,
+        folder: RunFolder | None,
+        teacher: Teacher | None,
+    ) -> None:
+        self.model, self.recipe, self.supply, self.classes = model, recipe, supply, data.classes
+        self.team, self.report, self.folder, self.teacher = team, report, folder, teacher
+        of_head = classifier_of(model) if recipe.head_learning_rate_scale != 1 else ()
+        head = [parameter for name in of_head for parameter in model.get_submodule(name).parameters()]
+        self.optimiser = create_optimiser(model, head, recipe)
+        self.prepared = team.accelerator.prepare_optimizer(self.optimiser)
+        self.ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+        self.modules = {"model": model, **({"ema": self.ema.module} if self.ema else {})}
+        self.judged: nn.Module = self.ema.module if self.ema else model
+        config = getattr(model, "pretrained_cfg", {})
+        named = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
+        self.described = {
+            "model": named or type(model).__name__,
+            "plan": str(plan_of(model) or ""),
+            "recipe": recipe.to_dict(),
+            "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},
+            "processes": team.count,
+            "teacher": state_digest(teacher.model) if teacher else "",
+        }
+
+    def run(self) -> Fit:
+        """Train from where the run stands to its end."""
+        recipe, folder, team = self.recipe, self.folder, self.team
+        position = self.begin()
+        self.seconds_before = position.seconds
+        val, evaluation = self.supply.val(), None
+        if position.epoch < recipe.epochs:
+            start = (position.epoch, position.step)
+            train = self.supply.train()
+            sizes = {"accumulate": recipe.accumulate, "rank": team.rank, "processes": team.count}
+            order = Order(train.count, recipe.batch_size, recipe.seed, recipe.epochs, start, **sizes)
+            guide = (len(self.classes), self.ema, self.teacher)
+            self.stepper = Stepper(self.model, recipe, train, team, self.prepared, *guide)
+            stream, done = train.batches(order), position.epoch * order.images_per_epoch + position.images
+            bar = self.report.task("", order.images_per_epoch * recipe.epochs, done)
+            with compiled(self.model, recipe.compile):
+                while position.epoch < recipe.epochs:
+                    self.train_epoch(stream, position, order, bar)
+                    evaluation = self.end_epoch(position, val, order)
+        evaluation = evaluation or self.evaluate(val)
+        team.follow([self.judged])
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+        speeds = [row["images_per_second"] for row in position.history]
+        return Fit(
+            history=tuple(position.history),
+            evaluation=evaluation,
+            seconds=position.seconds,
+            images_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else 0.0,
+            folder=folder.path if folder is not None else None,
+            recipe=recipe,
+        )
+
+    def begin(self) -> Position:
+        """Where the run stands, read from the folder; what the run is, written to it."""
+        folder, position = self.folder, Position()
+        digest = hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()
+        held = folder is not None and folder.state.exists()
+        self.team.agree("runs or output folders", f"{digest} {held}")
+        if folder is not None:
+            if held:
+                scaler = self.team.accelerator.scaler
+                position = read_state(folder.state, self.modules, self.optimiser, self.described, scaler)
+            elif folder.resume:
+                self.report.line(f"{folder.path} holds no checkpoint to resume from: starting at the beginning")
+            self.team.wait()  # nobody writes before everybody has read
+            folder.write_args(self.described, self.recipe)
+        return position
+
+    def train_epoch(self, stream: Iterator[Batch], position: Position, order: Order, bar: TaskID) -> None:
+        """Do the steps of the epoch that are left."""
+        recipe = self.recipe
+        self.model.train()
+        for name in self.supply.frozen.modules:
+            self.model.get_submodule(name).eval()
+        self.report.advance(bar, 0, f"epoch {position.epoch + 1}/{recipe.epochs}")
+        began = time.perf_counter() - position.train_seconds
+        waiting: list[tuple[Tensor, int, float]] = []
+        for at in range(position.step, order.steps_per_epoch):
+            step = position.epoch * order.steps_per_epoch + at
+            rate = set_learning_rate(self.optimiser, recipe, step, order.steps_per_epoch)
+            loss = self.step(stream, order, position.epoch, at)
+            waiting.append((loss, order.images(at), rate))
+            save = recipe.checkpoint_every is not None and (step + 1) % recipe.checkpoint_every == 0
+            if save or loss.device.type == "cpu" or len(waiting) == _LOOK_EVERY or at + 1 == order.steps_per_epoch:
+                self.look(waiting, position, bar)
+                position.train_seconds = time.perf_counter() - began
+            if save:
+                self.save_state(position)
+
+    def look(self, waiting: list[tuple[Tensor, int, float]], position: Position, bar: TaskID) -> None:
+        """Account for steps that were done, and stop at the first loss that is not finite."""
+        losses = torch.stack([loss.double() for loss, _, _ in waiting]).tolist()
+        for loss, (_, images, rate) in zip(losses, waiting, strict=True):
+            if not math.isfinite(loss):
+                raise self.diverged(loss, position, rate)
+            position.step += 1
+            position.loss += loss * images
+            position.images += images
+            self.report.advance(bar, images)
+        waiting.clear()
+
+    def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:
+        """One step of the optimiser; returns the loss ()."""
+        return self.stepper.step(stream, order, epoch, at)
+
+    def evaluate(self, val: Feed) -> Evaluation:
+        """Measure the weights on the validation images, each process a share of them."""
+        team = self.team
+        team.follow([self.judged])  # BatchNorm's running statistics are each process's own
+        batches = val.batches(of_whole(val.count, self.recipe.batch_size, team.rank, team.count))
+        with eval_mode(self.judged):
+            shown = self.report.track(batches, "evaluating", -(-val.count // team.count))
+            found = predict(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
+        return measure(*(team.gather(rows, val.count) for rows in found))
+
+    def end_epoch(self, position: Position, val: Feed, order: Order) -> Evaluation:
+        """Evaluate, write a row of history, and keep what is worth keeping."""
+        began, folder = time.perf_counter(), self.folder
+        evaluation = self.evaluate(val)
+        last_step = (position.epoch + 1) * order.steps_per_epoch - 1
+        best = max((row["eval_top1"] for row in position.history), default=-1.0)
+        row = {
+            "epoch": position.epoch,
+            "train_loss": position.loss / position.images,
+            "eval_loss": evaluation.loss,
+            "eval_top1": evaluation.top1,
+            "eval_top5": evaluation.top5,
+            "lr": self.recipe.learning_rate * learning_rate_factor(self.recipe, last_step, order.steps_per_epoch),
+            "eval_macro_f1": evaluation.macro_f1,
+            "seconds": round(position.train_seconds + time.perf_counter() - began, 3),
+            "images_per_second": round(position.images / position.train_seconds, 3),
+        }
+        position.end_epoch(row)
+        if folder is not None:
+            info = {**self.described, **row}
+            if evaluation.top1 > best:
+                folder.save_model("model_best", self.judged, info)
+            folder.save_model("last", self.judged, info)
+            folder.write_summary(position.history)
+            folder.write_evaluation(evaluation.to_dict(self.classes))
+        if self.team.accelerator.trackers:
+            self.team.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
+        # The state comes last: a run that is killed before it does this epoch again, to the same result.
+        self.save_state(position)
+        self.report.line(
+            f"epoch {position.epoch}/{self.recipe.epochs}  train loss {row['train_loss']:.4f}  "
+            f"eval loss {row['eval_loss']:.4f}  top-1 {row['eval_top1']:.4f}  macro-F1 {row['eval_macro_f1']:.4f}  "
+            f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s"
+        )
+        return evaluation
+
+    def save_state(self, position: Position) -> None:
+        """Write the checkpoint that ``resume`` reads."""
+        position.seconds = self.seconds_before + self.report.seconds
+        if self.folder is not None:
+            scaler = self.team.accelerator.scaler
+            self.folder.save_state(save_state, self.modules, self.optimiser, position, self.described, scaler)
+
+    def diverged(self, loss: float, position: Position, rate: float) -> Diverged:
+        """The error for a loss that is not finite."""
+        kept = f"; the last good checkpoint is kept in {self.folder.path}" if self.folder is not None else ""
+        return Diverged(
+            f"the loss is {loss} in epoch {position.epoch + 1}, step {position.step + 1}: take a learning rate lower "
+            f"than {rate:g}, or gradient_clip=1{kept}"
+        )
