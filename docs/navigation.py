@@ -9,10 +9,15 @@ FIRST = {"Home": "index.md"}
 GUIDES = (
     "surgery.md",
     "cost.md",
+    "latency.md",
+    "kernels.md",
     "data.md",
     "training.md",
+    "compare.md",
     "saving.md",
     "explain.md",
+    "audit.md",
+    "serve.md",
 )  # in the order of reading; others follow
 CATALOGUE = "catalogue.md"
 FOLDERS = {

@@ -1,10 +1,17 @@
 from .accounting.cost import Cost as Cost
 from .accounting.cost import cost as cost
+from .accounting.dropped import dropped as dropped
+from .accounting.latency import Latency as Latency
+from .accounting.latency import latency as latency
+from .data import DataReport as DataReport
 from .data import ImageData as ImageData
+from .data import check_data as check_data
 from .data import open_data as open_data
 from .errors import FoveateError as FoveateError
 from .explanations import Explanation as Explanation
 from .explanations import explain as explain
+from .images import open_image as open_image
+from .kernels.switch import use_fused as use_fused
 from .registry import build as build
 from .registry import names as names
 from .registry import options as options
@@ -15,7 +22,12 @@ from .spec import Spec as Spec
 from .studies import Comparison as Comparison
 from .studies import compare as compare
 from .studies import demo as demo
+from .studies import read_comparison as read_comparison
 from .studies import report as report
+from .studies.audit import audit as audit
+from .studies.audit_result import Audit as Audit
+from .studies.faithfulness import faithfulness as faithfulness
+from .studies.faithfulness_result import Faithfulness as Faithfulness
 from .studies.reproduce import reproduce as reproduce
 from .studies.reproduction import Reproduction as Reproduction
 from .surgery import create_model as create_model
@@ -23,6 +35,7 @@ from .surgery.checkpoint import LoadReport as LoadReport
 from .surgery.checkpoint import load as load
 from .surgery.checkpoint import load_report as load_report
 from .surgery.checkpoint import save as save
+from .surgery.fuse import fuse as fuse
 from .surgery.hub import from_pretrained as from_pretrained
 from .surgery.hub import push_to_hub as push_to_hub
 from .surgery.hub import save_pretrained as save_pretrained
@@ -32,10 +45,13 @@ from .surgery.insert import plan_of as plan_of
 from .surgery.insert import remove as remove
 from .surgery.sites import Site as Site
 from .surgery.sites import sites as sites
+from .training.cache import FeatureCache as FeatureCache
 from .training.loop import Fit as Fit
 from .training.loop import fit as fit
 from .training.metrics import Evaluation as Evaluation
 from .training.metrics import evaluate as evaluate
 from .training.recipe import Recipe as Recipe
+from .training.recipes import open_recipe as open_recipe
+from .web.server import serve as serve
 
 __version__: str

@@ -10,6 +10,8 @@ As in the authors' code: biases in DW and PW, and a ReLU before the softmax, whi
 Unlike the authors' code: the g subspaces are computed together (a grouped convolution is g convolutions), so the
 number of operations does not depend on g; and the momentum of the batch norms is 0.1. Their 0.9 reads like
 TensorFlow's convention: in PyTorch it makes the running statistics 90% the last batch.
+
+Where ``foveate.kernels.ulsam_op`` has a fused kernel for the input, ``forward`` takes it; ``attend`` is the definition.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
+from foveate.kernels import ulsam_op
 from foveate.kernels.ulsam import reweight, spatial_softmax
+from foveate.kernels.ulsam_backends import backend_for
 
 __all__ = ["ULSAM"]
 
@@ -42,9 +46,13 @@ class ULSAM(nn.Module):
         FoveateError: ``groups`` does not divide ``channels``, or is less than 1.
 
     A state dict of the authors' module (``subspaces.0.conv_dws.weight``, ...) loads as it is.
+
+    A hook on one of the four children, or another module in a child's place, sees what it would see without fused
+    kernels: then none is used.
     """
 
     map_axes = "b g h w"
+    folded: Tensor | None
 
     def __init__(self, channels: int, *, groups: int = 4, momentum: float = 0.1) -> None:
         super().__init__()
@@ -56,17 +64,80 @@ class ULSAM(nn.Module):
         self.bn_dws = nn.BatchNorm2d(channels, momentum=momentum)
         self.conv_point = nn.Conv2d(channels, groups, 1, groups=groups)
         self.bn_point = nn.BatchNorm2d(groups, momentum=momentum)
+        self.register_buffer("folded", None, persistent=False)
         self.register_load_state_dict_pre_hook(_join_subspaces)
 
     def attend(self, x: Tensor) -> Tensor:
         """The maps A, (B, g, h, w)."""
+        if self.folded is not None:
+            return spatial_softmax(F.relu(ulsam_op.scores_folded(x, self.folded, self.groups)))
         hidden = F.relu(self.bn_dws(self.conv_dws(x)))
         hidden = F.max_pool2d(hidden, kernel_size=3, stride=1, padding=1)
         return spatial_softmax(F.relu(self.bn_point(self.conv_point(hidden))))
 
     def forward(self, x: Tensor) -> Tensor:
         """x + A * x, subspace by subspace."""
-        return reweight(x, self.attend(x))
+        if not backend_for(x) or not self._is_as_built():
+            return reweight(x, self.attend(x))
+        wanted = torch.is_grad_enabled()
+        if self.folded is not None and not (wanted and x.requires_grad):
+            return ulsam_op.infer(x, self.folded, self.groups)
+        dws, point = self.bn_dws, self.bn_point
+        wanted = wanted and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        if not wanted and not dws.training and not point.training:
+            return ulsam_op.infer(x, self._fold(), self.groups)
+        if (dws.training or point.training) and x.numel() == self.channels:
+            return reweight(x, self.attend(x))  # one value for each channel has no variance: torch says so
+        return self._train(x)
+
+    def _train(self, x: Tensor) -> Tensor:
+        """Forward with gradients; each batch norm by its own mode, as in ``attend``."""
+        norms: tuple[Any, Any] = (self.bn_dws, self.bn_point)
+        parameters: list[Any] = [
+            p for m in (self.conv_dws, norms[0], self.conv_point, norms[1]) for p in (m.weight, m.bias)
+        ]
+        empty = x.new_empty(0, dtype=torch.float32)
+        running = [t for m in norms for t in ([empty] * 2 if m.training else [m.running_mean, m.running_var])]
+        out, *_, observed = ulsam_op.train(x, parameters, running, norms[0].eps, norms[1].eps)
+        with torch.no_grad():
+            for norm in (norm for norm in norms if norm.training):
+                mean, var, observed = observed.tensor_split([norm.num_features, 2 * norm.num_features])
+                norm.num_batches_tracked.add_(1)
+                norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+                norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)
+        return out
+
+    def _is_as_built(self) -> bool:
+        """Whether the children are those of ``__init__`` and nobody watches them."""
+        children: list[Any] = list(self._modules.values())
+        for child, kind in zip(children, _CHILDREN, strict=True):
+            if type(child) is not kind or child._forward_hooks or child._forward_pre_hooks:
+                return False
+            if child._backward_hooks or child._backward_pre_hooks:
+                return False
+            if kind is nn.BatchNorm2d and not (child.affine and child.track_running_stats and child.momentum):
+                return False
+        return True
+
+    def fuse(self) -> None:
+        """Keep both batch norms folded into four vectors, for inference; ``train()`` and new weights discard them."""
+        with torch.no_grad():
+            self.folded = self._fold()
+
+    def _fold(self) -> Tensor:
+        children: Iterable[Any] = self._modules.values()
+        conv, norm, point, point_norm = children
+        vectors = []
+        for convolution, batch_norm in ((conv, norm), (point, point_norm)):
+            mean, var, _ = batch_norm._buffers.values()
+            vectors += [*convolution._parameters.values(), *batch_norm._parameters.values(), mean, var]
+        return ulsam_op.fold(vectors, self.groups, norm.eps, point_norm.eps)
+
+    def train(self, mode: bool = True) -> ULSAM:
+        """As in torch; what ``fuse`` prepared is discarded when training starts."""
+        if mode:
+            self.folded = None
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """The options, as they are written in a plan."""
@@ -78,8 +149,12 @@ class ULSAM(nn.Module):
         return 2 * channels, 2 * channels * height * width
 
 
+_CHILDREN: tuple[Any, ...] = (nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d)
+
+
 def _join_subspaces(module: ULSAM, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Rewrite the authors' keys, one set for each subspace, into ours: concatenated along the first axis."""
+    module.folded = None  # of the weights before
     start = f"{prefix}subspaces."
     if not any(key.startswith(start) for key in state):
         return

@@ -9,12 +9,19 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 import foveate as fv
 from foveate.cli import cost_tree
-from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
+from foveate.cli.audit import audit
+from foveate.cli.compare import compare, results
+from foveate.cli.data import data
+from foveate.cli.explain import explain
+from foveate.cli.latency import latency
+from foveate.cli.options import ModelOptions, open_network, say
 from foveate.cli.reproduce import reproduce
+from foveate.cli.serve import serve
+from foveate.cli.train import train
 from foveate.errors import FoveateError
 
 __all__ = ["app", "main"]
@@ -25,9 +32,15 @@ app = App(
     version=lambda: fv.__version__,
 )
 
+app.command(audit)
+app.command(explain)
+app.command(data)
+app.command(train)
+app.command(compare)
+app.command(results)
+app.command(latency)
 app.command(reproduce)
-
-_RECIPE = Group("Recipe", sort_key=2)
+app.command(serve)
 
 
 def _console() -> Any:
@@ -72,6 +85,7 @@ def cost(
     input_size: int | None = None,
     counting: Literal["exact", "paper"] = "exact",
     depth: int = 2,
+    time: bool = False,
     json: bool = False,
     csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> None:
@@ -83,12 +97,13 @@ def cost(
         input_size: side of the images in pixels; without it the model's own.
         counting: "exact" counts the real modules, "paper" as the compact-CNN papers do.
         depth: how far down the tree of modules goes; what the plan adds and removes is shown wherever it is.
+        time: measure the share of time that each module takes, too.
         json: print JSON.
         csv: write a line for each module to this file; "-" prints them, and nothing else.
     """
     cost_tree.check(counting, depth, json=json, csv=csv)
     network = open_network(ModelOptions(model, plan=plan), input_size)
-    found = fv.cost(network, input_size, counting=counting)
+    found = fv.cost(network, input_size, counting=counting, time=time)
     if csv is not None:
         cost_tree.write_csv(found, csv)
     if json:
@@ -99,131 +114,10 @@ def cost(
             console.print(cost_tree.tree(found, depth, console))
             console.print()
         console.print(cost_tree.totals(found))
-
-
-@app.command
-def train(
-    data: str,
-    *,
-    network: ModelOptions | None = None,
-    images: DataOptions | None = None,
-    recipe: Annotated[fv.Recipe | None, Parameter(name="*", group=_RECIPE)] = None,
-    output: Path = Path("runs/train"),
-    resume: bool = False,
-    json: bool = False,
-) -> None:
-    """Train a network on a folder of images, and keep it.
-
-    Args:
-        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
-        output: folder for checkpoints, summary.csv and the trained model (last/, model_best/).
-        resume: go on with the run that the output folder holds.
-        json: print the result as JSON.
-    """
-    network, recipe = network or ModelOptions(), recipe or fv.Recipe()
-    opened = open_images(data, images or DataOptions())
-    model = open_network(network, recipe.image_size)
-    result = fv.fit(model, opened, recipe, output=output, resume=resume)
-    found = result.evaluation
-    if json:
-        _print_json(
-            {"top1": found.top1, "macro_f1": found.macro_f1, "seconds": result.seconds, "folder": str(result.folder)}
-        )
-        return
-    scores = f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%"
-    print(f"{scores}, {result.seconds:.0f} s; kept in {output}")
-
-
-@app.command
-def compare(
-    data: str,
-    *,
-    plans: Annotated[list[str], Parameter(consume_multiple=True)],
-    network: ModelOptions | None = None,
-    images: DataOptions | None = None,
-    recipe: Annotated[fv.Recipe | None, Parameter(name="*", group=_RECIPE)] = None,
-    seeds: int = 3,
-    output: Path = Path("runs/compare"),
-    resume: bool = False,
-    json: bool = False,
-) -> None:
-    """Train a network without attention and with each plan, for several seeds, and compare.
-
-    Args:
-        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
-        plans: the plans, each in quotes: --plans "se after blocks.4.2" "ulsam after blocks.4.2".
-        seeds: how many seeds.
-        output: folder for the runs, the tables and report.html.
-        resume: go on with the comparison that the output folder holds: finished runs are not run again.
-        json: print the table as JSON.
-    """
-    network, recipe = network or ModelOptions(), recipe or fv.Recipe()
-    if network.plan is not None:
-        raise FoveateError("compare takes --plans, not --plan")
-    opened = open_images(data, images or DataOptions())
-    found = fv.compare(
-        open_network(network) if is_folder(network.model) else network.model,
-        plans,
-        opened,
-        recipe,
-        seeds,
-        start=network.start,
-        pretrained=network.pretrained,
-        output=output,
-        resume=resume,
-    )
-    report = fv.report(found, opened)
-    if json:
-        _print_json(found.as_dicts())
-    else:
-        found.print(_console())
-    say(f"report: {report}")
-
-
-@app.command
-def explain(
-    model: str,
-    images: Annotated[list[Path], Parameter(consume_multiple=True)],
-    *,
-    method: Literal["attention", "gradcam"] = "attention",
-    target: int | None = None,
-    layer: str | None = None,
-    pretrained: bool = False,
-    plan: str | None = None,
-    image_size: int | None = None,
-    output: Path = Path("explained"),
-    json: bool = False,
-) -> None:
-    """Show what a network looks at, drawn over the images.
-
-    Args:
-        model: a folder that foveate saved, a timm model, or torchvision:NAME.
-        images: image files.
-        method: "attention" shows the inserted mechanisms' own maps, "gradcam" what speaks for a class.
-        target: the class for gradcam, by index; without it the predicted one.
-        layer: the layer for gradcam; without it the last feature map.
-        pretrained: with a model's name, use its ImageNet weights.
-        plan: attention to insert first.
-        image_size: side of what the network sees, in pixels; without it the model's own.
-        output: a .png file for one image, or a folder.
-        json: print predictions and files as JSON.
-    """
-    network = open_network(ModelOptions(model, pretrained=pretrained, plan=plan), image_size)
-    options: dict[str, Any] = {} if target is None else {"target": target}
-    if layer is not None:
-        options["layer"] = layer
-    found = fv.explain(network, list(images), method, image_size=image_size, **options)
-    files = found.save(output)
-    told: list[dict[str, Any]] = [
-        {"image": str(image), "prediction": found.label(int(index)), "probability": float(probability)}
-        for image, index, probability in zip(images, found.predictions, found.probabilities, strict=True)
-    ]
-    if json:
-        _print_json({"predictions": told, "files": [str(file) for file in files]})
-        return
-    for line in told:
-        print("{image}: {prediction} ({probability:.0%})".format(**line))
-    print(f"drawn: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}")
+        changes = cost_tree.changes(found)
+        if changes is not None:
+            console.print()
+            console.print(changes)
 
 
 @app.command
@@ -257,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     except CycloptsError:
         sys.exit(2)  # cyclopts has said what is wrong
     except FoveateError as error:
-        say(f"foveate: {error}")
+        print(f"foveate: {error}", file=sys.stderr)  # of whichever process it is
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         say("foveate: stopped")

@@ -54,8 +54,9 @@ class DataOptions:
 
 
 def say(text: str) -> None:
-    """A line for the person, on stderr: stdout is for results."""
-    print(text, file=sys.stderr)
+    """A line for the person, on stderr: stdout is for results. Of several processes the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
 
 
 def is_folder(model: str) -> bool:

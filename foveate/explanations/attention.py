@@ -1,110 +1,155 @@
-"""The maps that the inserted mechanisms themselves compute, read through ``attend`` and ``map_axes`` only."""
+"""The maps that mechanisms, pools and heads themselves compute, read through ``attend`` and ``map_axes`` only."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.explanations.axes import class_maps, split_map
 from foveate.explanations.borrow import borrowed
+from foveate.explanations.layers import check_logits, chosen_classes
 from foveate.explanations.result import Map
+from foveate.pooling.gap import GlobalAveragePool
+from foveate.surgery.graft import part, record_of
+from foveate.surgery.holders import Gate, mechanism_of
 
-__all__ = ["attention_maps", "split_map"]
+__all__ = ["Reader", "attention_maps", "readers"]
 
-# What one index of an axis is called in a map's name, and the axes that are averaged out of a map.
-_WORDS = {"g": "subspace", "k": "head", "n": "map"}
-_AVERAGED = {"q": "places", "c": "channels"}
+Channels = list[tuple[str, Tensor]]
+Seen = dict[str, tuple[list[Map], Channels]]
 
 
-def attention_maps(model: nn.Module, images: Tensor) -> tuple[object, list[Map], list[tuple[str, Tensor]]]:
-    """Run the model once and read the own map of each inserted mechanism, pool and head.
+@dataclass(frozen=True)
+class Reader:
+    """A module with a map of its own.
 
-    A mechanism's map is ``attend`` of the input that it gets, taken in evaluation mode without gradients. A
-    mechanism that runs several times shows its last map; a head that reads several feature maps shows one for each.
+    Attributes:
+        name: the site, "pool" or "head" of an inserted one; the dotted name of one that the network has anyway.
+        outer: what runs in the network: the module, or the gate around it.
+        module: it has ``attend`` and ``map_axes``.
+        inserted: whether a plan put it there.
+    """
 
-    Args:
-        model: a network with attention inserted.
-        images: (B, C, H, W), normalised.
+    name: str
+    outer: nn.Module
+    module: Any
+    inserted: bool
 
-    Returns:
-        The model's output; the spatial maps, each (B, h, w); names and channel weights, each (B, c).
+    @property
+    def per_class(self) -> bool:
+        """Whether it has a map for each class: a pool with a token per class, SAOL's scores of the places."""
+        return getattr(self.module, "classes", None) is not None or hasattr(self.module, "spatial_probabilities")
+
+
+def readers(model: nn.Module) -> list[Reader]:
+    """The inserted modules that have a map of their own, then those of the network itself with maps of places.
 
     Raises:
-        FoveateError: no attention is inserted, or none of the mechanisms has a map of its own.
+        FoveateError: there is none.
     """
-    from foveate.surgery import attentions
-
-    mechanisms = attentions(model)
-    if not mechanisms:
-        raise FoveateError("this model has no inserted attention to look at: insert a plan, or use method='gradcam'")
-    readable = {site: module for site, module in mechanisms.items() if hasattr(module, "attend")}
-    if not readable:
-        kinds = ", ".join(sorted({type(module).__name__ for module in mechanisms.values()}))
+    record = record_of(model)
+    special = {"as pool": "pool", "as head": "head"}
+    placed = {at.path: special.get(at.verb, at.site) for at in record.placed} if record else {}
+    inserted = [(name, part(model, path)) for path, name in placed.items()]
+    found = [Reader(name, outer, mechanism_of(outer), True) for name, outer in inserted if outer is not None]
+    if found and not any(hasattr(one.module, "attend") for one in found):
+        kinds = ", ".join(sorted({type(one.module).__name__ for one in found}))
         raise FoveateError(f"the inserted attention ({kinds}) has no map of its own (attend): use method='gradcam'")
+    found = [one for one in found if hasattr(one.module, "attend")]
+    taken = [f"{path}." for path in placed]
+    for name, module in model.named_modules():
+        # Maps of places: a network may have channel weights in each of its blocks.
+        spatial = hasattr(module, "attend") and "h" in str(getattr(module, "map_axes", "")).split()
+        if spatial and not isinstance(module, GlobalAveragePool) and not f"{name}.".startswith(tuple(taken)):
+            found.append(Reader(name, module, module, False))
+            taken.append(f"{name}.")
+    if not found:
+        raise FoveateError("this model has no inserted attention to look at: insert a plan, or use method='gradcam'")
+    return found
 
-    seen: dict[str, tuple[list[Map], list[tuple[str, Tensor]]]] = {}
 
-    def keep(site: str, module: Any) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            found = module.attend(*inputs)
-            levels = found if isinstance(found, tuple) else (found,)
-            names = [f"{site} level {n}/{len(levels)}" if len(levels) > 1 else site for n in range(1, len(levels) + 1)]
-            parts = [split_map(v, str(module.map_axes), name) for v, name in zip(levels, names, strict=True)]
-            seen[site] = [m for maps, _ in parts for m in maps], [c for _, weights in parts for c in weights]
+def attention_maps(
+    model: nn.Module, images: Tensor, target: Sequence[int] | None = None
+) -> tuple[Tensor, list[Map], Channels]:
+    """Run the model once and read the own map of each mechanism, pool and head.
 
-        return hook
+    A module's map is ``attend`` of the input that it gets, taken in evaluation mode without gradients. A module that
+    runs several times shows its last map; a head that reads several feature maps shows one for each. The name says
+    what a gate lets through, and whether the module changes its input at all.
+
+    Args:
+        model: a network with attention, inserted or its own.
+        images: (B, C, H, W), normalised.
+        target: the class of each image, for maps that are one for each class; without it the predicted one.
+
+    Returns:
+        The logits; the spatial maps, each (B, h, w); names and channel weights, each (B, c).
+
+    Raises:
+        FoveateError: there is no attention, or none of the mechanisms has a map of its own.
+    """
+    found = readers(model)
+    seen: Seen = {}
+    of_classes: dict[str, Tensor] = {}
+    notes: dict[str, str] = {}
 
     with borrowed(model) as hooks:
-        for site, module in readable.items():
-            hooks.append(module.register_forward_pre_hook(keep(site, module)))
-        output = model(images.clone())
+        for one in found:
+            hooks.append(one.module.register_forward_pre_hook(_keep(one, seen, of_classes)))
+            hooks.append(one.outer.register_forward_hook(_note(one, notes)))
+        logits = check_logits(model(images.clone())).detach()
 
-    maps = [found for site in readable if site in seen for found in seen[site][0]]
-    channels = [weights for site in readable if site in seen for weights in seen[site][1]]
-    return output, maps, channels
+    chosen = chosen_classes(target, logits).cpu()
+    maps: list[Map] = []
+    channels: Channels = []
+    for one in found:
+        planes, weights = seen.get(one.name, ([], []))
+        if one.name in of_classes:
+            planes = [*planes, *class_maps(of_classes[one.name], chosen, one.name)]
+        note = notes.get(one.name, "")
+        maps += [Map(plane.name + note, plane.values, plane.module, plane.targets) for plane in planes]
+        channels += [(name + note, values) for name, values in weights]
+    return logits, maps, channels
 
 
-def split_map(values: Tensor, axes: str, site: str) -> tuple[list[Map], list[tuple[str, Tensor]]]:
-    """Cut what ``attend`` gave into spatial maps and channel weights.
+def _keep(one: Reader, seen: Seen, of_classes: dict[str, Tensor]) -> Callable[..., None]:
+    module, name = one.module, one.name
 
-    With h and w among the axes there is one map for each index of the other axes; c, and q, the places that look,
-    are averaged out first. Channel weights are what has c: averaged over q, h and w.
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if hasattr(module, "spatial_probabilities"):
+            of_classes[name] = module.spatial_probabilities(inputs[0]).detach().float().cpu()
+        found = module.attend(*inputs)
+        if one.per_class and not isinstance(found, tuple):
+            found = found.detach().float().cpu()
+            # Several heads are averaged; class_maps says nothing of it, as one head is the paper's form.
+            of_classes[name] = found.mean(dim=2) if found.ndim == 5 else found
+            return
+        levels = found if isinstance(found, tuple) else (found,)
+        names = [f"{name} level {n}/{len(levels)}" if len(levels) > 1 else name for n in range(1, len(levels) + 1)]
+        parts = [split_map(v, str(module.map_axes), label) for v, label in zip(levels, names, strict=True)]
+        seen[name] = (
+            [Map(plane.name, plane.values, name) for maps, _ in parts for plane in maps],
+            [weights for _, channels in parts for weights in channels],
+        )
 
-    Args:
-        values: the tensor from ``attend``.
-        axes: its axes in einops words, the batch first, as "b g h w".
-        site: where the mechanism stands; it begins the names.
+    return hook
 
-    Returns:
-        The maps, each (B, h, w), and names with channel weights, each (B, c); float32 on the CPU.
 
-    Raises:
-        FoveateError: the tensor does not have these axes, or they cannot be drawn.
-    """
-    words = axes.split()
-    values = values.detach().float()
-    if values.ndim != len(words) or words[:1] != ["b"] or len(set(words)) != len(words):
-        raise FoveateError(f"the map at {site} has the shape {tuple(values.shape)}, not the axes {axes!r} it declares")
-    spatial = {"h", "w"} <= set(words)
-    channels: list[tuple[str, Tensor]] = []
-    if set(words) - {"q", "h", "w"} == {"b", "c"}:
-        means = [place for place, word in enumerate(words) if word in ("q", "h", "w")]
-        channels.append((site, (values.mean(dim=means) if means else values).cpu()))
-    elif not spatial:
-        raise FoveateError(f"the map at {site} has the axes {axes!r}: only 'b c' and axes with h and w can be drawn")
-    if not spatial:
-        return [], channels
-    means = [place for place, word in enumerate(words) if word in _AVERAGED]
-    note = "".join(f", mean over {_AVERAGED[words[place]]}" for place in means)
-    values = values.mean(dim=means) if means else values
-    words = [word for word in words if word not in _AVERAGED]
-    values = values.movedim((words.index("h"), words.index("w")), (-2, -1)).cpu()
-    others = [word for word in words[1:] if word not in ("h", "w")]
-    word = _WORDS.get(others[0], others[0]) if len(others) == 1 else "map"
-    count = math.prod(values.shape[1:-2])
-    names = [f"{site} {word} {n}/{count}" if count > 1 else site for n in range(1, count + 1)]
-    planes = torch.unbind(values.reshape(len(values), count, *values.shape[-2:]), dim=1)
-    return [Map(name + note, plane, site) for name, plane in zip(names, planes, strict=True)], channels
+def _note(one: Reader, notes: dict[str, str]) -> Callable[..., None]:
+    def hook(outer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        words = f", gate {float(outer.gate.detach()):.3g}" if isinstance(outer, Gate) else ""
+        given = inputs[0]
+        if isinstance(given, Tensor) and isinstance(output, Tensor):
+            pooled = given.mean(dim=(-2, -1)) if output.ndim != given.ndim and given.ndim == 4 else given
+            pooled = pooled.unsqueeze(1).expand_as(output) if output.ndim == 3 and pooled.ndim == 2 else pooled
+            idle = pooled.shape == output.shape and torch.equal(pooled, output)
+            if idle and not isinstance(one.module, GlobalAveragePool):
+                words += ", changes nothing"
+        notes[one.name] = words
+
+    return hook

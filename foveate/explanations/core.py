@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,18 +12,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
-from foveate.explanations.attention import attention_maps
-from foveate.explanations.gradcam import check_logits, gradcam, last_feature_map
+from foveate.explanations.attention import attention_maps, readers
+from foveate.explanations.cam import cam
+from foveate.explanations.files import tracked
+from foveate.explanations.gradcam import gradcam
+from foveate.explanations.gradcam_pp import gradcam_pp
+from foveate.explanations.hirescam import hirescam
+from foveate.explanations.layers import Layer, find_layer
 from foveate.explanations.result import Explanation, Map
-from foveate.images import Preprocess, open_image
+from foveate.explanations.sources import Images, OneImage
+from foveate.surgery.insert import unwrapped
 
-__all__ = ["METHODS", "explain"]
+__all__ = ["METHODS", "OF_A_CLASS", "explain"]
 
-METHODS = ("attention", "gradcam")
-AT_ONCE = 8  # images per forward pass, so that a long list does not fill the memory
-
-OneImage = str | os.PathLike[str] | bytes | Image.Image
-Found = tuple[Any, list[Map], list[tuple[str, Tensor]]]
+OF_A_CLASS: dict[str, Callable[..., tuple[Tensor, Map]]] = {
+    "cam": cam,
+    "gradcam": gradcam,
+    "gradcam++": gradcam_pp,
+    "hirescam": hirescam,
+}
+METHODS = ("attention", *OF_A_CLASS)
+Found = tuple[Tensor, list[Map], list[tuple[str, Tensor]]]
 
 
 def explain(
@@ -35,17 +43,23 @@ def explain(
     target: int | Sequence[int] | None = None,
     layer: str | None = None,
     image_size: int | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
 ) -> Explanation:
     """Show what a network looks at. The model, its gradients and the random state stay as they are.
 
     Args:
         model: a classifier that gives (B, classes) logits.
         images: a path, a PIL image, the bytes of an image file, or a list of these; or a normalised float tensor
-            (B, C, H, W).
-        method: "attention": the inserted mechanisms' own maps. "gradcam": Grad-CAM of Selvaraju et al. 2017.
-        target: the class to explain, by index, or one for each image; without it the predicted class. For "gradcam".
-        layer: the dotted name of the layer to look at; without it the last feature map. For "gradcam".
+            (B, C, H, W). A path is a file, a folder (the images in it and below), or a pattern such as "dogs/*.jpg".
+        method: "attention": the mechanisms' own maps. "gradcam", "gradcam++", "hirescam": of a class, by gradients;
+            "cam": of a class, exactly, for networks that end in global average pooling and one linear layer.
+        target: the class to explain, by index, or one for each image; without it the predicted class. For "attention"
+            only where there is a map for each class.
+        layer: the dotted name of the layer to look at; without it the last feature map. For methods with gradients.
         image_size: the side, in pixels, of what the network sees; without it the model's own.
+        batch_size: images in one pass.
+        progress: show a bar.
 
     Returns:
         The maps, the predictions and the pictures: ``.save("dog.png")`` draws them, ``.npz("dog.npz")`` keeps the
@@ -53,98 +67,80 @@ def explain(
 
     Raises:
         FoveateError: the method, the layer or the class does not exist, an image cannot be read, the model has no
-            inserted attention to show, or an option does not belong to the method.
+            attention to show or does not fit the method, or an option does not belong to the method.
     """
     if method not in METHODS:
         raise FoveateError(f"no method is called {method!r}; {near(method, METHODS)}")
-    if method == "attention" and (target is not None or layer is not None):
-        word = "layer" if target is None else "target"
-        raise FoveateError(f"{word}= does not change a mechanism's own map: leave it out, or use method='gradcam'")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: hooks do not run inside the wrapper
-    batch, names, pictures = _prepare(model, images, image_size)
-    classes = _one_for_each(target, len(batch))
-    look = _looker(model, method, batch, classes, layer)
-    parts = [look(start) for start in range(0, len(batch), AT_ONCE)]
-    maps = tuple(
-        Map(same[0].name, torch.cat([found.values for found in same]), same[0].module)
-        for same in zip(*(part[1] for part in parts), strict=True)
-    )
+    if batch_size < 1:
+        raise FoveateError(f"batch_size={batch_size}: at least one image goes through at a time")
+    model = unwrapped(model)  # hooks do not run inside what torch.compile wraps
+    _check_options(model, method, target, layer)
+    given = Images(model, images, image_size)
+    classes = _one_for_each(target, len(given))
+    look: Callable[[Tensor, list[int] | None], Found] | None = None
+    parts: list[Found] = []
+    pictures: list[Image.Image] = []
+    for start in tracked(range(0, len(given), batch_size), "looking", progress):
+        batch, shown = given.part(start, start + batch_size)
+        look = look or _looker(model, method, batch, layer)
+        parts.append(look(batch, classes and classes[start : start + batch_size]))
+        pictures += shown
+    logits = torch.cat([part[0].float().cpu() for part in parts])
+    scores = logits.softmax(dim=1)
+    probabilities, predictions = scores.max(dim=1)
+    chosen = predictions if classes is None else torch.tensor(classes)
+    maps = [_joined(same) for same in zip(*(part[1] for part in parts), strict=True)]
+    if method != "attention":
+        maps = [Map(one.name, one.values, one.module, chosen) for one in maps]
     channels = tuple(
-        (same[0][0], torch.cat([weights for _, weights in same]))
+        (min((name for name, _ in same), key=len), torch.cat([weights for _, weights in same]))
         for same in zip(*(part[2] for part in parts), strict=True)
     )
-    logits = torch.cat([check_logits(part[0]).float().cpu() for part in parts])
-    probabilities, predictions = logits.softmax(dim=1).max(dim=1)
-    targets = None
-    if method == "gradcam":
-        targets = predictions if classes is None else torch.tensor(classes)
+    targets = chosen if any(one.targets is not None for one in maps) else None
     labels = _labels(model, logits.shape[1])
-    return Explanation(method, names, pictures, maps, channels, predictions, probabilities, targets, labels)
+    return Explanation(
+        method=method,
+        names=given.names,
+        pictures=tuple(pictures),
+        maps=tuple(maps),
+        channels=channels,
+        predictions=predictions,
+        probabilities=probabilities,
+        targets=targets,
+        labels=labels,
+        sources=given.files,
+        scores=scores,
+    )
+
+
+def _check_options(model: nn.Module, method: str, target: object, layer: str | None) -> None:
+    if layer is not None and method in ("attention", "cam"):
+        what = "a mechanism's own map" if method == "attention" else "CAM, which reads the last feature map"
+        raise FoveateError(f"layer= does not change {what}: leave it out, or use method='gradcam'")
+    if method == "attention" and target is not None and not any(one.per_class for one in readers(model)):
+        raise FoveateError("target= does not change a mechanism's own map: leave it out, or use method='gradcam'")
 
 
 def _looker(
-    model: nn.Module, method: str, batch: Tensor, classes: list[int] | None, layer: str | None
-) -> Callable[[int], Found]:
-    """The method as a function of the first index of a part of the batch."""
+    model: nn.Module, method: str, first: Tensor, layer: str | None
+) -> Callable[[Tensor, list[int] | None], Found]:
+    """The method as a function of a batch and its classes."""
     if method == "attention":
-        return lambda start: attention_maps(model, batch[start : start + AT_ONCE])
-    where = layer if layer is not None else last_feature_map(model, batch[:1])
+        return lambda batch, classes: attention_maps(model, batch, classes)
+    where: Layer = find_layer(model, first, layer)
 
-    def look(start: int) -> Found:
-        part = slice(start, start + AT_ONCE)
-        logits, found = gradcam(model, batch[part], classes and classes[part], where)
+    def look(batch: Tensor, classes: list[int] | None) -> Found:
+        logits, found = OF_A_CLASS[method](model, batch, where, classes)
         return logits, [found], []
 
     return look
 
 
-def _prepare(model: nn.Module, images: Any, image_size: int | None) -> tuple[Tensor, tuple[str, ...], tuple[Any, ...]]:
-    """The images as one batch on the model's device, with names and pictures."""
-    if isinstance(images, Tensor):
-        if image_size is not None:
-            raise FoveateError("image_size= is for image files: a tensor is taken as it is; leave it out")
-        _check_tensor(model, images)
-        batch = images.detach()
-        pictures = _pictures(model, batch.float().cpu())
-        names: list[str] = ["image"] * len(batch)
-    else:
-        sources = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
-        if not sources:
-            raise FoveateError("there is no image to explain: the list is empty; give a path or a list of paths")
-        preprocess = Preprocess.of(model, image_size)
-        opened = [open_image(source) for source in sources]
-        batch = torch.stack([preprocess(image) for image in opened])
-        pictures = tuple(preprocess.view(image) for image in opened)
-        names = [Path(source).stem if isinstance(source, str | os.PathLike) else "image" for source in sources]
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return batch.to(like.device, like.dtype), tuple(names), pictures
-
-
-def _check_tensor(model: nn.Module, images: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point() or not len(images):
-        raise FoveateError(
-            f"cannot explain a {images.dtype} tensor of shape {tuple(images.shape)}: "
-            "it must be normalised float (B, C, H, W); one image is image[None]"
-        )
-    if not images.isfinite().all():
-        raise FoveateError("cannot explain a tensor with NaN or infinite pixels: clean the images first")
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is not None and first.in_channels != images.shape[1]:
-        raise FoveateError(f"the images have {images.shape[1]} channels, the model takes {first.in_channels}")
-
-
-def _pictures(model: nn.Module, batch: Tensor) -> tuple[Image.Image, ...]:
-    """Normalised images as pictures: the normalisation undone for 1 or 3 channels, else their mean, stretched."""
-    if batch.shape[1] in (1, 3):
-        preprocess = Preprocess.of(model)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
-        batch = batch * std + mean
-    else:
-        batch = batch.mean(dim=1, keepdim=True)
-        low, high = batch.amin(dim=(1, 2, 3), keepdim=True), batch.amax(dim=(1, 2, 3), keepdim=True)
-        batch = (batch - low) / (high - low).clamp_min(1e-12)
-    pixels = (batch.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).movedim(1, -1)
-    return tuple(Image.fromarray(image.contiguous().numpy()) for image in pixels)
+def _joined(same: tuple[Map, ...]) -> Map:
+    """The parts of one map; a note of one part alone, such as "changes nothing", is left out."""
+    name = min((one.name for one in same), key=len)
+    targets = [one.targets for one in same if one.targets is not None]
+    return Map(name, torch.cat([one.values for one in same]), same[0].module, torch.cat(targets) if targets else None)
 
 
 def _one_for_each(target: Any, count: int) -> list[int] | None:
@@ -164,7 +160,13 @@ def _labels(model: nn.Module, count: int) -> tuple[str, ...]:
     config = config if isinstance(config, dict) else {}
     names = config.get("label_names") or ()
     if not names and count == 1000 and re.search(r"in1k\b", str(config.get("tag", ""))):
-        from timm.data import ImageNetInfo
-
-        names = [text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions()]
+        names = _imagenet_names()
     return tuple(map(str, names)) if len(names) == count else ()
+
+
+@functools.cache
+def _imagenet_names() -> tuple[str, ...]:
+    from timm.data import ImageNetInfo
+
+    # timm reads its files again each time, which takes longer than a small network's forward pass.
+    return tuple(text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions())

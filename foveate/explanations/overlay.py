@@ -21,7 +21,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from foveate.explanations.result import Explanation, Map
 
-__all__ = ["FLAT", "MOST", "colours", "draw", "is_uniform", "scale_words"]
+__all__ = ["FLAT", "MOST", "colours", "draw", "is_uniform", "picture_of", "scale_words"]
 
 FLAT = 1e-3  # (max - min) / max(|min|, |max|) below which a map counts as uniform
 COLOURS = "inferno"  # perceptually uniform
@@ -122,7 +122,7 @@ def _times(ratio: float) -> str:
     return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
 
 
-def colours(picture: Image.Image, values: Tensor) -> np.ndarray[Any, Any]:
+def colours(picture: Image.Image, values: Tensor, opacity: float = OPACITY) -> np.ndarray[Any, Any]:
     """Lay a map over a picture.
 
     The map is enlarged bilinearly with its cells' corners on the picture's corners (half-pixel centres), and its
@@ -131,6 +131,7 @@ def colours(picture: Image.Image, values: Tensor) -> np.ndarray[Any, Any]:
     Args:
         picture: H x W pixels.
         values: (h, w).
+        opacity: of the map, 0 to 1.
 
     Returns:
         (H, W, 3) in 0..1. A uniform map is an even grey.
@@ -143,7 +144,7 @@ def colours(picture: Image.Image, values: Tensor) -> np.ndarray[Any, Any]:
         size = (picture.height, picture.width)
         large = F.interpolate(unit[None, None], size, mode="bilinear", align_corners=False)[0, 0]
         coloured = mpl.colormaps[COLOURS](large.clamp(0, 1).numpy())[..., :3]
-    mixed: np.ndarray[Any, Any] = OPACITY * coloured + (1 - OPACITY) * grey
+    mixed: np.ndarray[Any, Any] = opacity * coloured + (1 - opacity) * grey
     return mixed
 
 
@@ -197,7 +198,7 @@ def _row(picture: Image.Image, cells: Sequence[Map | None], explanation: Explana
             row.paste(picture, (left, above))
             continue
         values = cell.values[index]
-        row.paste(_image(colours(picture, values)), (left, above))
+        row.paste(picture_of(colours(picture, values)), (left, above))
         row.paste(_scale(values, width, softmax=_is_softmax(cell)), (left, above + height + 6))
     return row
 
@@ -209,8 +210,9 @@ def _title(cell: Map | None, explanation: Explanation, index: int, width: int) -
     else:
         name, _, note = cell.name.partition(", ")
         size = f"{cell.values.shape[1]}×{cell.values.shape[2]}"
-        if explanation.targets is not None:
-            note = f"for: {explanation.label(int(explanation.targets[index]))}"
+        if cell.targets is not None:
+            of = f"for: {explanation.label(int(cell.targets[index]))}"
+            note = f"{of}, {note}" if note else of
         lines = [name, f"{size}, {note}" if note else size]
     return [part for line in lines for part in _wrap(line, width, TITLE, bold=cell is None)]
 
@@ -226,13 +228,14 @@ def _scale(values: Tensor, width: int, *, softmax: bool) -> Image.Image:
     )
     low, high = (words.split("\n") for words in scale_words(values, softmax=softmax))
     block = Image.new("RGB", (width, 12 + max(len(low), len(high)) * round(LINE * LEGEND)), "white")
-    block.paste(_image(np.broadcast_to(ramp, (10, width, 3))), (0, 0))
+    block.paste(picture_of(np.broadcast_to(ramp, (10, width, 3))), (0, 0))
     block.paste(_text(low, width // 2, LEGEND, side="left"), (0, 12))
     block.paste(_text(high, width // 2, LEGEND, side="right"), (width - width // 2, 12))
     return block
 
 
-def _image(colour: np.ndarray[Any, Any]) -> Image.Image:
+def picture_of(colour: np.ndarray[Any, Any]) -> Image.Image:
+    """(H, W, 3) in 0..1 -> 8 bit RGB."""
     return Image.fromarray((colour * 255).round().astype(np.uint8))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.explanations.files import write_whole
+from foveate.explanations.files import tracked, write_whole
 
 __all__ = ["Explanation", "Map"]
 
@@ -26,11 +26,13 @@ class Map:
         name: what it is, as "blocks.5.2 subspace 1/4".
         values: (B, h, w), float32 on the CPU, as the method computed them: nothing is rescaled.
         module: the dotted name of the module that it belongs to.
+        targets: (B,) the class that each image's map is of; None where the map does not depend on a class.
     """
 
     name: str
     values: Tensor
     module: str
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +40,17 @@ class Explanation:
     """What a network looked at in B images.
 
     Attributes:
-        method: "attention" or "gradcam".
+        method: a name of ``METHODS``.
         names: a name for each image: the file's name without its ending, or "image".
         pictures: the images as the network saw them, resized and cropped.
         maps: the spatial maps, each (B, h, w).
         channels: names and channel weights, each (B, c), of mechanisms that weigh channels.
         predictions: (B,) the index of the class with the largest logit.
         probabilities: (B,) its softmax probability.
-        targets: (B,) the class that is explained; None where the maps do not depend on a class.
+        targets: (B,) the class that is explained; None where no map depends on a class.
         labels: the names of the classes; empty when the model does not tell.
+        sources: the file of each image, or its name.
+        scores: (B, classes) the softmax probability of each class.
     """
 
     method: str
@@ -58,10 +62,39 @@ class Explanation:
     probabilities: Tensor
     targets: Tensor | None = None
     labels: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    scores: Tensor | None = None
 
     def label(self, index: int) -> str:
         """The name of a class, or "class N" when the model does not tell."""
         return self.labels[index] if index < len(self.labels) else f"class {index}"
+
+    def top(self, index: int = 0, most: int = 5) -> dict[str, float]:
+        """The classes of the largest probabilities in one image, and these, the largest first."""
+        if self.scores is None:
+            return {self.label(int(self.predictions[index])): float(self.probabilities[index])}
+        values, classes = self.scores[index].topk(min(most, self.scores.shape[1]))
+        return {self.label(int(number)): float(value) for value, number in zip(values, classes, strict=True)}
+
+    def overlay(self, number: int = 0, index: int = 0, *, opacity: float = 0.6) -> Image.Image:
+        """One map over one image, in the image's own size.
+
+        Args:
+            number: which of ``maps``.
+            index: which image.
+            opacity: of the map's colours, from 0 (the image in grey) to 1.
+
+        Raises:
+            FoveateError: there is no map or image of this number, or the opacity is not in 0..1.
+        """
+        from foveate.explanations.overlay import colours, picture_of
+
+        if not (0 <= number < len(self.maps) and 0 <= index < len(self.pictures)):
+            held = f"{len(self.maps)} maps of {len(self.pictures)} images"
+            raise FoveateError(f"there is no map {number} of image {index}: the explanation holds {held}")
+        if not 0 <= opacity <= 1:
+            raise FoveateError(f"opacity={opacity}: give a number from 0, the image alone, to 1, the map alone")
+        return picture_of(colours(self.pictures[index], self.maps[number].values[index], opacity))
 
     def draw(self, index: int = 0) -> Image.Image:
         """One image with all its maps laid over it, and its channel weights as bars.
@@ -75,7 +108,7 @@ class Explanation:
             raise FoveateError(f"there is no image {index}: the explanation holds {len(self.pictures)}, counted from 0")
         return draw(self, index)
 
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    def save(self, path: str | os.PathLike[str], *, progress: bool = False) -> tuple[Path, ...]:
         """Write the drawings: one image into a PNG file, several into a folder of PNG files.
 
         A name that does not end in .png is a folder. Missing folders are made. A file of the same name is replaced as
@@ -83,6 +116,7 @@ class Explanation:
 
         Args:
             path: a file name that ends in .png, or a folder; the files in it are "001_NAME.png", "002_NAME.png", ...
+            progress: show a bar.
 
         Returns:
             The files written.
@@ -98,10 +132,10 @@ class Explanation:
             raise FoveateError(f"cannot save {count} images to one file {str(path)!r}: name a folder, as 'overlays'")
         names = [f"{i:03d}_{name}.png" for i, name in enumerate(self.names, 1)]
         files = [path] if ending == ".png" else [path / name for name in names]
-        for index, file in enumerate(files):
+        for index in tracked(range(count), "drawing", progress):
             png = io.BytesIO()
             self.draw(index).save(png, "PNG")
-            write_whole(file, png.getvalue())
+            write_whole(files[index], png.getvalue())
         return tuple(files)
 
     def npz(self, path: str | os.PathLike[str]) -> Path:

@@ -62,14 +62,14 @@ NAMED: dict[str, Named] = {
     ),
     "aggregation": Named(
         Recipe(
-            epochs=400, optimiser="lamb", learning_rate=5e-3, warmup_epochs=5.0, weight_decay=0.02, loss="bce",
+            epochs=300, optimiser="lamb", learning_rate=5e-3, warmup_epochs=5.0, weight_decay=0.02, loss="bce",
             augmentation="randaugment", randaugment_magnitude=7, mixup=0.1, cutmix=1.0, image_size=224,
             batch_size=256, accumulate=8, workers=8,
         ),
         "PatchConvNet and attention pooling from random weights on ImageNet-1k, 2,048 images in a step",
-        "procedure A2 of Wightman et al., https://arxiv.org/abs/2110.00476 (LAMB, binary cross-entropy), with the 400 "
-        "epochs of Touvron et al., https://arxiv.org/abs/2112.13692, whose other numbers are unknown here. Stochastic "
-        "depth is an option of the network; repeated augmentation is left out",
+        "procedure A2 of Wightman et al., https://arxiv.org/abs/2110.00476 (LAMB, binary cross-entropy), in place of "
+        "the numbers of Touvron et al., https://arxiv.org/abs/2112.13692, which we could not check. Stochastic depth "
+        "is an option of the network; repeated augmentation is left out",
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch import nn
 from foveate.accounting.count import tally
 from foveate.attention.ulsam import ULSAM
 from foveate.errors import FoveateError
+from foveate.kernels.switch import use_fused
 
 
 class Subspace(nn.Module):
@@ -63,6 +64,11 @@ def joined(truth, name):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_equals_the_equations(training, dtype, bound):
+    with use_fused(False):  # the definition; the fused kernels are held against it in tests/kernels
+        equals_the_equations(training, dtype, bound)
+
+
+def equals_the_equations(training, dtype, bound):
     torch.manual_seed(0)
     truth, module = pair(512, 4, dtype=dtype)
     truth.train(training)

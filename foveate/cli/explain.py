@@ -1,0 +1,71 @@
+"""The command ``foveate explain``."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+import foveate as fv
+from foveate.cli.options import ModelOptions, open_network
+
+__all__ = ["explain"]
+
+
+def explain(
+    model: str,
+    images: Annotated[list[Path], Parameter(consume_multiple=True)],
+    *,
+    method: Literal["attention", "cam", "gradcam", "gradcam++", "hirescam"] = "attention",
+    target: int | None = None,
+    layer: str | None = None,
+    pretrained: bool = False,
+    plan: str | None = None,
+    image_size: int | None = None,
+    batch_size: int = 8,
+    output: Path | None = None,
+    npz: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Show what a network looks at, drawn over the images.
+
+    Args:
+        model: a folder that foveate saved, a timm model, or torchvision:NAME.
+        images: image files, folders (the images in them and below), or patterns in quotes such as "dogs/*.jpg".
+        method: "attention" shows the mechanisms' own maps, the others what speaks for a class.
+        target: the class, by index; without it the predicted one.
+        layer: the layer for the methods with gradients; without it the last feature map.
+        pretrained: with a model's name, use its ImageNet weights.
+        plan: attention to insert first.
+        image_size: side of what the network sees, in pixels; without it the model's own.
+        batch_size: images in one pass.
+        output: a .png file for one image, or a folder; without it "explained", and with --npz alone no drawing.
+        npz: write the maps and predictions as numbers to this .npz file.
+        json: print predictions and files as JSON.
+    """
+    network = open_network(ModelOptions(model, pretrained=pretrained, plan=plan), image_size)
+    found = fv.explain(
+        network,
+        list(images),
+        method,
+        target=target,
+        layer=layer,
+        image_size=image_size,
+        batch_size=batch_size,
+        progress=True,
+    )
+    files = [found.npz(npz)] if npz is not None else []
+    if output is not None or npz is None:
+        files += found.save(output or "explained", progress=True)
+    told: list[dict[str, Any]] = [
+        {"image": str(image), "prediction": found.label(int(index)), "probability": float(probability)}
+        for image, index, probability in zip(found.sources, found.predictions, found.probabilities, strict=True)
+    ]
+    if json:
+        print(json_format.dumps({"predictions": told, "files": [str(file) for file in files]}, indent=2))
+        return
+    for line in told:
+        print("{image}: {prediction} ({probability:.0%})".format(**line))
+    print(f"written: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}")

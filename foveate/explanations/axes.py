@@ -1,0 +1,77 @@
+"""Cut what ``attend`` gives into maps that can be drawn, by the axes that it declares."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.explanations.result import Map
+
+__all__ = ["EACH_CLASS", "class_maps", "split_map"]
+
+# What one index of an axis is called in a map's name, and the axes that are averaged out of a map.
+_WORDS = {"g": "subspace", "k": "head", "n": "map"}
+_AVERAGED = {"q": "places", "c": "channels"}
+EACH_CLASS = 16  # with so many classes at most, each class's map is given
+
+
+def split_map(values: Tensor, axes: str, site: str) -> tuple[list[Map], list[tuple[str, Tensor]]]:
+    """Cut a map into spatial maps and channel weights.
+
+    With h and w among the axes there is one map for each index of the other axes; c, and q, the places that look,
+    are averaged out first. Channel weights are what has c: averaged over q, h and w.
+
+    Args:
+        values: the tensor from ``attend``.
+        axes: its axes in einops words, the batch first, as "b g h w".
+        site: where the mechanism stands; it begins the names.
+
+    Returns:
+        The maps, each (B, h, w), and names with channel weights, each (B, c); float32 on the CPU.
+
+    Raises:
+        FoveateError: the tensor does not have these axes, or they cannot be drawn.
+    """
+    words = axes.split()
+    values = values.detach().float()
+    if values.ndim != len(words) or words[:1] != ["b"] or len(set(words)) != len(words):
+        raise FoveateError(f"the map at {site} has the shape {tuple(values.shape)}, not the axes {axes!r} it declares")
+    spatial = {"h", "w"} <= set(words)
+    channels: list[tuple[str, Tensor]] = []
+    if set(words) - {"q", "h", "w"} == {"b", "c"}:
+        means = [place for place, word in enumerate(words) if word in ("q", "h", "w")]
+        channels.append((site, (values.mean(dim=means) if means else values).cpu()))
+    elif not spatial:
+        raise FoveateError(f"the map at {site} has the axes {axes!r}: only 'b c' and axes with h and w can be drawn")
+    if not spatial:
+        return [], channels
+    means = [place for place, word in enumerate(words) if word in _AVERAGED]
+    note = "".join(f", mean over {_AVERAGED[words[place]]}" for place in means)
+    values = values.mean(dim=means) if means else values
+    words = [word for word in words if word not in _AVERAGED]
+    values = values.movedim((words.index("h"), words.index("w")), (-2, -1)).cpu()
+    others = [word for word in words[1:] if word not in ("h", "w")]
+    word = _WORDS.get(others[0], others[0]) if len(others) == 1 else "map"
+    count = math.prod(values.shape[1:-2])
+    names = [f"{site} {word} {n}/{count}" if count > 1 else site for n in range(1, count + 1)]
+    planes = torch.unbind(values.reshape(len(values), count, *values.shape[-2:]), dim=1)
+    return [Map(name + note, plane, site) for name, plane in zip(names, planes, strict=True)], channels
+
+
+def class_maps(values: Tensor, chosen: Tensor, site: str) -> list[Map]:
+    """The map of each image's own class; after it, of few classes, the map of each.
+
+    Args:
+        values: (B, K, h, w), a map for each class.
+        chosen: (B,) the class of each image.
+        site: begins the names.
+    """
+    found = [Map(f"{site} class map", values[torch.arange(len(values)), chosen], site, chosen)]
+    count = values.shape[1]
+    if count <= EACH_CLASS:
+        every = [(f"{site} class {k}", values[:, k], torch.full_like(chosen, k)) for k in range(count)]
+        found += [Map(name, plane, site, targets) for name, plane, targets in every]
+    return found

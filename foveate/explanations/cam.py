@@ -1,0 +1,90 @@
+"""CAM: what each place adds to a class's logit, on networks that end in global average pooling and one linear layer.
+
+Zhou, Khosla, Lapedriza, Oliva, Torralba: Learning Deep Features for Discriminative Localization, CVPR 2016,
+https://arxiv.org/abs/1512.04150
+
+    logit_c = sum_k w_k^c mean_hw(A_k) + b_c        map = sum_k w_k^c A_k
+
+So mean_hw(map) + b_c = logit_c, exactly; the map has both signs. It needs no gradient. In a network whose last layer is
+a 1x1 convolution with global average pooling behind it, as Network in Network, the class's own feature map is the map.
+Which of the two forms a network has is not guessed: what it computes from the images at hand must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.explanations.borrow import borrowed
+from foveate.explanations.layers import Layer, check_logits, chosen_classes
+from foveate.explanations.result import Map
+from foveate.surgery.classifier import classifier_of
+
+__all__ = ["cam"]
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest value; any other dtype: 0.05
+
+
+def cam(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int] | None = None) -> tuple[Tensor, Map]:
+    """The class activation map of one class in each image.
+
+    Args:
+        model: ends in global average pooling and one linear layer; left as found.
+        images: (B, C, H, W), normalised.
+        layer: the last feature map, as ``find_layer`` gives it.
+        target: the class of each image; without it the class with the largest logit.
+
+    Returns:
+        The logits, and the map, (B, h, w), of either sign, not rescaled.
+
+    Raises:
+        FoveateError: the network ends in another way, gives no logits, or has no class of this index.
+    """
+    names = _classifiers(model)
+    kept: dict[str, Any] = {}
+
+    def keep_map(_: nn.Module, __: Any, output: Any) -> None:
+        layer.check(output)
+        kept["maps"] = layer.channels_first(output).clone()
+
+    def keep_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+        kept["pooled"] = args[0].clone()
+
+    with borrowed(model) as hooks:
+        hooks.append(model.get_submodule(layer.name).register_forward_hook(keep_map))
+        if len(names) == 1:
+            hooks.append(model.get_submodule(names[0]).register_forward_pre_hook(keep_input))
+        logits = check_logits(model(images.clone())).detach()
+    maps = kept["maps"].detach()
+    classes = chosen_classes(target, logits)
+    last = model.get_submodule(names[0]) if len(names) == 1 else None
+    if isinstance(last, nn.Linear | nn.Conv2d) and _is(kept["pooled"].flatten(1), maps.mean(dim=(2, 3))):
+        weights = last.weight.detach().flatten(1)[classes]
+        values = torch.einsum("bk,bkhw->bhw", weights, maps)
+    elif _is(logits, maps.mean(dim=(2, 3))):
+        values = maps[torch.arange(len(maps), device=maps.device), classes]
+    else:
+        raise FoveateError(
+            f"cam needs global average pooling and one linear layer behind the last feature map, {layer.name!r}, and "
+            f"{type(model).__name__} has something else there: use method='gradcam' or 'hirescam'"
+        )
+    return logits, Map(f"CAM {layer.name}", values.float().cpu(), layer.name)
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    try:
+        return classifier_of(model)
+    except FoveateError:
+        return ()
+
+
+def _is(given: Tensor, mean: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding."""
+    scale = float(mean.abs().max())
+    return given.shape == mean.shape and torch.allclose(
+        given, mean, rtol=0, atol=TOLERANCE.get(mean.dtype, 0.05) * scale
+    )

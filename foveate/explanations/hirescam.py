@@ -1,0 +1,43 @@
+"""HiResCAM: each place weighed by its own gradient, so that the map holds what the network computed there.
+
+Draelos, Carin: Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks, 2020,
+https://arxiv.org/abs/2011.08891
+
+    map = sum_k (d logit_c / d A_k) A_k        at each place
+
+As in the paper, without a ReLU: negative places speak against the class. What it adds to Grad-CAM: that one averages
+the gradient over all places first, so it can light up places that the class does not use, wherever the layer is not the
+last one before global average pooling. There, Grad-CAM before its ReLU is the same. Where one linear layer follows,
+with weights of its own for each place, the sum of this map plus the bias is the logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from foveate.explanations.layers import Layer, slopes
+from foveate.explanations.result import Map
+
+__all__ = ["hirescam"]
+
+
+def hirescam(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int] | None = None) -> tuple[Tensor, Map]:
+    """The HiResCAM map of one class in each image.
+
+    Args:
+        model: gives (B, classes) logits; left as found.
+        images: (B, C, H, W), normalised.
+        layer: what ``find_layer`` gives.
+        target: the class of each image; without it the class with the largest logit.
+
+    Returns:
+        The logits, and the map, (B, h, w), of either sign, not rescaled.
+
+    Raises:
+        FoveateError: as ``slopes``.
+    """
+    found = slopes(model, images, layer, target)
+    values = (found.gradient * found.maps).sum(dim=1)
+    return found.logits, Map(f"HiResCAM {layer.name}", values.float().cpu(), layer.name)

@@ -1,0 +1,123 @@
+"""What a user gives as images -> normalised batches, names and pictures, a part at a time."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.images import Preprocess, open_image
+
+__all__ = ["Images", "OneImage", "files_of"]
+
+OneImage = str | os.PathLike[str] | bytes | Image.Image
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jfif", ".gif", ".avif")
+
+
+def files_of(source: str | os.PathLike[str]) -> list[Path]:
+    """The image files that a path means: itself, those in a folder and below it, or those that a pattern matches.
+
+    Raises:
+        FoveateError: the folder holds no image, or the pattern matches none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+        if not found:
+            raise FoveateError(f"the folder {str(path)!r} holds no image ({', '.join(_SUFFIXES[:5])}, ...)")
+        return found
+    if not path.exists() and glob.has_magic(str(source)):
+        found = sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - "**" as in a shell
+        found = [file for file in found if file.suffix.lower() in _SUFFIXES and file.is_file()]
+        if not found:
+            raise FoveateError(f"no image matches {str(source)!r}: a pattern is such as 'photos/*.jpg'")
+        return found
+    return [path]
+
+
+class Images:
+    """The images of one call, opened when their part is asked for: a long list does not fill the memory.
+
+    Args:
+        model: says how images are prepared, and where they go.
+        images: a path (a file, a folder, a pattern), a PIL image, bytes, or a list of these; or a tensor (B, C, H, W).
+        image_size: side of what the network sees; without it the model's own.
+
+    Attributes:
+        names: one for each image: the file's name without its ending, or "image".
+        files: the whole path of each, or "image".
+    """
+
+    def __init__(self, model: nn.Module, images: Any, image_size: int | None) -> None:
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        self.device, self.dtype = like.device, like.dtype
+        self.tensor: Tensor | None = None
+        self.preprocess: Any = None  # of a tensor without pictures there is none
+        if isinstance(images, Tensor):
+            if image_size is not None:
+                raise FoveateError("image_size= is for image files: a tensor is taken as it is; leave it out")
+            _check_tensor(model, images)
+            self.tensor, self.names = images.detach(), ("image",) * len(images)
+            self.files = self.names
+            if images.shape[1] in (1, 3):
+                self.preprocess = Preprocess.of(model)
+        else:
+            given = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+            self.sources: list[Any] = []
+            for source in given:
+                self.sources += files_of(source) if isinstance(source, str | os.PathLike) else [source]
+            if not self.sources:
+                raise FoveateError("there is no image to explain: the list is empty; give a path or a list of paths")
+            self.names = tuple(source.stem if isinstance(source, Path) else "image" for source in self.sources)
+            self.files = tuple(str(source) if isinstance(source, Path) else "image" for source in self.sources)
+            self.preprocess = Preprocess.of(model, image_size)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def part(self, start: int, stop: int) -> tuple[Tensor, tuple[Image.Image, ...]]:
+        """Images start to stop: one batch on the model's device and in its dtype, and the pictures.
+
+        Raises:
+            FoveateError: an image cannot be read; its file is named.
+        """
+        if self.tensor is not None:
+            batch = self.tensor[start:stop]
+            return batch.to(self.device, self.dtype), _pictures(self.preprocess, batch.float().cpu())
+        opened = [open_image(source) for source in self.sources[start:stop]]
+        batch = torch.stack([self.preprocess(image) for image in opened])
+        return batch.to(self.device, self.dtype), tuple(self.preprocess.view(image) for image in opened)
+
+
+def _check_tensor(model: nn.Module, images: Tensor) -> None:
+    if images.ndim != 4 or not images.is_floating_point() or not len(images):
+        raise FoveateError(
+            f"cannot explain a {images.dtype} tensor of shape {tuple(images.shape)}: "
+            "it must be normalised float (B, C, H, W); one image is image[None]"
+        )
+    if not images.isfinite().all():
+        raise FoveateError("cannot explain a tensor with NaN or infinite pixels: clean the images first")
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and first.in_channels != images.shape[1]:
+        raise FoveateError(f"the images have {images.shape[1]} channels, the model takes {first.in_channels}")
+
+
+def _pictures(preprocess: Preprocess | None, batch: Tensor) -> tuple[Image.Image, ...]:
+    """Normalised images as pictures: the normalisation undone for 1 or 3 channels, else their mean, stretched."""
+    if preprocess is not None:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+        batch = (batch * std).add_(mean)
+    else:
+        batch = batch.mean(dim=1, keepdim=True)
+        low, high = batch.amin(dim=(1, 2, 3), keepdim=True), batch.amax(dim=(1, 2, 3), keepdim=True)
+        batch = (batch - low) / (high - low).clamp_min(1e-12)
+    pixels = batch.clamp_(0, 1).mul_(255).round_().to(torch.uint8).expand(-1, 3, -1, -1).movedim(1, -1)
+    return tuple(Image.fromarray(image.contiguous().numpy()) for image in pixels)

@@ -1,0 +1,69 @@
+"""Which module has ULSAM's passes for a device, and whether an input can take them.
+
+A backend is a module with the functions of ``ulsam_cpu``; another device is one line in ``BACKENDS``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from foveate.kernels.switch import enabled
+
+__all__ = ["BACKENDS", "backend_for", "dense", "passes", "wide"]
+
+BACKENDS = {"cpu": "foveate.kernels.ulsam_cpu"}
+"""Device type -> module with ``TYPES``, ``available(dtype)`` and the passes."""
+
+
+@functools.cache
+def _is_ready(device: str, dtype: torch.dtype) -> bool:
+    if device not in BACKENDS:
+        return False
+    backend = importlib.import_module(BACKENDS[device])
+    return dtype in backend.TYPES and backend.available(dtype)
+
+
+_is_ready_constant = torch.compiler.assume_constant_result(_is_ready.__wrapped__)
+
+
+def backend_for(x: Tensor) -> bool:
+    """Whether the fused operations take this input: a plain tensor with data, in eager mode or while it is compiled.
+
+    What is exported or traced holds PyTorch's own operations only; so does what torch.func or forward mode transforms.
+    """
+    if not enabled() or type(x) is not Tensor or x.ndim != 4 or x.numel() == 0:
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and _is_ready_constant(x.device.type, x.dtype)
+    if (
+        torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    return _is_ready(x.device.type, x.dtype)
+
+
+def passes(x: Tensor) -> Any:
+    """The module with the passes for the device of x."""
+    return sys.modules.get(BACKENDS[x.device.type]) or importlib.import_module(BACKENDS[x.device.type])
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """What sums are taken in: float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if it is contiguous in either memory format, else a copy that is, in the nearer one."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    last = x.stride(1) == 1 and x.shape[1] > 1
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

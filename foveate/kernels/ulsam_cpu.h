@@ -1,0 +1,129 @@
+/* ULSAM on a CPU: the type of the elements, the threads, small functions. See ulsam_cpu.c. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef ptrdiff_t size;
+
+/* ---- the type: STORED in the images, REAL in every sum, MASK as wide as REAL ---- */
+
+#if defined(FLOAT64)
+typedef double STORED, REAL;
+typedef int64_t MASK;
+static const REAL TINY = 1e-150;
+static inline REAL load(STORED value) { return value; }
+static inline STORED store(REAL value) { return value; }
+static inline REAL exponential(REAL x) { return exp(x); }
+#else
+typedef float REAL;
+typedef int32_t MASK;
+static const REAL TINY = 1e-20f; /* far from the denormals, also times a gradient */
+
+/* exp(x) for x <= 0, to 2e-7; below -87 it stays at exp(-87). NaN stays NaN. */
+static inline REAL exponential(REAL x) {
+    x = x < -87.0f ? -87.0f : x;
+    const int32_t n = (int32_t)(x * 1.44269504f - 0.5f);
+    const float r = x - (float)n * 0.693147181f;
+    const float e = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666672f + r * (0.0416664667f + r * (0.00833337288f
+                    + r * 0.00139304355f)))));
+    const int32_t bits = (n + 127) << 23;
+    float power;
+    __builtin_memcpy(&power, &bits, 4);
+    return e * power;
+}
+
+#if defined(BFLOAT16)
+typedef uint16_t STORED;
+static inline REAL load(STORED stored) {
+    const uint32_t bits = (uint32_t)stored << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+static inline STORED store(REAL value) { /* to the nearest, ties to even */
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (STORED)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+#else
+typedef float STORED;
+static inline REAL load(STORED value) { return value; }
+static inline STORED store(REAL value) { return value; }
+#endif
+#endif
+
+/* Of a NaN in a the other is taken, of a NaN in b the NaN: one instruction. */
+static inline REAL max(REAL a, REAL b) { return a > b ? a : b; }
+
+/* The value where all bits of the mask are set, else 0. */
+static inline REAL keep(REAL value, MASK mask) {
+    MASK bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    bits &= mask;
+    __builtin_memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
+static inline size least(size a, size b) { return a < b ? a : b; }
+static inline size parts(size whole, size part) { return (whole + part - 1) / part; }
+
+/* ---- the work and the threads ---- */
+
+/* Channels that are taken together where they come last, so that their rows stay in the first cache; in the backward
+   pass, which keeps more rows, fewer. Elements of a plane that are taken together. */
+enum { BLOCK = 128, ENOUGH = 64, NARROW = 32, STRIP = 4096 };
+
+/* GOMP_parallel of the OpenMP library that torch has loaded: one pool of threads, not two. NULL: one thread. */
+typedef void (*parallel_fn)(void (*)(void *), void *, unsigned, unsigned);
+
+/* B, C, g, h, w: of the images; last: the channels come last; scratch_bytes: of the scratch of one thread. */
+typedef struct {
+    size B, C, g, h, w, last, threads, scratch_bytes;
+    char *scratch;
+    parallel_fn parallel;
+} Setting;
+
+/* What a task reads and writes; each uses some of it. The maps are (B, g, h, w). */
+typedef struct {
+    const STORED *x, *dy;
+    STORED *out;
+    const REAL *folded, *map, *dscore, *centre, *affine;
+    REAL *score, *sums;
+    double *moments;
+    size strips; /* parts of the rows, or of the places */
+} Arguments;
+
+typedef void (*task_fn)(const Setting *, const Arguments *, size task, REAL *scratch);
+
+typedef struct {
+    const Setting *setting;
+    const Arguments *arguments;
+    task_fn task;
+    size tasks, next, seats;
+} Job;
+
+static void work(void *shared) {
+    Job *job = shared;
+    const Setting *s = job->setting;
+    const size seat = __atomic_fetch_add(&job->seats, 1, __ATOMIC_RELAXED);
+    for (;;) {
+        const size task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (task >= job->tasks) return;
+        job->task(s, job->arguments, task, (REAL *)(s->scratch + seat * s->scratch_bytes));
+    }
+}
+
+static void run(const Setting *s, size tasks, task_fn task, const Arguments *arguments) {
+    Job job = {s, arguments, task, tasks, 0, 0};
+    if (s->parallel && s->threads > 1 && tasks > 1)
+        s->parallel(work, &job, (unsigned)s->threads, 0);
+    else
+        work(&job);
+}
+
+/* Into how many strips a whole of so many parts is cut, so that each thread has work. */
+static inline size strips_for(const Setting *s, size tasks, size whole) {
+    return tasks < 2 * s->threads ? least(parts(2 * s->threads, tasks), whole) : 1;
+}

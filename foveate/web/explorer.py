@@ -1,0 +1,191 @@
+"""What the page does, without the page: networks by name, one image at a time, within limits."""
+
+from __future__ import annotations
+
+import collections
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate.errors import FoveateError, near
+
+__all__ = ["METHODS", "Explorer", "Limits", "Look"]
+
+METHODS = ("attention", "gradcam", "gradcam++", "hirescam", "cam")
+_NAME = re.compile(r"(torchvision:)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of a network: no path looks like this
+_KEPT = 4  # networks at a time
+_COST = (
+    ("parameters", "params", 1e6, "M"),
+    ("MACs", "macs", 1e6, "M"),
+    ("element operations", "element_ops", 1e6, "M"),
+    ("bytes moved", "bytes_moved", 1e6, "MB"),
+    ("activations in training", "activation_bytes_training", 1e6, "MB"),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is taken from a visitor.
+
+    Args:
+        file_bytes: of an uploaded file.
+        pixels: of an image, read from its header before anything is decoded.
+        side: of what the network sees, in pixels.
+    """
+
+    file_bytes: int = 10_000_000
+    pixels: int = 24_000_000
+    side: int = 512
+
+
+@dataclass(frozen=True)
+class Look:
+    """One image, looked at by one network.
+
+    Args:
+        explanation: the maps and the prediction.
+        note: what a visitor should know, such as that the weights are random.
+    """
+
+    explanation: fv.Explanation
+    note: str
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The names of the maps."""
+        return tuple(found.name for found in self.explanation.maps)
+
+    def overlay(self, name: str | None, opacity: float) -> Image.Image:
+        """The picture with one map over it; the picture alone where there is no such map."""
+        if name not in self.maps:
+            return self.explanation.pictures[0]
+        return self.explanation.overlay(self.maps.index(name), opacity=min(max(opacity, 0.0), 1.0))
+
+
+class Explorer:
+    """Networks and what they look at. Safe to call from several threads; one call works at a time.
+
+    Args:
+        saved: label -> folder of a saved model, as the owner of the server named them. No visitor names a folder.
+        data: a data set for audits, as ``open_data`` takes it; None for no audits.
+        pretrained: give timm's and torchvision's networks their ImageNet weights.
+        limits: of uploads.
+    """
+
+    def __init__(
+        self,
+        saved: Mapping[str, str] | None = None,
+        *,
+        data: str | None = None,
+        pretrained: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        self.saved, self.data, self.pretrained = dict(saved or {}), data, pretrained
+        self.limits = limits or Limits()
+        self._networks: collections.OrderedDict[tuple[str, str], Any] = collections.OrderedDict()
+        self._audits: dict[tuple[str, str], fv.Audit] = {}
+        self._lock = threading.RLock()
+
+    def network(self, name: str, plan: str = "") -> Any:
+        """A network with a plan, kept for the next call.
+
+        Args:
+            name: a label of ``saved``, or a name of timm's or ``torchvision:NAME``.
+            plan: attention to insert; a saved model that carries a plan takes none.
+
+        Raises:
+            FoveateError: there is no such network, or the plan does not fit it.
+        """
+        name, plan = name.strip(), plan.strip()
+        with self._lock:
+            if (name, plan) not in self._networks:
+                self._networks[name, plan] = self._build(name, plan)
+                while len(self._networks) > _KEPT:
+                    self._networks.popitem(last=False)
+            self._networks.move_to_end((name, plan))
+            return self._networks[name, plan]
+
+    def _build(self, name: str, plan: str) -> Any:
+        if name in self.saved:
+            network = fv.load(self.saved[name])
+        elif _NAME.fullmatch(name):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                network = fv.create_model(name, pretrained=self.pretrained)
+        else:
+            known = f"; {near(name, self.saved)}" if self.saved else ""
+            raise FoveateError(f"{name!r} is no network's name: write one of timm's or torchvision:NAME{known}")
+        if plan:
+            fv.insert(network, plan, seed=0)
+        return network.eval()
+
+    def image(self, data: bytes | None) -> Image.Image:
+        """Decode an upload.
+
+        Raises:
+            FoveateError: there is none, it is too large, or it is not an image.
+        """
+        if not data:
+            raise FoveateError("give an image first")
+        if len(data) > self.limits.file_bytes:
+            most = self.limits.file_bytes / 1e6
+            raise FoveateError(f"the file has {len(data) / 1e6:.1f} MB; at most {most:g} are taken")
+        return fv.open_image(data, max_pixels=self.limits.pixels, at_least=self.limits.side, name="the file")
+
+    def look(self, data: bytes | None, name: str, plan: str = "", method: str = "attention") -> Look:
+        """Show an image to a network.
+
+        Args:
+            data: the bytes of an image file.
+            name: of the network.
+            plan: attention to insert.
+            method: one of ``METHODS``.
+
+        Raises:
+            FoveateError: the image, the network, the plan or the method is not to be had.
+        """
+        picture = self.image(data)
+        with self._lock:
+            network = self.network(name, plan)
+            notes = []
+            if name not in self.saved and not self.pretrained:
+                notes.append(
+                    "The weights are random: the prediction means nothing, the maps are the untrained network's."
+                )
+            elif plan:
+                notes.append("The attention that the plan put in is untrained.")
+            if method == "attention" and not fv.attentions(network):
+                method = "gradcam"
+                notes.append("The network carries no attention: this is Grad-CAM.")
+            return Look(fv.explain(network, picture, method), " ".join(notes))
+
+    def costs(self, name: str, plan: str = "") -> list[list[str]]:
+        """A table: what is counted, the network, the same without its plan, the difference."""
+        with self._lock:
+            found = fv.cost(self.network(name, plan))
+        rows = []
+        for words, attribute, unit, short in _COST:
+            now, plain = (getattr(one, attribute) / unit for one in (found, found.baseline or found))
+            change = f"{now - plain:+,.3f} {short}" if now != plain else "0"
+            rows.append([words, f"{now:,.3f} {short}", f"{plain:,.3f} {short}", change])
+        return rows
+
+    def audit(self, name: str, plan: str = "", *, images: int = 200) -> fv.Audit:
+        """Whether each inserted attention does anything, on the owner's data.
+
+        Raises:
+            FoveateError: the server was started without data, or the network carries no attention.
+        """
+        if self.data is None:
+            raise FoveateError("an audit needs images with labels: start with foveate serve MODEL --data FOLDER")
+        with self._lock:
+            key = name.strip(), plan.strip()
+            if key not in self._audits:
+                self._audits[key] = fv.audit(self.network(*key), self.data, limit=images)
+            return self._audits[key]

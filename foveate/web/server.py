@@ -1,0 +1,81 @@
+"""``foveate serve``: the page on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import FoveateError
+from foveate.web.explorer import Explorer, Limits
+
+__all__ = ["serve"]
+
+
+def serve(
+    models: Sequence[str] = (),
+    *,
+    data: str | None = None,
+    pretrained: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_file_bytes: int = Limits.file_bytes,
+    max_pixels: int = Limits.pixels,
+    block: bool = True,
+) -> Any:
+    """Show networks in the browser: prediction, maps, cost, audit.
+
+    Args:
+        models: folders of saved models to choose from. timm's and torchvision's networks can be named on the page.
+        data: a data set with labels, for audits, as ``open_data`` takes it.
+        pretrained: give timm's and torchvision's networks their ImageNet weights.
+        host: the address to listen at. Any other than the loopback lets other machines in: there is no password.
+        port: the port.
+        max_file_bytes: of an upload.
+        max_pixels: of an image, read from its header before anything is decoded.
+        block: wait until the server is stopped.
+
+    Returns:
+        Gradio's application, which ``close()`` stops.
+
+    Raises:
+        FoveateError: gradio is not installed, a folder holds no saved model, or the port is taken.
+    """
+    limits = Limits(max_file_bytes, max_pixels)
+    saved = _labels(models)
+    try:
+        from foveate.web.page import LOOKS, page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise FoveateError("foveate serve needs gradio: pip install 'foveate[web]'") from None
+    explorer = Explorer(saved, data=data, pretrained=pretrained, limits=limits)
+    for label in saved:
+        explorer.network(label)  # what cannot be loaded is said now
+    blocks = page(explorer)
+    try:
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            max_file_size=limits.file_bytes,
+            prevent_thread_lock=not block,
+            quiet=not block,
+            footer_links=[],
+            **LOOKS,
+        )
+    except OSError as error:
+        raise FoveateError(
+            f"port {port} at {host} cannot be had: {str(error).splitlines()[0]}; give another"
+        ) from error
+    return blocks
+
+
+def _labels(models: Sequence[str]) -> dict[str, str]:
+    """A label for each folder: its name, or as much of its path as tells it from the others."""
+    paths = [Path(model).resolve() for model in models]
+    for model, path in zip(models, paths, strict=True):
+        if not path.is_dir():
+            raise FoveateError(f"there is no folder {model!r}: name folders that foveate saved")
+    names = [path.name for path in paths]
+    return {path.name if names.count(path.name) == 1 else "/".join(path.parts[-3:]): str(path) for path in paths}

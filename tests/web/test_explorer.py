@@ -1,0 +1,107 @@
+"""What the page does, without a browser."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate.web.explorer import METHODS, Explorer, Limits
+
+PLAN = "ulsam(groups=2) after layer3; se after layer4"
+
+
+def png(width=80, height=60, mode="RGB"):
+    data = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert(mode).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model = fv.insert(fv.create_model("resnet10t", num_classes=3), PLAN, input_size=64, seed=0)
+    fv.save(model, folder)
+    return Explorer({"tiny": str(folder)})
+
+
+def test_a_saved_model_is_looked_at(explorer):
+    seen = explorer.look(png(), "tiny")
+    assert len(seen.maps) == 2
+    assert len(seen.explanation.channels) == 1
+    assert seen.note == ""
+    top = seen.explanation.top()
+    assert len(top) == 3
+    assert sum(top.values()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(explorer, method):
+    if method == "cam":  # SE after the last stage is followed by the mean: CAM holds
+        assert explorer.look(png(), "tiny", method=method).maps
+    seen = explorer.look(png(), "tiny", method=method)
+    assert seen.explanation.method == method
+
+
+def test_opacity_goes_from_the_picture_to_the_map(explorer):
+    seen = explorer.look(png(), "tiny")
+    name = seen.maps[0]
+    pictures = [torch.tensor(list(seen.overlay(name, opacity).tobytes())).float() for opacity in (0.0, 0.5, 1.0)]
+    grey = torch.tensor(list(seen.explanation.pictures[0].convert("L").convert("RGB").tobytes())).float()
+    assert torch.equal(pictures[0], grey)
+    assert ((pictures[0] + pictures[2]) / 2 - pictures[1]).abs().max() <= 1
+    assert seen.overlay("no such map", 0.5) is seen.explanation.pictures[0]
+
+
+def test_a_plan_on_a_network_by_name_says_that_it_is_untrained(explorer):
+    seen = explorer.look(png(), "resnet10t", "se after layer4", "gradcam")
+    assert "random" in seen.note
+    assert "no attention" in explorer.look(png(), "resnet10t").note
+    costs = explorer.costs("resnet10t", "se after layer4")
+    assert costs[0][0] == "parameters"
+    assert costs[0][3].startswith("+")
+    assert [row[3] for row in explorer.costs("resnet10t")] == ["0"] * len(costs)
+
+
+def test_networks_are_kept_and_old_ones_go(explorer):
+    first = explorer.network("tiny")
+    assert explorer.network(" tiny ") is first
+    for plan in ("se after layer1", "se after layer2", "se after layer3", "se after layer4"):
+        explorer.network("resnet10t", plan)
+    assert explorer.network("tiny") is not first
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../tiny", "runs/demo", "C:\\models", "tiny/", "hf-hub:someone/model", "", "resnet10t\n/x"]
+)
+def test_a_visitor_names_no_path(explorer, name):
+    with pytest.raises(fv.FoveateError, match="no network's name"):
+        explorer.network(name)
+
+
+def test_limits_hold_before_anything_is_decoded(monkeypatch):
+    explorer = Explorer(limits=Limits(file_bytes=2000, pixels=10_000))
+    bomb = png(200, 200, "1")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(fv.FoveateError, match="pixels"):
+        explorer.image(bomb)
+    with pytest.raises(fv.FoveateError, match="MB"):
+        explorer.image(b"x" * 3000)
+
+
+@pytest.mark.parametrize("data", [None, b"", b"just text, no image", png()[:60]])
+def test_what_is_no_image_is_refused(explorer, data):
+    with pytest.raises(fv.FoveateError):
+        explorer.look(data, "tiny")
+
+
+def test_an_audit_needs_the_owners_data(explorer):
+    with pytest.raises(fv.FoveateError, match="--data"):
+        explorer.audit("tiny")
+
+
+def test_the_random_state_stays(explorer):
+    state = torch.get_rng_state()
+    explorer.network("resnet10t", "se after layer1.0")
+    assert torch.equal(torch.get_rng_state(), state)

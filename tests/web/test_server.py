@@ -1,0 +1,75 @@
+"""The page over HTTP, on the loopback."""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+
+pytest.importorskip("gradio")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Gradio's own
+
+import foveate as fv  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = fv.serve(port=port, max_file_bytes=20_000, block=False)
+    yield f"http://127.0.0.1:{port}"
+    blocks.close()
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - our own address
+        return answer.status, answer.read().decode()
+
+
+def post(address, name, data):
+    boundary = "----boundary"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    body = head.encode() + data + f"\r\n--{boundary}--\r\n".encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    request = urllib.request.Request(f"{address}/gradio_api/upload", body, headers)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        return json.loads(answer.read())
+
+
+def test_the_page_asks_no_other_server(address):
+    status, text = get(address)
+    assert status == 200
+    assert "foveate" in text
+    assert "fonts.googleapis" not in text
+
+
+def test_a_file_over_the_limit_is_refused(address):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(address, "large.png", b"x" * 50_000)
+    assert refused.value.code == 413
+
+
+def test_a_path_like_name_stays_in_the_servers_folder(address):
+    (path,) = post(address, "../../../escaped.png", b"x")
+    assert ".." not in path
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml"])
+def test_no_file_of_the_machine_is_given_out(address, path):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        get(f"{address}/gradio_api/file={path}")
+    assert refused.value.code in (403, 404)
+
+
+def test_a_port_that_is_taken_is_said(address):
+    with pytest.raises(fv.FoveateError, match="port"):
+        fv.serve(port=int(address.rpartition(":")[2]), block=False)
+
+
+def test_a_folder_that_is_none(tmp_path):
+    with pytest.raises(fv.FoveateError, match="no folder"):
+        fv.serve([str(tmp_path / "nothing")])
+    with pytest.raises(fv.FoveateError):
+        fv.serve([str(tmp_path)])
