@@ -27,7 +27,8 @@ def test_maps_are_the_mechanisms_own(model, images, start, verb):
 
     found = explain(model, images)
 
-    assert [m.name for m in found.maps] == [f"{site} subspace {n}/4" for n in (1, 2, 3, 4)]
+    note = ", gate 0, changes nothing" if start == "identity" else ""
+    assert [m.name for m in found.maps] == [f"{site} subspace {n}/4{note}" for n in (1, 2, 3, 4)]
     assert {m.module for m in found.maps} == {site}
     torch.testing.assert_close(torch.stack([m.values for m in found.maps], 1), expected)
     assert torch.equal(found.predictions, logits.argmax(1))

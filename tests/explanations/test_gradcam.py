@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from foveate.errors import FoveateError
 from foveate.explanations import explain
-from foveate.explanations.gradcam import gradcam, last_feature_map
+from foveate.explanations.layers import find_layer
 from foveate.surgery import insert
 
 
@@ -77,15 +77,15 @@ def test_each_image_is_explained_alone(model):
     torch.testing.assert_close(together, alone)
 
 
-def test_last_feature_map(model, images):
-    assert last_feature_map(model, images) == "body"
+def test_find_layer(model, images):
+    assert find_layer(model, images).name == "body"
     model.body.append(nn.MaxPool2d(2))
     model.body.append(nn.Identity())
-    assert last_feature_map(model, images) == "body"
+    assert find_layer(model, images).name == "body"
     insert(model, "ulsam after body.2")
-    assert last_feature_map(model, images) == "body"
+    assert find_layer(model, images).name == "body"
     with pytest.raises(FoveateError, match="no layer of this model gives"):
-        last_feature_map(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 40, 4)), images)
+        find_layer(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 40, 4)), images)
 
 
 def test_timm_network_looks_before_its_pooling():
@@ -129,12 +129,6 @@ def test_a_layer_without_part_in_the_logits(model, images):
 def test_a_target_that_does_not_exist(model, images, target, words):
     with pytest.raises(FoveateError, match=words):
         explain(model, images, "gradcam", target=target)
-
-
-def test_channels_last_networks_are_refused(model, images):
-    model.output_fmt = "NHWC"
-    with pytest.raises(FoveateError, match="channels last"):
-        gradcam(model, images)
 
 
 @pytest.mark.parametrize("head", [nn.Linear(12, 1), nn.Unflatten(1, (3, 4))])

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from foveate.explanations import explain
+from foveate.errors import FoveateError
+from foveate.explanations import METHODS, explain
 from foveate.surgery import attentions, insert
-
-METHODS = ["attention", "gradcam"]
 
 
 class Noisy(nn.Module):
@@ -88,3 +87,25 @@ def test_evaluation_mode_is_used(prepared, images, method):
     quiet = explain(prepared, images, method)
     prepared.train()
     assert torch.equal(explain(prepared, images, method).maps[0].values, quiet.maps[0].values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_any_mode_of_autograd_around(prepared, images, untouched, method, around):
+    expected = explain(prepared, images, method).maps[0].values
+    check = untouched(prepared)
+    with around():
+        found = explain(prepared, images * 1, method).maps[0].values
+    check()
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "hirescam"])
+def test_when_the_layer_does_not_fit(prepared, images, untouched, method):
+    check = untouched(prepared)
+    for layer in ("head", "pool", "unused", "nowhere"):
+        with pytest.raises(FoveateError):
+            explain(prepared, images, method, layer=layer)
+    with pytest.raises(FoveateError):
+        explain(prepared, images, method, target=99)
+    check()
