@@ -18,7 +18,7 @@ from foveate.kernels.switch import enabled
 
 __all__ = ["BACKENDS", "backend_for", "dense", "passes", "wide"]
 
-BACKENDS = {"cpu": "foveate.kernels.ulsam_cpu"}
+BACKENDS = {"cpu": "foveate.kernels.ulsam_cpu", "cuda": "foveate.kernels.ulsam_triton"}
 """Device type -> module with ``TYPES``, ``available(dtype)`` and the passes."""
 
 

@@ -20,6 +20,7 @@ __all__ = ["METHODS", "Explorer", "Limits", "Look"]
 METHODS = ("attention", "gradcam", "gradcam++", "hirescam", "cam")
 _NAME = re.compile(r"(torchvision:)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of a network: no path looks like this
 _KEPT = 4  # networks at a time
+_SHOWN = 400  # pixels, at least, of a picture on the page
 _COST = (
     ("parameters", "params", 1e6, "M"),
     ("MACs", "macs", 1e6, "M"),
@@ -63,9 +64,12 @@ class Look:
 
     def overlay(self, name: str | None, opacity: float) -> Image.Image:
         """The picture with one map over it; the picture alone where there is no such map."""
-        if name not in self.maps:
-            return self.explanation.pictures[0]
-        return self.explanation.overlay(self.maps.index(name), opacity=min(max(opacity, 0.0), 1.0))
+        if name in self.maps:
+            picture = self.explanation.overlay(self.maps.index(name), opacity=min(max(opacity, 0.0), 1.0))
+        else:
+            picture = self.explanation.pictures[0]
+        larger = max(1, -(-_SHOWN // picture.width))
+        return picture.resize((larger * picture.width, larger * picture.height), Image.Resampling.BICUBIC)
 
 
 class Explorer:

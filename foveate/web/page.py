@@ -22,6 +22,7 @@ LOOKS: dict[str, Any] = {
 }
 _HEADINGS = ["", "network", "without the plan", "difference"]
 _AUDIT = ["site", "spec", "verdict", "reason"]
+_BUTTONS: Any = ["download", "fullscreen"]  # not "share", which sends the picture to another server
 _PLAN = "ulsam(groups=4) after blocks.5.1"
 
 
@@ -49,7 +50,7 @@ def page(explorer: Explorer) -> gr.Blocks:
     def look(data: bytes | None, name: str, plan: str, method: str, opacity: float) -> tuple[Any, ...]:
         seen = explorer.look(data, name, plan, method)
         first = seen.maps[0] if seen.maps else None
-        gallery = [(seen.overlay(one, opacity), one) for one in seen.maps]
+        gallery = [(seen.overlay(one, opacity), one.partition(",")[0]) for one in seen.maps]
         shown = gr.Dropdown(choices=list(seen.maps), value=first, visible=len(seen.maps) > 1)
         drawn = seen.explanation.draw()
         note = gr.Markdown(seen.note, visible=bool(seen.note))
@@ -76,13 +77,19 @@ def page(explorer: Explorer) -> gr.Blocks:
                 note = gr.Markdown(visible=False)
                 prediction = gr.Label(label="Prediction", num_top_classes=5)
             with gr.Column(scale=2, min_width=320):
-                overlay = gr.Image(label="Map over the image", interactive=False, format="png", height=420)
+                overlay = gr.Image(
+                    label="Map over the image", interactive=False, format="png", height=420, buttons=_BUTTONS
+                )
                 chosen = gr.Dropdown([], label="Map", visible=False)
                 opacity = gr.Slider(0, 1, value=0.6, step=0.05, label="Opacity of the map")
                 with gr.Tab("All maps"):
-                    gallery = gr.Gallery(label="All maps", columns=4, format="png", show_label=False)
+                    gallery = gr.Gallery(
+                        label="All maps", columns=3, height="auto", format="png", show_label=False, buttons=_BUTTONS
+                    )
                 with gr.Tab("With scales"):
-                    drawing = gr.Image(label="Drawing", interactive=False, format="png", show_label=False)
+                    drawing = gr.Image(
+                        label="Drawing", interactive=False, format="png", show_label=False, buttons=_BUTTONS
+                    )
                 with gr.Tab("Cost"):
                     costs = gr.Dataframe(headers=_HEADINGS, interactive=False, wrap=False, elem_classes="wide")
                 with gr.Tab("Audit"):
@@ -92,10 +99,11 @@ def page(explorer: Explorer) -> gr.Blocks:
         looked = [state, note, prediction, chosen, overlay, gallery, drawing]
         inputs = [image, *network, method, opacity]
         for event in (go.click, image.upload, method.change, plan.submit):
-            event(_told(lambda data, *rest: look(data, *rest) if data else [gr.skip()] * len(looked)), inputs, looked)
-        for event in (go.click, model.change, plan.submit):
+            event(
+                _told(lambda data, *rest: look(data, *rest) if data else [gr.skip()] * len(looked)), inputs, looked
+            ).success(_told(explorer.costs), network, costs)
+        for event in (model.change, blocks.load):
             event(_told(explorer.costs), network, costs)
-        blocks.load(_told(explorer.costs), network, costs)
         opacity.release(blend, [state, chosen, opacity], overlay)
         chosen.input(blend, [state, chosen, opacity], overlay)
         start.click(_told(audit), network, audits)

@@ -1,0 +1,230 @@
+"""ULSAM's passes on CUDA, in Triton. What each computes stands in ulsam_triton_forward.py and ulsam_triton_backward.py.
+
+Images x, dy: (B, C, h, w), float32, bfloat16 or float16, contiguous or channels_last, not empty. Vectors and maps:
+float32. Triton is imported at the first launch. Under its interpreter (TRITON_INTERPRET=1) CPU tensors are taken too.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.kernels.ulsam import spatial_softmax
+
+__all__ = [
+    "TYPES",
+    "add_affine_",
+    "available",
+    "fold",
+    "gradients",
+    "infer",
+    "map_gradient",
+    "moments",
+    "reweight",
+    "scores",
+]
+
+logger = logging.getLogger("foveate")
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Types for which the fused path is taken by itself."""
+
+_TILE, _SMALL_TILE = 2048, 512  # elements; the small one where each element has many registers
+_ALONE = 2**14  # elements of a group that one program is not slow with, even if no other runs
+
+
+@functools.cache
+def available(dtype: torch.dtype) -> bool:
+    """Whether the kernels run on every device that there is: the first call tries one."""
+    try:
+        oldest = min(torch.cuda.get_device_capability(k) for k in range(torch.cuda.device_count()))
+        if oldest < ((8, 0) if dtype is torch.bfloat16 else (7, 0)):
+            raise RuntimeError(f"a device of capability {oldest} has no kernels for {dtype}")
+        one = torch.ones((1, 1, 1, 1), dtype=dtype, device="cuda")
+        add_affine_(one, one.clone(), one.float().flatten(), one.float().flatten())
+    except Exception as error:  # noqa: BLE001  no Triton, no driver, no compiler: the plain definition serves
+        logger.info("no CUDA kernels for %s, the plain ones serve: %s", dtype, str(error).strip().split("\n")[-1])
+        return False
+    return True
+
+
+# ---- launches ----
+
+
+def _launch(kernel: str, x: Tensor, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **tile: int) -> None:
+    """Run a kernel on the device of x; the name is MODULE.KERNEL."""
+    module, name = kernel.split(".")
+    function = getattr(importlib.import_module(f"foveate.kernels.ulsam_triton_{module}"), name)
+    with torch.cuda.device_of(x):
+        function[grid](*arguments, **tile, num_warps=warps)
+
+
+def _steps(x: Tensor) -> tuple[int, int]:
+    """From channel to channel and from place to place."""
+    _, channels, height, width = x.shape
+    return (height * width, 1) if x.is_contiguous() else (1, channels)
+
+
+def _tile(x: Tensor, channels: int, elements: int = _TILE) -> dict[str, int]:
+    """Powers of 2: the longer side along the memory."""
+    channels, places = _power(channels), _power(x.shape[2] * x.shape[3])
+    if x.is_contiguous():
+        places = min(places, elements // 8)
+        return {"CHANNELS": min(channels, elements // places), "PLACES": places}
+    channels = min(channels, 64)
+    return {"CHANNELS": channels, "PLACES": min(places, elements // channels)}
+
+
+def _power(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _parts(whole: int, part: int) -> int:
+    return -(-whole // part)
+
+
+def _by_group(kernel: str, x: Tensor, groups: int, *tensors: Tensor) -> None:
+    """One program for each group of each image and each tile of places."""
+    tile = _tile(x, x.shape[1] // groups)
+    grid = (x.shape[0] * groups, _parts(x.shape[2] * x.shape[3], tile["PLACES"]))
+    _launch(kernel, x, grid, *tensors, x.shape[1], groups, *x.shape[2:], *_steps(x), **tile)
+
+
+def _maps(x: Tensor, groups: int) -> Tensor:
+    return torch.empty((x.shape[0], groups, *x.shape[2:]), dtype=torch.float32, device=x.device)
+
+
+@functools.cache
+def _processors_and_cache(device: torch.device) -> tuple[int, int]:
+    """How many multiprocessors there are, and the bytes of the L2 cache."""
+    if device.type == "cpu":  # the interpreter
+        return 4, 2**20
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.L2_cache_size
+
+
+# ---- forward ----
+
+
+def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
+    """Both batch norms folded, (3C + g): scale, shift, point, bias.
+
+    Args:
+        vectors: of DW weight and bias, of its batch norm weight, bias, mean and variance; the same six of PW. float32.
+        groups: g.
+        eps: of the first batch norm.
+        point_eps: of the second.
+    """
+    vectors = [vector.detach() for vector in vectors]
+    channels = vectors[2].numel()
+    folded = vectors[0].new_empty(3 * channels + groups)
+    grid = (_parts(channels, 256),)
+    _launch("forward.fold", folded, grid, *vectors, folded, channels, groups, eps, point_eps, CHANNELS=256)
+    return folded
+
+
+def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
+    """x + A x, (B, C, h, w).
+
+    One program takes a whole group where there are enough of them, or a group is small, and where all that run at a
+    time fit the cache. Otherwise some images after the other, as many as fit, each with all programs.
+    """
+    batch, channels, height, width = x.shape
+    out = torch.empty_like(x)
+    processors, cache = _processors_and_cache(x.device)
+    each = channels // groups * height * width
+    live = min(batch * groups, 4 * processors) * each * x.element_size()
+    if (batch * groups >= processors or each <= _ALONE) and 4 * live <= 3 * cache:
+        sizes = (channels, groups, height, width, *_steps(x))
+        tensors = (x, folded, _maps(x, groups), out)
+        tile = _tile(x, channels // groups)
+        _launch("forward.infer", x, (batch * groups,), *tensors, *sizes, warps=8, **tile)
+        return out
+    images = max(1, cache // (2 * channels * height * width * x.element_size()))
+    for some, some_out in zip(x.split(images), out.split(images), strict=True):
+        attention = spatial_softmax(scores(some, folded, groups).relu_())
+        _by_group("forward.reweight", some, groups, some, attention, some_out)
+    return out
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (biased) of each channel, (C) and (C)."""
+    batch, channels, height, width = x.shape
+    tile = _tile(x, channels)
+    across, units = _parts(channels, tile["CHANNELS"]), batch * _parts(height * width, tile["PLACES"])
+    parts = min(units, _parts(4 * _processors_and_cache(x.device)[0], across))
+    found = torch.empty((parts, 3, channels), dtype=torch.float32, device=x.device)
+    sizes = (batch, channels, height, width, *_steps(x), parts)
+    _launch("forward.moments", x, (across, parts), x, found, *sizes, **tile)
+    count, means, squares = found.double().unbind(1)
+    mean = (count * means).sum(0) / (batch * height * width)
+    square = squares.sum(0) + (count * (means - mean).square()).sum(0)
+    return mean.float(), (square / (batch * height * width)).float()
+
+
+def scores(x: Tensor, folded: Tensor, groups: int) -> Tensor:
+    """What the softmax's ReLU gets, (B, g, h, w)."""
+    score = _maps(x, groups)
+    _by_group("forward.scores", x, groups, x, folded, score)
+    return score
+
+
+def reweight(x: Tensor, attention: Tensor) -> Tensor:
+    """x + A x for maps (B, g, h, w)."""
+    out = torch.empty_like(x)
+    _by_group("forward.reweight", x, attention.shape[1], x, attention, out)
+    return out
+
+
+# ---- backward ----
+
+
+def map_gradient(x: Tensor, dy: Tensor, groups: int) -> Tensor:
+    """dA, (B, g, h, w), for dy in the strides of x."""
+    dmap = _maps(x, groups)
+    _by_group("backward.map_gradient", x, groups, x, dy, dmap)
+    return dmap
+
+
+def gradients(
+    x: Tensor, dy: Tensor, folded: Tensor, attention: Tensor, dscore: Tensor, centre: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of x without what goes through the statistics of a batch, and of the vectors.
+
+    Args:
+        x: the input.
+        dy: the gradient of the output, in the strides of x.
+        folded: as in the forward pass; the bias is not used.
+        attention: A.
+        dscore: the gradient of the scores.
+        centre: (C), subtracted from x in the second result.
+
+    Returns:
+        dx (B, C, h, w); sum of dz (x - centre), sum of dz, and the gradient of point, (C) each.
+    """
+    (batch, channels, height, width), groups = x.shape, attention.shape[1]
+    tile = _tile(x, channels // groups, _SMALL_TILE)
+    tiles = _parts(height * width, tile["PLACES"])
+    across = _parts(channels // groups, tile["CHANNELS"])
+    parts = min(tiles, _parts(8 * _processors_and_cache(x.device)[0], batch * groups * across))
+    dx = torch.empty_like(x)
+    sums = torch.empty((batch * parts, 3, channels), dtype=torch.float32, device=x.device)
+    tensors = (x, dy, folded, attention, dscore, centre, dx, sums)
+    sizes = (channels, groups, height, width, *_steps(x), parts)
+    _launch("backward.gradients", x, (batch * groups, across, parts), *tensors, *sizes, **tile)
+    with_x, plain, point = sums.sum(0).unbind(0)
+    return dx, with_x.clone(), plain.clone(), point.clone()
+
+
+def add_affine_(dx: Tensor, x: Tensor, constant: Tensor, factor: Tensor) -> None:
+    """``dx += constant + factor * x``, (C) each, in place."""
+    tile = _tile(x, x.shape[1])
+    grid = (x.shape[0], _parts(x.shape[1], tile["CHANNELS"]), _parts(x.shape[2] * x.shape[3], tile["PLACES"]))
+    affine = torch.cat([constant, factor])
+    _launch("backward.add_affine", x, grid, dx, x, affine, *x.shape[1:], *_steps(x), **tile)
