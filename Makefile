@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test check format docs
+.PHONY: help demo test check format docs bench-cpu bench-gpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -26,6 +26,12 @@ format: $(VENV)/.test  ## put the code into the project's format
 
 docs: $(VENV)/.docs  ## the pages in site/, every link checked
 	$(BIN)/mkdocs build --strict
+
+bench-cpu: $(VENV)/.test  ## time the fused kernels on the processor
+	$(BIN)/python benchmarks/kernels.py --device cpu
+
+bench-gpu: $(VENV)/.test  ## time the fused kernels on the GPU
+	$(BIN)/python benchmarks/kernels.py --device cuda
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

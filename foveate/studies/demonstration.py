@@ -68,7 +68,11 @@ def demo(*, quick: bool = False, output: str | os.PathLike[str] | None = None, p
     page = report(found, data, folder=folder, commands=["foveate demo --quick" if quick else "foveate demo"])
     console.print()
     found.print(console)
-    for what, place in (("report", page), ("overlays", folder / "overlays"), ("models", f"{folder}/runs/*/attempt.*/last")):
+    for what, place in (
+        ("report", page),
+        ("overlays", folder / "overlays"),
+        ("models", f"{folder}/runs/*/attempt.*/last"),
+    ):
         console.print(f"{what + ':':10}{place}", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - began:.0f} seconds", style="dim")
     return found
