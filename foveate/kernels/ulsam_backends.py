@@ -16,21 +16,22 @@ from torch.autograd import forward_ad
 
 from foveate.kernels.switch import enabled
 
-__all__ = ["BACKENDS", "backend_for", "dense", "passes", "wide"]
+__all__ = ["BACKENDS", "backend_for", "dense", "is_ready", "passes", "wide"]
 
 BACKENDS = {"cpu": "foveate.kernels.ulsam_cpu", "cuda": "foveate.kernels.ulsam_triton"}
 """Device type -> module with ``TYPES``, ``available(dtype)`` and the passes."""
 
 
 @functools.cache
-def _is_ready(device: str, dtype: torch.dtype) -> bool:
+def is_ready(device: str, dtype: torch.dtype) -> bool:
+    """Whether a type of device has a backend for a type of element, and it works here."""
     if device not in BACKENDS:
         return False
     backend = importlib.import_module(BACKENDS[device])
     return dtype in backend.TYPES and backend.available(dtype)
 
 
-_is_ready_constant = torch.compiler.assume_constant_result(_is_ready.__wrapped__)
+_is_ready_constant = torch.compiler.assume_constant_result(is_ready.__wrapped__)
 
 
 def backend_for(x: Tensor) -> bool:
@@ -48,7 +49,7 @@ def backend_for(x: Tensor) -> bool:
         or forward_ad._current_level >= 0
     ):
         return False
-    return _is_ready(x.device.type, x.dtype)
+    return is_ready(x.device.type, x.dtype)
 
 
 def passes(x: Tensor) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from foveate.kernels.ulsam_backends import dense, passes, wide
+from foveate.kernels.ulsam_backends import dense, is_ready, passes, wide
 from foveate.kernels.ulsam_train import Trained, plain, train_backward, train_forward
 
 __all__ = ["fold", "infer", "scores_folded", "train"]
@@ -46,7 +46,7 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
         eps: of the first batch norm.
         point_eps: of the second.
     """
-    if not torch.compiler.is_compiling() and _are_plain(vectors):
+    if not torch.compiler.is_compiling() and _are_plain(vectors) and is_ready(vectors[0].device.type, torch.float32):
         return passes(vectors[0]).fold(vectors, groups, eps, point_eps)
     kind = wide(vectors[0])
     w, b, weight, bias, mean, var, pw, pb, pweight, pbias, pmean, pvar = (v.flatten().to(kind) for v in vectors)
@@ -57,8 +57,9 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
 
 
 def _are_plain(vectors: Sequence[Tensor]) -> bool:
+    device = vectors[0].device
     for v in vectors:  # written out, for it is called in each forward pass
-        if type(v) not in _PLAIN or v.dtype is not torch.float32 or not v.is_cpu or not v.is_contiguous():
+        if type(v) not in _PLAIN or v.dtype is not torch.float32 or v.device != device or not v.is_contiguous():
             return False
     return True
 

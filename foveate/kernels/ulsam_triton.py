@@ -43,26 +43,37 @@ _ALONE = 2**14  # elements of a group that one program is not slow with, even if
 def available(dtype: torch.dtype) -> bool:
     """Whether the kernels run on every device that there is: the first call tries one."""
     try:
-        oldest = min(torch.cuda.get_device_capability(k) for k in range(torch.cuda.device_count()))
-        if oldest < ((8, 0) if dtype is torch.bfloat16 else (7, 0)):
-            raise RuntimeError(f"a device of capability {oldest} has no kernels for {dtype}")
+        devices = [torch.cuda.get_device_capability(k) for k in range(torch.cuda.device_count())]
+        if min(devices, default=(0, 0)) < ((8, 0) if dtype is torch.bfloat16 else (7, 0)):
+            raise RuntimeError(f"{dtype} on devices of capability {devices}")
+        _kernel("backward.add_affine")
         one = torch.ones((1, 1, 1, 1), dtype=dtype, device="cuda")
         add_affine_(one, one.clone(), one.float().flatten(), one.float().flatten())
     except Exception as error:  # noqa: BLE001  no Triton, no driver, no compiler: the plain definition serves
-        logger.info("no CUDA kernels for %s, the plain ones serve: %s", dtype, str(error).strip().split("\n")[-1])
+        _say(str(error).strip().split("\n")[-1])
         return False
     return True
+
+
+@functools.cache
+def _say(reason: str) -> None:
+    """Each reason once."""
+    logger.info("no CUDA kernels, the plain ones serve: %s", reason)
 
 
 # ---- launches ----
 
 
+def _kernel(name: str) -> Any:
+    """By the name MODULE.KERNEL. Importing the module imports Triton."""
+    module, kernel = name.split(".")
+    return getattr(importlib.import_module(f"foveate.kernels.ulsam_triton_{module}"), kernel)
+
+
 def _launch(kernel: str, x: Tensor, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **tile: int) -> None:
-    """Run a kernel on the device of x; the name is MODULE.KERNEL."""
-    module, name = kernel.split(".")
-    function = getattr(importlib.import_module(f"foveate.kernels.ulsam_triton_{module}"), name)
+    """Run a kernel on the device of x."""
     with torch.cuda.device_of(x):
-        function[grid](*arguments, **tile, num_warps=warps)
+        _kernel(kernel)[grid](*arguments, **tile, num_warps=warps, enable_fp_fusion=True)
 
 
 def _steps(x: Tensor) -> tuple[int, int]:
@@ -165,7 +176,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     count, means, squares = found.double().unbind(1)
     mean = (count * means).sum(0) / (batch * height * width)
     square = squares.sum(0) + (count * (means - mean).square()).sum(0)
-    return mean.float(), (square / (batch * height * width)).float()
+    return (mean + x[0, :, 0, 0]).float(), (square / (batch * height * width)).float()
 
 
 def scores(x: Tensor, folded: Tensor, groups: int) -> Tensor:

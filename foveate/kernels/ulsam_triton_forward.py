@@ -134,14 +134,16 @@ def infer(x, folded, score, out, C, g, h, w, by_channel, by_place, CHANNELS: tl.
 
 @triton.jit
 def moments(x, found, B, C, h, w, by_channel, by_place, parts, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
-    """Count, mean and sum of squares around the mean, (parts, 3, C). Grid: tiles of channels, parts of the places.
+    """Of x less its first value: count, mean, sum of squares around the mean, (parts, 3, C).
 
-    Each tile has its own mean; two are joined as by Chan, Golub and LeVeque: a small variance keeps its digits.
+    Grid: tiles of channels, parts of the places. Each tile has its own mean; two are joined as by Chan, Golub and
+    LeVeque: a small variance keeps its digits.
     """
     hw = h * w
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     part = tl.program_id(1)
     tiles = tl.cdiv(hw, PLACES)
+    origin = tl.load(x + c * by_channel, mask=c < C, other=0.0).to(tl.float32)[:, None]
     count = tl.zeros([CHANNELS], tl.float32)
     mean = tl.zeros([CHANNELS], tl.float32)
     square = tl.zeros([CHANNELS], tl.float32)
@@ -150,7 +152,7 @@ def moments(x, found, B, C, h, w, by_channel, by_place, parts, CHANNELS: tl.cons
         p = (tile % tiles) * PLACES + tl.arange(0, PLACES)
         mask = (c < C)[:, None] & (p < hw)[None, :]
         at = (c * by_channel)[:, None] + (image * C * hw + p * by_place)[None, :]
-        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        value = tl.where(mask, tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - origin, 0.0)
         n = tl.sum((p < hw).to(tl.float32), axis=0)
         here = tl.sum(value, axis=1) / n
         away = tl.where(mask, value - here[:, None], 0.0)
