@@ -140,7 +140,7 @@ def networks() -> list[str]:
         rows = []
         for same in groups.values():
             model = built(lambda name=same[0]: timm.create_model(name))
-            size = model.pretrained_cfg["input_size"]
+            size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
             exact = sum(p.numel() for p in model.parameters()), tally(model.eval(), size)[""].macs
             printed = fv.cost(model, counting="paper") if fv.plan_of(model) else None
             counted = [*exact, printed.params, printed.macs] if printed else exact
@@ -171,7 +171,7 @@ def build_up(name: str) -> Any:
 @functools.cache
 def plain(network: str) -> tuple[nn.Module, dict[str, tuple[int, int, int]]]:
     """A network without a plan, and the shapes at its sites."""
-    model = built(lambda: timm.create_model(network))
+    model = built(lambda: fv.create_model(network))
     return model, {site.name: (site.channels, site.height, site.width) for site in fv.sites(model)}
 
 

@@ -197,7 +197,7 @@ def test_nothing_reads_what_nothing_wrote(layout, nan_memory):
         compare(shape, groups, layout, (False, False))
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 3, 3), (2, 8, 0, 3)])
+@pytest.mark.parametrize("shape", [(0, 8, 3, 3), (0, 8, 1, 1)])
 def test_empty(shape):
     with torch.no_grad():
         assert ULSAM(8).eval()(torch.empty(shape)).shape == shape
