@@ -26,10 +26,13 @@ from foveate.errors import FoveateError, near
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_PIXELS", "Preprocess", "open_image"]
+__all__ = ["MAX_PIXELS", "SUFFIXES", "Preprocess", "open_image"]
 
 MAX_PIXELS = 64_000_000
 """The most pixels (width times height) that are decoded unless the caller allows more: 192 MB as RGB."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jfif", ".gif", ".avif")
+"""How the names of image files end: torchvision's and three more, without importing it."""
 
 _INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 

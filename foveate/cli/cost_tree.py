@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import foveate as fv
-from foveate.errors import FoveateError, first_line
+from foveate.cli import csv_lines
+from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,18 +73,7 @@ def write_csv(cost: fv.Cost, where: str) -> None:
     Raises:
         FoveateError: the file cannot be written.
     """
-    rows = [_plain(row) for row in _rows(cost)]
-    text = io.StringIO()
-    writer = csv_format.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    if where == "-":
-        print(text.getvalue(), end="")
-        return
-    try:
-        Path(where).write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise FoveateError(f"cannot write {where}: {first_line(error)}") from error
+    csv_lines.write_csv([_plain(row) for row in _rows(cost)], where)
 
 
 def totals(cost: fv.Cost) -> Table:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
 import json as json_format
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 import foveate as fv
+from foveate.cli.csv_lines import write_csv
 from foveate.cli.options import ModelOptions, open_network, say
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError
 
 __all__ = ["latency"]
 
@@ -75,26 +73,11 @@ def latency(
     for note in found.notes:
         say(note)
     if csv is not None:
-        _write_csv(found, csv)
+        write_csv(found.as_dicts(), csv)
     if json:
         print(json_format.dumps({"plan": str(fv.plan_of(network) or ""), "settings": found.as_dicts()}, indent=2))
     elif csv != "-":
         _print(found)
-
-
-def _write_csv(found: fv.Latency, where: str) -> None:
-    rows = found.as_dicts()
-    text = io.StringIO()
-    writer = csv_format.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    if where == "-":
-        print(text.getvalue(), end="")
-        return
-    try:
-        Path(where).write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise FoveateError(f"cannot write {where}: {first_line(error)}") from error
 
 
 def _print(found: fv.Latency) -> None:

@@ -9,14 +9,12 @@ from pathlib import Path
 from foveate.data.division import divide
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
+from foveate.images import SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "TRAIN_NAMES", "VAL_NAMES", "read_folder"]
+__all__ = ["TRAIN_NAMES", "VAL_NAMES", "read_folder"]
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")
-
-# torchvision's IMG_EXTENSIONS and three more; importing torchvision for them would take seconds.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jfif", ".gif", ".avif")
 
 
 def read_folder(root: Path, seed: int, val_fraction: float) -> ImageData:
@@ -140,7 +138,7 @@ class _Scan:
                     yield from self._new_images(entry.path, entered, place)
                 else:
                     self.repeats += 1
-            elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
+            elif not entry.name.lower().endswith(SUFFIXES):
                 self.others += 1
             elif real not in self.seen:
                 self.seen[real] = place

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.data.division import divide
-from foveate.data.folder import IMAGE_SUFFIXES, TRAIN_NAMES, VAL_NAMES
+from foveate.data.folder import TRAIN_NAMES, VAL_NAMES
 from foveate.data.sources import Piece
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, first_line
+from foveate.images import SUFFIXES
 
 __all__ = ["is_shards", "read_shards"]
 
@@ -80,7 +81,7 @@ def _samples(files: Sequence[Path]) -> list[tuple[Piece, str, str]]:
                     if suffix.lower() == "cls":
                         text = tar.extractfile(member)
                         labels[key] = text.read(_MOST_DIGITS).decode().strip() if text else ""
-                    elif f".{suffix.lower()}" in IMAGE_SUFFIXES:
+                    elif f".{suffix.lower()}" in SUFFIXES:
                         images[key] = (Piece(str(file), member.offset_data, member.size), member.name)
         except (OSError, tarfile.TarError, UnicodeError, ValueError) as error:
             raise FoveateError(f"{file} is no plain tar file that can be read: {first_line(error)}") from error

@@ -13,13 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.images import Preprocess, open_image
+from foveate.images import SUFFIXES, Preprocess, open_image
 
 __all__ = ["Images", "OneImage", "files_of"]
 
 OneImage = str | os.PathLike[str] | bytes | Image.Image
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jfif", ".gif", ".avif")
 
 
 def files_of(source: str | os.PathLike[str]) -> list[Path]:
@@ -30,13 +28,13 @@ def files_of(source: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(source)
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not found:
-            raise FoveateError(f"the folder {str(path)!r} holds no image ({', '.join(_SUFFIXES[:5])}, ...)")
+            raise FoveateError(f"the folder {str(path)!r} holds no image ({', '.join(SUFFIXES[:5])}, ...)")
         return found
     if not path.exists() and glob.has_magic(str(source)):
         found = sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - "**" as in a shell
-        found = [file for file in found if file.suffix.lower() in _SUFFIXES and file.is_file()]
+        found = [file for file in found if file.suffix.lower() in SUFFIXES and file.is_file()]
         if not found:
             raise FoveateError(f"no image matches {str(source)!r}: a pattern is such as 'photos/*.jpg'")
         return found

@@ -37,7 +37,7 @@ class Limits:
     Args:
         file_bytes: of an uploaded file.
         pixels: of an image, read from its header before anything is decoded.
-        side: of what the network sees, in pixels.
+        side: pixels that both sides of a large JPEG keep at least: it is decoded smaller, which is faster.
     """
 
     file_bytes: int = 10_000_000

@@ -60,7 +60,7 @@ def serve(
             share=False,
             max_file_size=limits.file_bytes,
             prevent_thread_lock=not block,
-            quiet=not block,
+            quiet=True,
             footer_links=[],
             **LOOKS,
         )

@@ -186,3 +186,28 @@ def test_images_that_cannot_be_explained(attentive, images, words):
 def test_no_such_image(attentive, photo):
     with pytest.raises(FoveateError, match="no image 1: the explanation holds 1"):
         explain(attentive, photo).draw(1)
+
+
+def test_top_gives_the_largest_probabilities(model, photo):
+    found = explain(model, photo, "gradcam")
+    top = found.top()
+    assert list(top.values()) == sorted(top.values(), reverse=True)
+    assert next(iter(top)) == found.label(int(found.predictions[0]))
+    assert next(iter(top.values())) == float(found.probabilities[0])
+    assert len(found.top(most=1)) == 1
+
+
+def test_overlay_goes_from_the_grey_image_to_the_map(model, photo):
+    found = explain(model, photo, "gradcam")
+    picture = found.pictures[0]
+    assert found.overlay(opacity=0.0).tobytes() == picture.convert("L").convert("RGB").tobytes()
+    assert found.overlay(opacity=1.0).tobytes() != found.overlay(opacity=0.5).tobytes()
+    assert found.overlay().size == picture.size
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [({"number": 9}, "no map 9"), ({"index": 1}, "image 1"), ({"opacity": 2}, "opacity=2")]
+)
+def test_overlay_of_what_is_not_there(model, photo, given, words):
+    with pytest.raises(FoveateError, match=words):
+        explain(model, photo, "gradcam").overlay(**given)
