@@ -86,7 +86,10 @@ import torch
 from foveate.attention.ulsam import ULSAM
 from foveate.kernels import ulsam_cpu
 torch.manual_seed(0)
-out = ULSAM(8).eval()(torch.ones(1, 8, 3, 3))
+module, x = ULSAM(8).eval(), torch.ones(1, 8, 3, 3)
+out = module(x)
+module.fuse()
+assert torch.allclose(module(x), out)
 print(float(out.sum()), bool(ulsam_cpu._functions.cache_info().currsize and ulsam_cpu.available(torch.float32)))
 """
 
