@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from foveate.kernels.switch import enabled
 from foveate.kernels.ulsam_backends import dense, is_ready, passes, wide
 from foveate.kernels.ulsam_train import Trained, plain, train_backward, train_forward
 
@@ -46,7 +47,8 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
         eps: of the first batch norm.
         point_eps: of the second.
     """
-    if not torch.compiler.is_compiling() and _are_plain(vectors) and is_ready(vectors[0].device.type, torch.float32):
+    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors)
+    if fused and is_ready(vectors[0].device.type, torch.float32):
         return passes(vectors[0]).fold(vectors, groups, eps, point_eps)
     kind = wide(vectors[0])
     w, b, weight, bias, mean, var, pw, pb, pweight, pbias, pmean, pvar = (v.flatten().to(kind) for v in vectors)
