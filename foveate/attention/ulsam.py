@@ -85,7 +85,7 @@ class ULSAM(nn.Module):
         dws, point = self.bn_dws, self.bn_point
         wanted = wanted and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
         if not wanted and not dws.training and not point.training:
-            return ulsam_op.infer(x, self._fold(), self.groups)
+            return ulsam_op.evaluate(x, *self._statistics())
         if (dws.training or point.training) and x.numel() == self.channels:
             return reweight(x, self.attend(x))  # one value for each channel has no variance: torch says so
         return self._train(x)
@@ -122,16 +122,17 @@ class ULSAM(nn.Module):
     def fuse(self) -> None:
         """Keep both batch norms folded into four vectors, for inference; ``train()`` and new weights discard them."""
         with torch.no_grad():
-            self.folded = self._fold()
+            self.folded = ulsam_op.fold(*self._statistics())
 
-    def _fold(self) -> Tensor:
+    def _statistics(self) -> tuple[list[Tensor], int, float, float]:
+        """What ``fold`` takes."""
         children: Iterable[Any] = self._modules.values()
         conv, norm, point, point_norm = children
-        vectors = []
+        vectors: list[Tensor] = []
         for convolution, batch_norm in ((conv, norm), (point, point_norm)):
             mean, var, _ = batch_norm._buffers.values()
             vectors += [*convolution._parameters.values(), *batch_norm._parameters.values(), mean, var]
-        return ulsam_op.fold(vectors, self.groups, norm.eps, point_norm.eps)
+        return vectors, self.groups, norm.eps, point_norm.eps
 
     def train(self, mode: bool = True) -> ULSAM:
         """As in torch; what ``fuse`` prepared is discarded when training starts."""

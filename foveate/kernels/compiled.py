@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["cache_folder", "library", "parallel_entry"]
+__all__ = ["cache_folder", "library", "openmp"]
 
 logger = logging.getLogger("foveate")
 
@@ -117,19 +117,20 @@ def _processor() -> str:
 
 
 @functools.cache
-def parallel_entry() -> int:
-    """The address of GOMP_parallel in the OpenMP library that torch runs on, so that there is one pool of threads.
+def openmp() -> tuple[int, int]:
+    """The addresses of GOMP_parallel and omp_get_thread_num in the OpenMP library of torch: so there is one pool of threads.
 
-    Two pools would wait for each other's work by spinning. 0 where it is not found: then one thread works.
+    Two pools would wait for each other's work by spinning. (0, 0) where it is not found: then one thread works.
     """
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 0
+        return 0, 0
     mapped = {line.split(maxsplit=5)[-1] for line in lines}
     known = [path for path in mapped if Path(path).name.startswith(("libgomp", "libiomp5", "libomp"))]
     for path in sorted(known, key=lambda path: "torch" not in path):
-        entry = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-        if entry is not None:
-            return ctypes.cast(entry, ctypes.c_void_p).value or 0
-    return 0
+        found = [getattr(ctypes.CDLL(path), name, None) for name in ("GOMP_parallel", "omp_get_thread_num")]
+        if all(found):
+            parallel, number = (ctypes.cast(entry, ctypes.c_void_p).value or 0 for entry in found if entry)
+            return parallel, number
+    return 0, 0

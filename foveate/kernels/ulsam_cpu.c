@@ -47,6 +47,7 @@ static void scores_last(const Setting *s, const STORED *x, const REAL *folded, s
         for (size i = 0; i < 2 * K; i++) columns[i] = 0;
         for (size column = 0; column <= w; column++) {
             const STORED *here = y < h && column < w ? x + (y * w + column) * C + c0 : NULL;
+            if (y + 1 < h && column < w) fetch_ahead(x + ((y + 1) * w + column) * C + c0, K);
             REAL *old = column < w ? top + column * K : zero, *recent = column < w ? mid + column * K : zero;
             REAL *done = score + (y - 1) * w + column - 1;
             const int inside = y > y0 && column > 0;
@@ -97,8 +98,12 @@ static void scores_planes(const Setting *s, const STORED *x, const REAL *folded,
 
 /* ---- scores: either format ---- */
 
-/* Groups that are taken together. */
-static size together(const Setting *s) { return s->last ? least(parts(ENOUGH, s->C / s->g), s->g) : 1; }
+/* Groups that are taken together: where channels come last all, so that an image is read and written from its start to
+   its end, unless the threads would have nothing to do. */
+static size together(const Setting *s) {
+    if (!s->last) return 1;
+    return s->B >= s->threads ? s->g : least(parts(ENOUGH, s->C / s->g), s->g);
+}
 
 static void scores_of(const Setting *s, const Arguments *a, size b, size n0, size n1, size y0, size y1,
                             REAL *scratch) {
@@ -248,6 +253,12 @@ void infer(const Setting *s, const STORED *x, const REAL *folded, REAL *score, S
     run(s, s->B * s->g, softmax_task, &a);
     a.strips = strips_for(s, s->B, s->h);
     run(s, s->B * a.strips, weigh_task, &a);
+}
+
+void evaluate(const Setting *s, const STORED *x, const REAL *const *vectors, double eps, double point_eps, REAL *folded,
+              REAL *score, STORED *out) {
+    fold(vectors, s->C, s->g, eps, point_eps, folded);
+    infer(s, x, folded, score, out);
 }
 
 void moments(const Setting *s, const STORED *x, double *sums, size strips) {

@@ -69,20 +69,29 @@ static inline REAL keep(REAL value, MASK mask) {
 static inline size least(size a, size b) { return a < b ? a : b; }
 static inline size parts(size whole, size part) { return (whole + part - 1) / part; }
 
+/* Ask for n elements that are needed soon: where channels come last, the processor does not foresee the next place of a
+   block. */
+static inline void fetch_ahead(const STORED *x, size n) {
+    for (size i = 0; i < n; i += 64 / (size)sizeof(STORED)) __builtin_prefetch(x + i);
+}
+
 /* ---- the work and the threads ---- */
 
-/* Channels that are taken together where they come last, so that their rows stay in the first cache; in the backward
-   pass, which keeps more rows, fewer. Elements of a plane that are taken together. */
-enum { BLOCK = 128, ENOUGH = 64, NARROW = 32, STRIP = 4096 };
+/* Channels that are taken together where they come last, so that their rows stay in the first cache: BLOCK; in the
+   backward pass, which keeps more, LINE. Of planes: NARROW channels in one task, STRIP elements of each at a time. */
+enum { MOST = 256 }; /* threads */
+enum { BLOCK = 128, ENOUGH = 64, LINE = 16, NARROW = 32, STRIP = 4096 };
 
 /* GOMP_parallel of the OpenMP library that torch has loaded: one pool of threads, not two. NULL: one thread. */
 typedef void (*parallel_fn)(void (*)(void *), void *, unsigned, unsigned);
+typedef int (*number_fn)(void); /* omp_get_thread_num of the same library */
 
 /* B, C, g, h, w: of the images; last: the channels come last; scratch_bytes: of the scratch of one thread. */
 typedef struct {
     size B, C, g, h, w, last, threads, scratch_bytes;
     char *scratch;
     parallel_fn parallel;
+    number_fn number;
 } Setting;
 
 /* What a task reads and writes; each uses some of it. The maps are (B, g, h, w). */
@@ -97,28 +106,38 @@ typedef struct {
 
 typedef void (*task_fn)(const Setting *, const Arguments *, size task, REAL *scratch);
 
+/* Each thread has a part of the tasks, always the same ones, so that what it wrote in the call before is in its own cache;
+   one that is ready early takes from the others' parts. next: of each part, a line of the cache apart. */
 typedef struct {
     const Setting *setting;
     const Arguments *arguments;
     task_fn task;
-    size tasks, next, seats;
+    size tasks, seats;
+    size next[MOST][8];
 } Job;
 
 static void work(void *shared) {
     Job *job = shared;
     const Setting *s = job->setting;
-    const size seat = __atomic_fetch_add(&job->seats, 1, __ATOMIC_RELAXED);
-    for (;;) {
-        const size task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
-        if (task >= job->tasks) return;
-        job->task(s, job->arguments, task, (REAL *)(s->scratch + seat * s->scratch_bytes));
+    const size threads = least(s->threads, MOST), seat = __atomic_fetch_add(&job->seats, 1, __ATOMIC_RELAXED);
+    const size own = s->number ? s->number() : seat;
+    for (size i = 0; i < threads; i++) {
+        const size part = (own + i) % threads, end = (part + 1) * job->tasks / threads;
+        for (;;) {
+            const size task = __atomic_fetch_add(&job->next[part][0], 1, __ATOMIC_RELAXED);
+            if (task >= end) break;
+            job->task(s, job->arguments, task, (REAL *)(s->scratch + seat * s->scratch_bytes));
+        }
     }
 }
 
 static void run(const Setting *s, size tasks, task_fn task, const Arguments *arguments) {
-    Job job = {s, arguments, task, tasks, 0, 0};
-    if (s->parallel && s->threads > 1 && tasks > 1)
-        s->parallel(work, &job, (unsigned)s->threads, 0);
+    Job job; /* not cleared as a whole: it is long */
+    job.setting = s, job.arguments = arguments, job.task = task, job.tasks = tasks, job.seats = 0;
+    const size threads = least(s->threads, MOST);
+    for (size part = 0; part < threads; part++) job.next[part][0] = part * tasks / threads;
+    if (s->parallel && threads > 1 && tasks > 1)
+        s->parallel(work, &job, (unsigned)threads, 0);
     else
         work(&job);
 }

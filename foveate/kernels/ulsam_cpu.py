@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.kernels.compiled import library, parallel_entry
+from foveate.kernels.compiled import library, openmp
 
 __all__ = [
     "TYPES",
     "add_affine_",
     "available",
+    "evaluate",
     "fold",
     "gradients",
     "infer",
@@ -36,7 +38,7 @@ TYPES = (torch.float32, torch.bfloat16)
 _DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float64: "FLOAT64"}
 _FOLDER = Path(__file__).parent
 _FILES = tuple(_FOLDER / name for name in ("ulsam_cpu.c", "ulsam_cpu.h", "ulsam_cpu_gradients.h"))
-_BLOCK, _NARROW, _STRIP = 128, 32, 4096  # as in ulsam_cpu.h
+_BLOCK, _LINE, _STRIP = 128, 16, 4096  # as in ulsam_cpu.h
 
 
 class _Setting(ctypes.Structure):
@@ -44,7 +46,11 @@ class _Setting(ctypes.Structure):
         *((name, ctypes.c_ssize_t) for name in ("B", "C", "g", "h", "w", "last", "threads", "scratch_bytes")),
         ("scratch", ctypes.c_void_p),
         ("parallel", ctypes.c_void_p),
+        ("number", ctypes.c_void_p),
     ]
+
+
+_Twelve = ctypes.c_void_p * 12
 
 
 @functools.cache
@@ -53,11 +59,17 @@ def _functions(dtype: torch.dtype) -> Any:
     if lib is not None:
         pointer, setting, size, number = ctypes.c_void_p, ctypes.POINTER(_Setting), ctypes.c_ssize_t, ctypes.c_double
         lib.fold.argtypes = [pointer, size, size, number, number, pointer]
+        lib.evaluate.argtypes = [setting, pointer, pointer, number, number, pointer, pointer, pointer]
         lib.moments.argtypes = [setting, pointer, pointer, size]
         for name, count in (("infer", 4), ("scores", 3), ("reweight", 3), ("map_gradient", 3), ("gradients", 8)):
             getattr(lib, name).argtypes = [setting, *[pointer] * count]
         lib.add_affine.argtypes = [setting, pointer, pointer, pointer]
-        for name in ("fold", "moments", "infer", "scores", "reweight", "map_gradient", "gradients", "add_affine"):
+        for name in (
+            "fold",
+            "evaluate",
+            "moments",
+            *("infer", "scores", "reweight", "map_gradient", "gradients", "add_affine"),
+        ):
             getattr(lib, name).restype = None
     return lib
 
@@ -67,15 +79,29 @@ def available(dtype: torch.dtype) -> bool:
     return _functions(dtype) is not None
 
 
-def _setting(x: Tensor, groups: int, numbers: int = 0) -> tuple[_Setting, Tensor]:
-    """The sizes, and the memory that the threads work in: ``numbers`` of float32 or float64 for each."""
+class _Own(threading.local):
+    """The memory that the threads of one caller work in; it is kept, for it is small."""
+
+    scratch = torch.empty(0, dtype=torch.uint8)
+
+
+_own = _Own()
+
+
+@functools.lru_cache(maxsize=256)
+def _sizes(caller: int, shape: torch.Size, groups: int, last: bool, threads: int, each: int) -> _Setting:  # noqa: ARG001
+    return _Setting(*shape[:2], groups, *shape[2:], last, threads, each, None, *openmp())
+
+
+def _setting(x: Tensor, groups: int, numbers: int = 0) -> _Setting:
+    """The sizes, and the memory to work in: ``numbers`` of float32 or float64 for each thread. For one caller."""
     threads = torch.get_num_threads()
-    each = numbers * (8 if x.dtype == torch.float64 else 4)
-    scratch = torch.empty(threads * each, dtype=torch.uint8)
-    last = not x.is_contiguous()
-    return _Setting(
-        *x.shape[:2], groups, *x.shape[2:], last, threads, each, scratch.data_ptr(), parallel_entry()
-    ), scratch
+    each = numbers * (8 if x.dtype is torch.float64 else 4)
+    setting = _sizes(threading.get_ident(), x.shape, groups, not x.is_contiguous(), threads, each)
+    if _own.scratch.numel() < threads * each:
+        _own.scratch = torch.empty(threads * each, dtype=torch.uint8)
+    setting.scratch = _own.scratch.data_ptr()
+    return setting
 
 
 def _forward_scratch(x: Tensor) -> int:
@@ -94,24 +120,36 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     """
     channels = vectors[2].numel()
     folded = torch.empty(3 * channels + groups)
-    addresses = (ctypes.c_void_p * 12)(*[vector.data_ptr() for vector in vectors])
+    addresses = _Twelve(*[vector.data_ptr() for vector in vectors])
     _functions(torch.float32).fold(addresses, channels, groups, eps, point_eps, folded.data_ptr())
     return folded
 
 
 def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     """x + A x, everything in one go, (B, C, h, w)."""
-    setting, scratch = _setting(x, groups, _forward_scratch(x))
+    setting = _setting(x, groups, _forward_scratch(x))
     score = torch.empty((x.shape[0], groups, *x.shape[2:]), dtype=folded.dtype)
     out = torch.empty_like(x)
     _functions(x.dtype).infer(setting, x.data_ptr(), folded.data_ptr(), score.data_ptr(), out.data_ptr())
-    del scratch  # it had to live until here
+    return out
+
+
+def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
+    """``infer`` with what ``fold`` gives for the same vectors, in one call: for small inputs calls take the time."""
+    score = torch.empty((x.shape[0], groups, *x.shape[2:]))
+    folded = torch.empty(3 * x.shape[1] + groups)
+    out = torch.empty_like(x)
+    addresses = _Twelve(*[vector.data_ptr() for vector in vectors])
+    _functions(x.dtype).evaluate(
+        _setting(x, groups, _forward_scratch(x)),
+        *(x.data_ptr(), addresses, eps, point_eps, folded.data_ptr(), score.data_ptr(), out.data_ptr()),
+    )
     return out
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (biased) of each channel, (C) and (C)."""
-    setting, _ = _setting(x, 1)
+    setting = _setting(x, 1)
     batch, channels = x.shape[:2]
     places = x.shape[2] * x.shape[3]
     strips = min(places, -(-2 * torch.get_num_threads() // batch))
@@ -124,16 +162,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def scores(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     """What the softmax's ReLU gets, (B, g, h, w)."""
-    setting, scratch = _setting(x, groups, _forward_scratch(x))
+    setting = _setting(x, groups, _forward_scratch(x))
     score = torch.empty((x.shape[0], groups, *x.shape[2:]), dtype=folded.dtype)
     _functions(x.dtype).scores(setting, x.data_ptr(), folded.data_ptr(), score.data_ptr())
-    del scratch
     return score
 
 
 def reweight(x: Tensor, attention: Tensor) -> Tensor:
     """x + A x for maps (B, g, h, w)."""
-    setting, _ = _setting(x, attention.shape[1])
+    setting = _setting(x, attention.shape[1])
     out = torch.empty_like(x)
     _functions(x.dtype).reweight(setting, x.data_ptr(), attention.data_ptr(), out.data_ptr())
     return out
@@ -141,7 +178,7 @@ def reweight(x: Tensor, attention: Tensor) -> Tensor:
 
 def map_gradient(x: Tensor, dy: Tensor, groups: int) -> Tensor:
     """dA, (B, g, h, w), for dy in the strides of x."""
-    setting, _ = _setting(x, groups)
+    setting = _setting(x, groups)
     dmap = torch.empty((x.shape[0], groups, *x.shape[2:]), dtype=torch.promote_types(x.dtype, torch.float32))
     _functions(x.dtype).map_gradient(setting, x.data_ptr(), dy.data_ptr(), dmap.data_ptr())
     return dmap
@@ -165,19 +202,18 @@ def gradients(
     """
     width = x.shape[3]
     planes = 8 * (max(_STRIP, 4 * width) + 4 * width + 4)
-    numbers = planes if x.is_contiguous() else (12 * (width + 2) + 4) * _NARROW
-    setting, scratch = _setting(x, attention.shape[1], numbers)
+    numbers = planes if x.is_contiguous() else 18 * (width + 2) * _LINE
+    setting = _setting(x, attention.shape[1], numbers)
     dx = torch.empty_like(x)
     sums = torch.empty((*x.shape[:2], 3), dtype=folded.dtype)
     arrays = (x, dy, folded, attention, dscore, centre, dx, sums)
     _functions(x.dtype).gradients(setting, *[array.data_ptr() for array in arrays])
-    del scratch
     with_x, plain, point = (column.clone() for column in sums.sum(0).unbind(1))
     return dx, with_x, plain, point
 
 
 def add_affine_(dx: Tensor, x: Tensor, constant: Tensor, factor: Tensor) -> None:
     """``dx += constant + factor * x``, (C) each, in place."""
-    setting, _ = _setting(x, 1)
+    setting = _setting(x, 1)
     affine = torch.cat([constant, factor])
     _functions(x.dtype).add_affine(setting, x.data_ptr(), affine.data_ptr(), dx.data_ptr())

@@ -111,98 +111,131 @@ static void gradients_planes(const Setting *s, const Arguments *a, size b, size 
 
 /* ---- channels last ---- */
 
-/* dscore or map of one place, for each of the channels c0 .. c1. */
-static inline void spread(const REAL *restrict map, size hw, size G, size c0, size c1, REAL *restrict out) {
-    for (size c = c0; c < c1;) {
-        const REAL value = map[c / G * hw];
-        for (const size end = least(c1, (c / G + 1) * G); c < end; c++) out[c - c0] = value;
+/* One place, LINE channels: what stands there, and what the windows find. Three rows of them are kept, for in the images
+   places are so far apart that they push each other out of the first cache. */
+typedef struct {
+    REAL x[LINE], dy[LINE], hidden[LINE], wide[LINE], passed[LINE];
+    MASK side[LINE];
+} Place;
+
+/* What belongs to the channels. group: where the maps of their groups begin. */
+typedef struct {
+    REAL scale[LINE], shift[LINE], point[LINE], centre[LINE], dscale[LINE], dshift[LINE], dpoint[LINE];
+    size group[LINE];
+} Channels;
+
+/* dscore or map of one place, for each channel. */
+static inline void spread(const REAL *restrict map, const size *restrict group, REAL *restrict out) {
+    if (group[0] == group[LINE - 1])
+        for (size c = 0; c < LINE; c++) out[c] = map[group[0]];
+    else
+        for (size c = 0; c < LINE; c++) out[c] = map[group[c]];
+}
+
+static inline void read_place(const STORED *restrict x, const STORED *restrict dy, const Channels *restrict by,
+                              Place *restrict to, size n) {
+    if (n == LINE)
+        for (size c = 0; c < LINE; c++) to->x[c] = load(x[c]), to->dy[c] = load(dy[c]);
+    else
+        for (size c = 0; c < n; c++) to->x[c] = load(x[c]), to->dy[c] = load(dy[c]);
+    for (size c = 0; c < LINE; c++) {
+        to->hidden[c] = max(0, to->x[c] * by->scale[c] + by->shift[c]);
+        to->passed[c] = 0;
     }
 }
 
-/* The windows around one place: up, here and down are the maxima in the rows. */
-static void one_window(const REAL *restrict up, const REAL *restrict here, const REAL *restrict down,
-                       const REAL *restrict dscore, REAL *restrict to_up, REAL *restrict to_here, REAL *restrict to_down,
-                       REAL *restrict dpoint, size K) {
-    for (size c = 0; c < K; c++) {
+/* The windows around one place: up, here and down have the maxima in the rows. */
+static inline void one_window(Place *restrict up, Place *restrict here, Place *restrict down,
+                              const REAL *restrict dscore, Channels *restrict by) {
+    for (size c = 0; c < LINE; c++) {
         MASK level;
-        const REAL d = dscore[c];
-        dpoint[c] += d * first_of_three(up[c], here[c], down[c], &level);
-        to_up[c] += keep(d, -(level == -1));
-        to_here[c] += keep(d, -(level == 0));
-        to_down[c] = keep(d, -(level == 1));
+        by->dpoint[c] += dscore[c] * first_of_three(up->wide[c], here->wide[c], down->wide[c], &level);
+        up->passed[c] += keep(dscore[c], -(level == -1));
+        here->passed[c] += keep(dscore[c], -(level == 0));
+        down->passed[c] = keep(dscore[c], -(level == 1));
     }
 }
 
-/* dx at one place; passed and side reach one place to both sides. */
-static void one_gradient(const STORED *restrict x, const STORED *restrict dy, const REAL *restrict map,
-                         const REAL *restrict hidden, const REAL *restrict passed, const MASK *restrict side,
-                         const REAL *restrict scale, const REAL *restrict point, const REAL *restrict centre,
-                         STORED *restrict dx, REAL *restrict dscale, REAL *restrict dshift, size K) {
-    for (size c = 0; c < K; c++) {
-        const REAL v = load(x[c]), d = load(dy[c]);
-        const REAL sum = keep(passed[c], -(side[c] == 0)) + keep(passed[c - K], -(side[c - K] == 1))
-                       + keep(passed[c + K], -(side[c + K] == -1));
-        const REAL dz = keep(point[c] * sum, -(hidden[c] > 0));
-        dx[c] = store(d + map[c] * d + scale[c] * dz);
-        dscale[c] += dz * (v - centre[c]);
-        dshift[c] += dz;
+/* dx at one place, into dy. */
+static inline void one_gradient(const Place *restrict before, Place *restrict here, const Place *restrict after,
+                                const REAL *restrict map, Channels *restrict by) {
+    for (size c = 0; c < LINE; c++) {
+        const REAL sum = keep(here->passed[c], -(here->side[c] == 0)) + keep(before->passed[c], -(before->side[c] == 1))
+                       + keep(after->passed[c], -(after->side[c] == -1));
+        const REAL dz = keep(by->point[c] * sum, -(here->hidden[c] > 0));
+        here->dy[c] = here->dy[c] + map[c] * here->dy[c] + by->scale[c] * dz;
+        by->dscale[c] += dz * (here->x[c] - by->centre[c]);
+        by->dshift[c] += dz;
     }
 }
 
-/* Channels c0 .. c1 of one image, row after row: at row y the windows of row y - 1 are complete, and with them what row
-   y - 2 gets. Three rows are kept of each buffer, a column of zeros on both sides. */
-static void gradients_last(const Setting *s, const Arguments *a, size b, size c0, size c1, REAL *scratch) {
-    const size C = s->C, G = C / s->g, h = s->h, w = s->w, hw = h * w, K = c1 - c0, row = (w + 2) * K;
-    const REAL *scale = a->folded + c0, *shift = scale + C, *point = shift + C, *centre = a->centre + c0;
+/* Channels c0 .. c0 + n of one image, row after row: at row y the windows of row y - 1 are complete, and with them what
+   row y - 2 gets. A column of zeros stands on both sides. */
+static void gradients_last(const Setting *s, const Arguments *a, size b, size c0, size n, Place *scratch) {
+    const size C = s->C, h = s->h, w = s->w, hw = h * w, row = w + 2;
     const REAL *dscore = a->dscore + b * s->g * hw, *map = a->map + b * s->g * hw;
-    REAL *hidden = scratch + K, *wide = hidden + 3 * row, *passed = wide + 3 * row, *flat = passed + 3 * row;
-    MASK *side = (MASK *)(flat + 2 * K);
-    REAL sums[3][NARROW] = {{0}};
-    for (size i = -K; i < 9 * row; i++) hidden[i] = 0;
-    for (size i = -K; i < 3 * row; i++) side[i] = 2; /* nowhere */
-    for (size y = 0; y < h + 2; y++) {
-        const size now = y % 3 * row, mid = (y + 2) % 3 * row, old = (y + 1) % 3 * row; /* rows y, y - 1, y - 2 */
-        for (size i = 0; i < w * K; i++) wide[now + i] = passed[now + i] = 0;
-        if (y < h) {
-            for (size p = 0; p < w; p++) {
-                const STORED *restrict x = a->x + (b * hw + y * w + p) * C + c0;
-                REAL *restrict to = hidden + now + p * K;
-                for (size c = 0; c < K; c++) to[c] = max(0, load(x[c]) * scale[c] + shift[c]);
+    Channels by = {0};
+    REAL flat[LINE];
+    for (size c = 0; c < LINE; c++) by.group[c] = least(c0 + c, C - 1) / (C / s->g) * hw;
+    for (size c = 0; c < n; c++) {
+        by.scale[c] = a->folded[c0 + c], by.shift[c] = a->folded[C + c0 + c], by.point[c] = a->folded[2 * C + c0 + c];
+        by.centre[c] = a->centre[c0 + c];
+    }
+    for (size p = 0; p < 3 * row; p++) {
+        scratch[p] = (Place){0};
+        for (size c = 0; c < LINE; c++) scratch[p].side[c] = 2; /* nowhere */
+    }
+    for (size y = 0; y < h + 2; y++) { /* rows y, y - 1, y - 2 */
+        Place *rows = scratch + 1, *now = rows + y % 3 * row, *mid = rows + (y + 2) % 3 * row;
+        Place *old = rows + (y + 1) % 3 * row;
+        const size start = (b * hw + y * w) * C + c0;
+        for (size p = 0; y < h && p < w; p++) {
+            const STORED *x = a->x + start + p * C, *dy = a->dy + start + p * C;
+            fetch_ahead(x + (y + 1 < h) * w * C, n);
+            fetch_ahead(dy + (y + 1 < h) * w * C, n);
+            read_place(x, dy, &by, now + p, n);
+        }
+        for (size p = 0; p < w; p++) {
+            Place *at = now + p;
+            if (y < h) {
+                for (size c = 0; c < LINE; c++)
+                    at->wide[c] = first_of_three(at[-1].hidden[c], at->hidden[c], at[1].hidden[c], &at->side[c]);
+            } else {
+                for (size c = 0; c < LINE; c++) at->wide[c] = 0;
             }
-            const REAL *restrict from = hidden + now;
-            REAL *restrict to = wide + now;
-            MASK *restrict found = side + now;
-            for (size i = 0; i < w * K; i++) to[i] = first_of_three(from[i - K], from[i], from[i + K], &found[i]);
         }
         for (size p = 0; y >= 1 && y <= h && p < w; p++) {
-            spread(dscore + (y - 1) * w + p, hw, G, c0, c1, flat);
-            one_window(wide + old + p * K, wide + mid + p * K, wide + now + p * K, flat, passed + old + p * K,
-                       passed + mid + p * K, passed + now + p * K, sums[2], K);
+            spread(dscore + (y - 1) * w + p, by.group, flat);
+            one_window(old + p, mid + p, now + p, flat, &by);
         }
         for (size p = 0; y >= 2 && p < w; p++) {
-            const size at = (b * hw + (y - 2) * w + p) * C + c0;
-            spread(map + (y - 2) * w + p, hw, G, c0, c1, flat);
-            one_gradient(a->x + at, a->dy + at, flat, hidden + old + p * K, passed + old + p * K, side + old + p * K,
-                         scale, point, centre, a->out + at, sums[0], sums[1], K);
+            STORED *out = a->out + start + (p - 2 * w) * C;
+            spread(map + (y - 2) * w + p, by.group, flat);
+            one_gradient(old + p - 1, old + p, old + p + 1, flat, &by);
+            if (n == LINE)
+                for (size c = 0; c < LINE; c++) out[c] = store(old[p].dy[c]);
+            else
+                for (size c = 0; c < n; c++) out[c] = store(old[p].dy[c]);
         }
     }
-    for (size c = 0; c < K; c++)
-        for (size k = 0; k < 3; k++) a->sums[(b * C + c0 + c) * 3 + k] = sums[k][c];
+    REAL *sums = a->sums + (b * C + c0) * 3;
+    for (size c = 0; c < n; c++, sums += 3) sums[0] = by.dscale[c], sums[1] = by.dshift[c], sums[2] = by.dpoint[c];
 }
 
 /* ---- either format ---- */
 
 /* Channels that one task takes: in planes those of one group only. */
-static size taken(const Setting *s) { return s->last ? NARROW : least(NARROW, s->C / s->g); }
+static size taken(const Setting *s) { return s->last ? BLOCK : least(NARROW, s->C / s->g); }
 
 static size gradient_tasks(const Setting *s) {
-    return s->last ? parts(s->C, NARROW) : s->g * parts(s->C / s->g, taken(s));
+    return s->last ? parts(s->C, BLOCK) : s->g * parts(s->C / s->g, taken(s));
 }
 
 static void gradients_task(const Setting *s, const Arguments *a, size task, REAL *scratch) {
     const size each = gradient_tasks(s), b = task / each, k = task % each;
     if (s->last) {
-        gradients_last(s, a, b, k * NARROW, least((k + 1) * NARROW, s->C), scratch);
+        for (size c = k * BLOCK; c < least((k + 1) * BLOCK, s->C); c += LINE)
+            gradients_last(s, a, b, c, least(LINE, s->C - c), (Place *)scratch);
     } else {
         const size G = s->C / s->g, in_group = parts(G, taken(s)), start = k / in_group * G;
         const size c0 = start + k % in_group * taken(s);

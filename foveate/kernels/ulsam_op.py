@@ -21,7 +21,7 @@ from foveate.kernels.switch import enabled
 from foveate.kernels.ulsam_backends import dense, is_ready, passes, wide
 from foveate.kernels.ulsam_train import Trained, plain, train_backward, train_forward
 
-__all__ = ["fold", "infer", "scores_folded", "train"]
+__all__ = ["evaluate", "fold", "infer", "scores_folded", "train"]
 
 _library = torch.library.Library("foveate", "FRAGMENT")
 _library.define("ulsam_infer(Tensor x, Tensor folded, int groups) -> Tensor")
@@ -47,7 +47,7 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
         eps: of the first batch norm.
         point_eps: of the second.
     """
-    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors)
+    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors, vectors[0].device)
     if fused and is_ready(vectors[0].device.type, torch.float32):
         return passes(vectors[0]).fold(vectors, groups, eps, point_eps)
     kind = wide(vectors[0])
@@ -58,8 +58,7 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     return torch.cat([w * factor, (b - mean) * factor + bias, point, (pb - pmean) * point_factor + pbias])
 
 
-def _are_plain(vectors: Sequence[Tensor]) -> bool:
-    device = vectors[0].device
+def _are_plain(vectors: Sequence[Tensor], device: torch.device) -> bool:
     for v in vectors:  # written out, for it is called in each forward pass
         if type(v) not in _PLAIN or v.dtype is not torch.float32 or v.device != device or not v.is_contiguous():
             return False
@@ -86,7 +85,24 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
         folded: (3C + g), of ``fold``.
         groups: g.
     """
-    return torch.ops.foveate.ulsam_infer.default(x, folded, groups)
+    return _infer(x, folded, groups) if _unseen() else torch.ops.foveate.ulsam_infer.default(x, folded, groups)
+
+
+def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
+    """``infer`` with what ``fold`` gives for the same vectors, in fewer steps where nobody watches them."""
+    if _unseen() and x.dtype is not torch.float64 and _are_plain(vectors, x.device):
+        return passes(x).evaluate(dense(x), vectors, groups, eps, point_eps)
+    return infer(x, fold(vectors, groups, eps, point_eps), groups)
+
+
+def _unseen() -> bool:
+    """Whether no mode, profiler or compiler follows the operations: then torch's dispatcher would only take time."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:

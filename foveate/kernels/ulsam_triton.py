@@ -21,6 +21,7 @@ __all__ = [
     "TYPES",
     "add_affine_",
     "available",
+    "evaluate",
     "fold",
     "gradients",
     "infer",
@@ -138,6 +139,11 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     grid = (_parts(channels, 256),)
     _launch("forward.fold", folded, grid, *vectors, folded, channels, groups, eps, point_eps, CHANNELS=256)
     return folded
+
+
+def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
+    """``infer`` with what ``fold`` gives for the same vectors."""
+    return infer(x, fold(vectors, groups, eps, point_eps), groups)
 
 
 def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:

@@ -62,7 +62,7 @@ def joined(truth, name):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_equals_the_equations(training, dtype, bound):
     with use_fused(False):  # the definition; the fused kernels are held against it in tests/kernels
         equals_the_equations(training, dtype, bound)
@@ -82,9 +82,10 @@ def equals_the_equations(training, dtype, bound):
         (out * weights).sum().backward()
         results.append((out.detach(), given.grad))
     for a, b in zip(*results, strict=True):
-        assert (a - b).abs().max() <= bound
+        assert (a - b).abs().max() <= bound * b.abs().max()
     for name, parameter in module.named_parameters():
-        assert (parameter.grad - joined(truth, name)).abs().max() <= bound, name
+        theirs = joined(truth, name)
+        assert (parameter.grad - theirs).abs().max() <= bound * theirs.abs().max().clamp(min=1), name
     if training:  # the running statistics move alike
         for name, buffer in module.named_buffers():
             theirs = [dict(s.named_buffers())[name] for s in truth.subspaces]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
 from foveate.attention.ulsam import ULSAM
-from foveate.kernels import ulsam_backends, ulsam_cpu
+from foveate.kernels import ulsam_backends, ulsam_cpu, ulsam_op
 
 OPERATIONS = {"foveate.ulsam_infer.default", "foveate.ulsam_train.default"}
 
@@ -64,7 +64,7 @@ def arguments(module, x, modes=(True, True)):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_opcheck(module, x, layout, modes):
     x = x.contiguous(memory_format=layout).detach()
-    folded = module._fold()
+    folded = ulsam_op.fold(*module._statistics())
     torch.library.opcheck(torch.ops.foveate.ulsam_infer.default, (x, folded, 4))
     torch.library.opcheck(torch.ops.foveate.ulsam_infer.default, (x[:, :, :, ::2], folded, 4))
     given = arguments(module, x.requires_grad_(), modes)
