@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import foveate as fv
 from foveate.cli import cost_tree
+from foveate.cli.allocator import keep_freed_memory
 from foveate.cli.audit import audit
 from foveate.cli.compare import compare, results
 from foveate.cli.data import data
@@ -131,6 +132,9 @@ def demo(*, quick: bool = False, output: Path | None = None) -> None:
     fv.demo(quick=quick, output=output)
 
 
+_TRAIN = ("demo", "train", "compare")
+
+
 def _share_the_cores() -> None:
     """Let threads sleep while they wait when other programs keep the cores busy.
 
@@ -145,6 +149,8 @@ def _share_the_cores() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
     _share_the_cores()
+    if arguments is None and sys.argv[1:2] and sys.argv[1] in _TRAIN:  # a process of our own
+        keep_freed_memory()
     logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
     try:
         app(arguments, exit_on_error=False)

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 import foveate as fv
+from foveate.cli.allocator import keep_freed_memory
 from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
+from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
 from foveate.errors import FoveateError
 
 __all__ = ["compare", "results"]
-
-_RECIPE = Group("Recipe", sort_key=2)
 
 
 def compare(
@@ -27,7 +27,8 @@ def compare(
     plans: Annotated[list[str], Parameter(consume_multiple=True)],
     network: ModelOptions | None = None,
     images: DataOptions | None = None,
-    recipe: Annotated[fv.Recipe | None, Parameter(name="*", group=_RECIPE)] = None,
+    recipe: str | None = None,
+    fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
     seeds: int = 3,
     learning_rates: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     output: Path = Path("runs/compare"),
@@ -41,13 +42,14 @@ def compare(
     Args:
         data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
         plans: the plans, each in quotes: --plans "se after blocks.4.2" "ulsam after blocks.4.2".
+        recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
         seeds: how many seeds.
         learning_rates: tried with every plan alike on images held out of the training images; each plan takes its best.
         output: folder for the runs, the tables and report.html.
         jobs: processes on this machine that share the runs.
         json: print the table as JSON.
     """
-    network, recipe = network or ModelOptions(), recipe or fv.Recipe()
+    network, chosen = network or ModelOptions(), chosen_recipe(recipe, fields)
     if network.plan is not None:
         raise FoveateError("compare takes --plans, not --plan")
     if jobs < 1:
@@ -59,7 +61,7 @@ def compare(
         "model": open_network(network) if is_folder(network.model) else network.model,
         "plans": plans,
         "data": opened,
-        "recipe": recipe,
+        "recipe": chosen,
         "seeds": seeds,
         "start": network.start,
         "pretrained": network.pretrained,
@@ -115,6 +117,7 @@ def _helpers(count: int, request: dict[str, Any]) -> Iterator[None]:
 
 
 def _help(request: dict[str, Any]) -> None:
+    keep_freed_memory()
     try:
         fv.compare(**request, progress=False)
     except FoveateError as error:

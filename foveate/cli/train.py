@@ -15,9 +15,9 @@ from cyclopts import Group, Parameter
 import foveate as fv
 from foveate.cli.options import DataOptions, ModelOptions, open_images, open_network
 
-__all__ = ["RecipeOptions", "chosen_recipe", "train"]
+__all__ = ["RECIPE_GROUP", "RecipeOptions", "chosen_recipe", "train"]
 
-_GROUP = Group("Recipe", sort_key=2)
+RECIPE_GROUP = Group("Recipe", sort_key=2)
 
 
 class _Left:
@@ -71,7 +71,7 @@ def train(
     recipe: str | None = None,
     network: ModelOptions | None = None,
     images: DataOptions | None = None,
-    fields: Annotated[RecipeOptions | None, Parameter(name="*", group=_GROUP)] = None,
+    fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
     output: Path = Path("runs/train"),
     resume: bool = False,
     cache_folder: Path | None = None,

@@ -118,9 +118,10 @@ def _processor() -> str:
 
 @functools.cache
 def openmp() -> tuple[int, int]:
-    """The addresses of GOMP_parallel and omp_get_thread_num in the OpenMP library of torch: so there is one pool of threads.
+    """The addresses of GOMP_parallel and omp_get_thread_num in torch's own OpenMP library.
 
-    Two pools would wait for each other's work by spinning. (0, 0) where it is not found: then one thread works.
+    With another there would be two pools of threads, which would wait for each other's work by spinning. (0, 0)
+    where it is not found: then one thread works.
     """
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()

@@ -7,10 +7,13 @@ import sys
 import time
 
 import pytest
+import yaml
 from PIL import Image
 
 import foveate as fv
 from foveate.cli import main
+
+cli_app = sys.modules["foveate.cli.app"]  # foveate.cli.app is the object in it
 
 SMALL = ["--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--batch-size", "8"]
 
@@ -98,6 +101,18 @@ def test_compare(capsys, folder, tmp_path):
     assert "foveate compare ..." in (tmp_path / "page.md").read_text()
 
 
+def test_compare_takes_a_recipe_by_name(capsys, folder, tmp_path):
+    command = ["compare", folder, *SMALL, "--plans", "se after layer2.0", "--seeds", "1", "--output", tmp_path / "grid"]
+    code, _, err = run(capsys, *command, "--recipe", "short", "--learning-rate", "0.0123")
+    assert code == 0, err
+    recipe = yaml.safe_load(next(tmp_path.glob("grid/runs/none-*/attempt.*/recipe.yaml")).read_text())
+    assert recipe["learning_rate"] == 0.0123
+    assert recipe["gradient_clip"] == fv.open_recipe("short").gradient_clip != fv.Recipe().gradient_clip
+    code, _, err = run(capsys, *command, "--recipe", "shrt")
+    assert code == 2
+    assert "short" in err
+
+
 def test_two_processes_compare(capsys, folder, tmp_path):
     output = tmp_path / "grid"
     code, _, err = run(
@@ -172,6 +187,18 @@ def test_help_is_quick():
         return time.perf_counter() - began
 
     assert min(once() for _ in range(3)) < 2
+
+
+@pytest.mark.parametrize("command,kept", [("train", True), ("compare", True), ("demo", True), ("sites", False)])
+def test_programs_that_train_keep_what_they_free(monkeypatch, command, kept):
+    asked = []
+    monkeypatch.setattr(cli_app, "keep_freed_memory", lambda: asked.append(command))
+    monkeypatch.setattr(cli_app, "app", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["foveate", command])
+    main()
+    assert bool(asked) is kept
+    main([command])  # in a caller's process
+    assert len(asked) == kept
 
 
 @pytest.mark.parametrize("load,own,expected", [(0.0, None, None), (8.0, None, "PASSIVE"), (8.0, "ACTIVE", "ACTIVE")])
