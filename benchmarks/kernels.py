@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import foveate as fv
 from foveate.attention.ulsam import ULSAM
+from foveate.cli.allocator import keep_freed_memory
 
 SIZES = ("64@112", "128@56", "256@28", "512@14", "160@7", "1024@7")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -142,12 +143,15 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", choices=TYPES, default=("float32",))
     parser.add_argument("--steps", nargs="+", choices=("inference", "training"), default=("inference", "training"))
     parser.add_argument("--forms", nargs="+", choices=FORMS[1:], default=FORMS[1:])
+    parser.add_argument("--keep-freed", action="store_true", help="CPU: the allocator as in `foveate train`")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each combination, warm-up not counted")
     parser.add_argument("--elements", type=int, default=8_000_000, help="CPU: larger tensors are left out")
+    parser.add_argument("--append", action="store_true", help="add to the file instead of writing it anew")
     parser.add_argument("--output", type=Path, help="CSV; default benchmarks/kernels_DEVICE.csv")
     options = parser.parse_args()
     output = options.output or Path(__file__).parent / f"kernels_{options.device}.csv"
     same = {"device": device_name(options.device), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    same["allocator"] = "kept" if options.keep_freed and keep_freed_memory() else "as it is"
     warnings.simplefilter("ignore")  # the compiler's remarks
     columns = [
         *same,
@@ -164,9 +168,10 @@ def main() -> None:
         "copies",
     ]
     columns += ["copies_q1", "copies_q3", "over_fused", "copy_gb_per_s"]
-    with output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
+    with output.open("a" if options.append else "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if not options.append:
+            writer.writeheader()
         for place, options_of_place in combinations(options):
             channels, side, groups, batch, form, dtype, step = place
             if options.device == "cpu" and batch * channels * side * side > options.elements:

@@ -193,6 +193,7 @@ static void gradients_last(const Setting *s, const Arguments *a, size b, size c0
             const STORED *x = a->x + start + p * C, *dy = a->dy + start + p * C;
             fetch_ahead(x + (y + 1 < h) * w * C, n);
             fetch_ahead(dy + (y + 1 < h) * w * C, n);
+            __builtin_prefetch(a->out + start + p * C, 1); /* written two rows later */
             read_place(x, dy, &by, now + p, n);
         }
         for (size p = 0; p < w; p++) {
