@@ -18,7 +18,9 @@ from PIL import Image, UnidentifiedImageError
 
 from foveate.errors import FoveateError
 from foveate.explanations.files import write_whole
+from foveate.studies.audit_result import Audit
 from foveate.studies.differences import changes_of, differences
+from foveate.studies.report_audit import audit_section
 from foveate.studies.report_style import STYLE
 from foveate.studies.report_tables import comparison_table, legend, runs_table, statistics_table
 from foveate.studies.scatter import points_of, scatter
@@ -39,6 +41,7 @@ def write_report(
     seeds: Sequence[int] = (),
     figures: Iterable[tuple[str, Picture]] = (),
     galleries: Iterable[tuple[str, Iterable[tuple[str, Picture]]]] = (),
+    audits: Mapping[str, Audit] | None = None,
     notes: Iterable[str] = (),
     commands: Iterable[str] = (),
 ) -> Path:
@@ -56,6 +59,7 @@ def write_report(
         seeds: which they were, for the headings; without it they are counted from 0.
         figures: captions and pictures.
         galleries: headings, each with captions and pictures. A picture is a PIL image, or a PNG's or JPEG's bytes.
+        audits: by plan.
         notes: paragraphs.
         commands: the shell lines that made it.
 
@@ -69,6 +73,7 @@ def write_report(
     body = [f"<h1>{escape(title)}</h1>", comparison_table(rows), _cost_plot(rows), _seeds_plot(rows)]
     longest = max((len(row.get("top1_per_seed") or ()) for row in rows), default=0)
     body += [runs_table(rows, seeds or range(longest)), statistics_table(rows)]
+    body.append(audit_section(audits or {}))
     paragraphs = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
     body.append(f"<h2>Notes</h2>\n{paragraphs}" if paragraphs else "")
     body += [_gallery("Figures", figures), *(_gallery(heading, pictures) for heading, pictures in galleries)]

@@ -24,7 +24,7 @@ tbody th{font-weight:600;overflow-wrap:anywhere;min-width:13rem}
 td small{display:block}
 .number{text-align:right;white-space:nowrap}
 thead .number,.number small{white-space:normal}
-.number small.whole{white-space:nowrap}
+.number small.whole,td.whole{white-space:nowrap}
 svg{max-width:100%;height:auto;display:block}
 svg text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--text)}
 svg .axis{fill:var(--soft)}

@@ -10,7 +10,7 @@ from typing import Any
 from foveate.studies.analysis import p_words
 from foveate.studies.scatter import is_number, kind_of
 
-__all__ = ["comparison_table", "legend", "runs_table", "statistics_table"]
+__all__ = ["comparison_table", "legend", "plan_table", "runs_table", "signed", "statistics_table"]
 
 Row = Mapping[str, Any]
 # Keys that belong into another table, or into a cell of another key.
@@ -49,11 +49,11 @@ def comparison_table(rows: Sequence[Row]) -> str:
         "Difference: top-1 against the first row, in points, with its 95% interval. In grey below a mean: each seed. "
         "1 MAC = one multiply-add."
     )
-    table = _table([str(row.get("plan", "")) for row in rows], [name for name, _ in shown.values()], cells)
+    table = plan_table([str(row.get("plan", "")) for row in rows], [name for name, _ in shown.values()], cells)
     return f'<h2>Comparison</h2>\n{table}\n<p class="hint">{hint}</p>{_verdicts(rows)}'
 
 
-def _table(plans: Sequence[str], headings: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
+def plan_table(plans: Sequence[str], headings: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
     """A table with a row for each plan; a cell is its class and its HTML. On a phone each row becomes a card."""
     kinds = [{kind.split()[0] if kind else "" for kind, _ in column} for column in zip(*cells, strict=True)]
     head = "".join(
@@ -104,12 +104,12 @@ def runs_table(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     most = max(abs(gap) for row in gaps for gap in row)
     cells = [
         [
-            (f"number {_shade(gap, most)}".strip(), f"{value:.1f}<small>{_signed(gap, 1) if k else ''}</small>")
+            (f"number {_shade(gap, most)}".strip(), f"{value:.1f}<small>{signed(gap, 1) if k else ''}</small>")
             for gap, value in zip(gaps[k], row["top1_per_seed"], strict=True)
         ]
         for k, row in enumerate(rows)
     ]
-    table = _table([str(row.get("plan", "")) for row in rows], [f"Seed {seed}" for seed in seeds], cells)
+    table = plan_table([str(row.get("plan", "")) for row in rows], [f"Seed {seed}" for seed in seeds], cells)
     scale = [most * (step - 0.5) / _STEPS for step in range(1, _STEPS + 1)]
     swatches = [(f"down{k + 1}", f"−{scale[k]:.1f} or less") for k in reversed(range(_STEPS))]
     swatches += [("", f"less than {scale[0]:.1f} apart")]
@@ -131,7 +131,7 @@ def statistics_table(rows: Sequence[Row]) -> str:
         "Difference [95%]": _difference,
         "p": lambda row: _p(row, "p"),
         "p, Holm": lambda row: _p(row, "p_holm"),
-        "Bootstrap [95%]": lambda row: f"[{_signed(row['bootstrap_low'], 1)}, {_signed(row['bootstrap_high'], 1)}]",
+        "Bootstrap [95%]": lambda row: f"[{signed(row['bootstrap_low'], 1)}, {signed(row['bootstrap_high'], 1)}]",
         "Right alone: plan / first": lambda row: f"{row['only_plan_right']:,} / {row['only_baseline_right']:,}",
         "p, McNemar": lambda row: _p(row, "p_mcnemar"),
         "Spread of seeds": lambda row: _points(row, "seeds_spread"),
@@ -147,7 +147,7 @@ def statistics_table(rows: Sequence[Row]) -> str:
         ]
         for row in found
     ]
-    table = _table([str(row["plan"]) for row in found], list(columns), cells)
+    table = plan_table([str(row["plan"]) for row in found], list(columns), cells)
     hint = (
         "In points of top-1. p: paired over seeds and images. Holm: corrected for the number of plans; verdicts follow "
         "it. Bootstrap: seeds and images drawn again; too narrow with few seeds. Right alone: predictions that only "
@@ -191,7 +191,7 @@ def _cost(row: Row, first: Row, key: str, words: Callable[[Any], str]) -> str:
         return ""
     if row is first or not is_number(before) or not before:
         return words(value)
-    return f'{words(value)}<small class="whole">{_signed(100 * (value / before - 1), 2)} %</small>'
+    return f'{words(value)}<small class="whole">{signed(100 * (value / before - 1), 2)} %</small>'
 
 
 def _percent(row: Row, key: str) -> str:
@@ -206,10 +206,11 @@ def _difference(row: Row) -> str:
     if not is_number(row.get("difference")):
         return ""
     ends = [row.get(f"difference_{end}") for end in ("low", "high")]
-    words = f"[{', '.join(_signed(end, 1) for end in ends)}]" if all(map(is_number, ends)) else ""
+    words = f"[{', '.join(signed(end, 1) for end in ends)}]" if all(map(is_number, ends)) else ""
     interval = f'<small class="whole">{words}</small>' if words else ""
-    return _signed(row["difference"], 1) + interval
+    return signed(row["difference"], 1) + interval
 
 
-def _signed(value: Any, digits: int) -> str:
+def signed(value: Any, digits: int) -> str:
+    """With its sign, and a true minus."""
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no negative zero

@@ -1,4 +1,4 @@
-"""A comparison as one page: the table, cost against accuracy, and what each network looks at."""
+"""A comparison as one page: the table, cost against accuracy, the audit, and what each network looks at."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from foveate.data import ImageData
 from foveate.errors import FoveateError
 from foveate.explanations import explain
+from foveate.studies.audit import audit
 from foveate.studies.compared import Comparison
 from foveate.studies.notes import notes
 from foveate.studies.report import write_report
 from foveate.studies.setup import BASELINE
-from foveate.surgery import attentions
+from foveate.surgery import attentions, plan_of
 
 __all__ = ["report"]
 
@@ -24,6 +25,7 @@ def report(
     *,
     folder: str | Path | None = None,
     images: int = 4,
+    audited: int = 500,
     commands: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, one self-contained page, and ``overlays/`` with its pictures.
@@ -33,6 +35,7 @@ def report(
         data: what it was made on; pictures are taken from its validation part.
         folder: where to write; without it the comparison's own.
         images: how many images are looked at, spread over the classes.
+        audited: at most so many validation images for the audit of each plan's network; 0: no audit.
         commands: the lines that made the comparison, to be shown.
 
     Raises:
@@ -56,12 +59,18 @@ def report(
             for k, picture in enumerate(drawn):
                 picture.save(overlays / f"{number}_{method}_{k}.png")
             galleries.append((_heading(label, method), list(zip(captions, drawn, strict=True))))
+    audits = {
+        label: audit(model, data, limit=audited, image_size=comparison.recipe.image_size)
+        for label, model in comparison.models.items()
+        if audited and plan_of(model)
+    }
     return write_report(
         place,
         title=f"{data.name}: attention against none",
         rows=_rows(comparison),
         seeds=comparison.seeds,
         galleries=galleries,
+        audits=audits,
         notes=notes(comparison),
         commands=list(commands),
     )

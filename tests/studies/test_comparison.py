@@ -143,6 +143,8 @@ def test_report_is_one_page_with_its_pictures(found, data):
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "https://" not in text
     assert PLANS[0] in text
+    assert "Does the attention do anything?" in text
+    assert "Does the attention" not in fv.report(found, data, images=1, audited=0).read_text()
     assert len(list((found.folder / "overlays").glob("*.png"))) >= 2
 
 
