@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,6 +134,8 @@ def demo(*, quick: bool = False, output: Path | None = None) -> None:
 
 
 _TRAIN = ("demo", "train", "compare")
+_COMPUTE = (*_TRAIN, "audit", "explain", "serve")
+_STAT = Path("/proc/stat")
 
 
 def _share_the_cores() -> None:
@@ -141,15 +144,33 @@ def _share_the_cores() -> None:
     By default they spin, which is faster alone and much slower beside another program (benchmarks/waiting.py). It must
     be decided before torch is imported. A user's own OMP_WAIT_POLICY stands.
     """
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if busy > (os.cpu_count() or 1) / 4:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ and _busy() > 1 / 4:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _busy() -> float:
+    """The share of the cores that other programs use at this moment; the load average tells of the last minute."""
+    try:
+        first = _ticks()
+        time.sleep(0.15)
+        idle, whole = (after - before for before, after in zip(first, _ticks(), strict=True))
+    except (OSError, ValueError):  # another system
+        return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
+    return 1 - idle / whole if whole else 0.0
+
+
+def _ticks() -> tuple[int, int]:
+    """Of all cores since the start: idle or waiting for a disk, and all."""
+    ticks = [int(word) for word in _STAT.read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
-    _share_the_cores()
-    if arguments is None and sys.argv[1:2] and sys.argv[1] in _TRAIN:  # a process of our own
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in _COMPUTE:
+        _share_the_cores()
+    if arguments is None and given and given[0] in _TRAIN:  # a process of our own
         keep_freed_memory()
     logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
     try:

@@ -201,12 +201,26 @@ def test_programs_that_train_keep_what_they_free(monkeypatch, command, kept):
     assert len(asked) == kept
 
 
-@pytest.mark.parametrize("load,own,expected", [(0.0, None, None), (8.0, None, "PASSIVE"), (8.0, "ACTIVE", "ACTIVE")])
-def test_threads_sleep_while_they_wait_on_a_busy_machine(monkeypatch, capsys, load, own, expected):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+@pytest.mark.parametrize("busy,own,expected", [(0.1, None, None), (0.5, None, "PASSIVE"), (0.5, "ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_on_a_busy_machine(monkeypatch, capsys, busy, own, expected):
+    monkeypatch.setattr(cli_app, "_busy", lambda: busy)
     monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
     if own is None:
         monkeypatch.delenv("OMP_WAIT_POLICY")
-    run(capsys, "--version")
+    run(capsys, "sites", "--help")  # computes nothing
+    assert os.environ.get("OMP_WAIT_POLICY") == own
+    run(capsys, "train", "--help")
     assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
+def test_how_busy_the_cores_are(monkeypatch, tmp_path):
+    stat = tmp_path / "stat"
+    lines = ["cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 1 1\n", "cpu  160 0 110 815 15 0 0 0 0 0\ncpu0 1 1\n"]
+    monkeypatch.setattr(cli_app, "_STAT", stat)
+    monkeypatch.setattr(time, "sleep", lambda _: stat.write_text(lines[1]))
+    stat.write_text(lines[0])
+    assert cli_app._busy() == pytest.approx(0.7)
+    stat.unlink()  # another system
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (8.0, 0.0, 0.0))
+    assert cli_app._busy() == 2.0
