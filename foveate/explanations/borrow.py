@@ -28,15 +28,19 @@ def borrowed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
         A list. The handles of hooks that are put into it are removed at the end.
     """
     flags = [(module, module.training) for module in model.modules()]
-    gpus = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    gpus = sorted(
+        {p.device.index or 0 for m, _ in flags for p in m._parameters.values() if p is not None and p.is_cuda}
+    )
     hooks: list[RemovableHandle] = []
     with torch.random.fork_rng(devices=gpus), torch.inference_mode(False), torch.no_grad():
         try:
-            for module, _ in flags:
-                module.training = False
+            for module, training in flags:
+                if training:  # what is so already takes time to set, and models have hundreds of modules
+                    module.training = False
             yield hooks
         finally:
             for hook in hooks:
                 hook.remove()
             for module, training in flags:
-                module.training = training
+                if module.training is not training:
+                    module.training = training
