@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -64,11 +65,20 @@ def create_optimiser(model: nn.Module, head: Iterable[nn.Parameter], recipe: Rec
     name = "momentum" if recipe.optimiser == "sgd" and recipe.momentum == 0 else recipe.optimiser
     try:
         optimiser: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-            described, opt=name, lr=recipe.learning_rate, momentum=recipe.momentum
+            described, opt=name, lr=recipe.learning_rate, momentum=recipe.momentum, **_in_one_pass(name, described)
         )
     except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
         raise FoveateError(f"the optimiser {recipe.optimiser!r} cannot be made: {error}") from error
     return optimiser
+
+
+def _in_one_pass(name: str, groups: list[dict[str, Any]]) -> dict[str, bool]:
+    """``fused=True`` where torch has such a form: it takes a fifth of the time, which for compact networks tells."""
+    made = timm.optim.get_optimizer_class(name, bind_defaults=False)
+    known = made.__module__.startswith("torch.optim.") and "fused" in inspect.signature(made).parameters
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fitting = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return {"fused": True} if known and fitting else {}
 
 
 def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

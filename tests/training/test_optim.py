@@ -72,3 +72,24 @@ def test_decays_only_weights():
     optimiser.step()
     assert torch.equal(model.weight, before[0] / 2)
     assert torch.equal(model.bias, before[1])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lamb"])
+def test_one_pass_gives_the_same_step(name, new_net):
+    def stepped(**options):
+        torch.manual_seed(0)
+        net = new_net()
+        made = create_optimiser(net, [], Recipe(optimiser=name, learning_rate=0.1))
+        for group in made.param_groups:
+            group.update(options)
+        for _ in range(2):
+            for parameter in net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            made.step()
+        return made, list(net.parameters())
+
+    made, found = stepped()
+    assert bool(made.defaults.get("fused")) == (name != "lamb")  # torch has no such form of LAMB
+    _, expected = stepped(fused=False)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
