@@ -87,7 +87,7 @@ def main() -> None:
     same = {"device": device_name("cpu"), "torch": torch.__version__, "threads": torch.get_num_threads()}
     columns = [*same, "engine", "batch", "network", "rounds", "ms", "over_nothing", "q1", "q3"]
     with options.output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for engine in options.engines:
             for batch in options.batches:
