@@ -15,7 +15,6 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -177,7 +176,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Preprocess:
     """Preparation of an image at evaluation time: resize, centre crop, tensor, normalise.
 

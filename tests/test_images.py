@@ -37,7 +37,9 @@ def smooth(width: int, height: int) -> Image.Image:
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, form, **options)
+    with warnings.catch_warnings():  # such files exist, however Pillow will write them in future
+        warnings.filterwarnings("ignore", "Saving I mode images as PNG", DeprecationWarning)
+        image.save(stream, form, **options)
     return stream.getvalue()
 
 

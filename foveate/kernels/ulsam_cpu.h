@@ -79,7 +79,6 @@ static inline void fetch_ahead(const STORED *x, size n) {
 
 /* Channels that are taken together where they come last, so that their rows stay in the first cache: BLOCK; in the
    backward pass, which keeps more, LINE. Of planes: NARROW channels in one task, STRIP elements of each at a time. */
-enum { MOST = 256 }; /* threads */
 enum { BLOCK = 128, ENOUGH = 64, LINE = 16, NARROW = 32, STRIP = 4096 };
 
 /* GOMP_parallel of the OpenMP library that torch has loaded: one pool of threads, not two. NULL: one thread. */
@@ -105,6 +104,8 @@ typedef struct {
 } Arguments;
 
 typedef void (*task_fn)(const Setting *, const Arguments *, size task, REAL *scratch);
+
+enum { MOST = 256 }; /* threads */
 
 /* Each thread has a part of the tasks, always the same ones, so that what it wrote in the call before is in its own cache;
    one that is ready early takes from the others' parts. next: of each part, a line of the cache apart. */

@@ -64,13 +64,9 @@ def _functions(dtype: torch.dtype) -> Any:
         for name, count in (("infer", 4), ("scores", 3), ("reweight", 3), ("map_gradient", 3), ("gradients", 8)):
             getattr(lib, name).argtypes = [setting, *[pointer] * count]
         lib.add_affine.argtypes = [setting, pointer, pointer, pointer]
-        for name in (
-            "fold",
-            "evaluate",
-            "moments",
-            *("infer", "scores", "reweight", "map_gradient", "gradients", "add_affine"),
-        ):
-            getattr(lib, name).restype = None
+        functions = (lib.fold, lib.evaluate, lib.moments, lib.add_affine, lib.infer, lib.scores, lib.reweight)
+        for function in (*functions, lib.map_gradient, lib.gradients):
+            function.restype = None
     return lib
 
 
