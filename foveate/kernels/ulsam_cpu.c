@@ -118,8 +118,10 @@ static void scores_of(const Setting *s, const Arguments *a, size b, size n0, siz
             for (size y = y0; y < y1; y += rows)
                 scores_planes(s, x, a->folded, n, y, least(y + rows, y1), score, scratch);
     } else {
-        for (size c = n0 * G; c < n1 * G; c += BLOCK)
-            scores_last(s, x, a->folded, c, least(c + BLOCK, n1 * G), y0, y1, score, scratch);
+        const size whole = G < BLOCK ? BLOCK / G : 1; /* groups; of a larger one a part at a time */
+        for (size n = n0; n < n1; n += whole)
+            for (size c = n * G, end = least(n + whole, n1) * G; c < end; c += BLOCK)
+                scores_last(s, x, a->folded, c, least(c + BLOCK, end), y0, y1, score, scratch);
     }
 }
 

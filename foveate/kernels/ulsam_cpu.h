@@ -66,6 +66,45 @@ static inline REAL keep(REAL value, MASK mask) {
     return value;
 }
 
+/* ---- vectors of 32 bytes, whatever the processor has ---- */
+
+typedef REAL Lanes __attribute__((vector_size(32)));
+typedef MASK Bits __attribute__((vector_size(32)));
+typedef REAL LooseLanes __attribute__((vector_size(32), aligned(sizeof(STORED)), may_alias));
+enum { LANES = 32 / sizeof(REAL) };
+
+static inline Lanes all(REAL value) {
+    Lanes out;
+    for (int c = 0; c < LANES; c++) out[c] = value;
+    return out;
+}
+
+/* max, lane by lane; NaN as there. */
+static inline Lanes greater(Lanes a, Lanes b) {
+    Lanes out;
+    for (int c = 0; c < LANES; c++) out[c] = a[c] > b[c] ? a[c] : b[c];
+    return out;
+}
+
+static inline Lanes keep_lanes(Lanes value, Bits mask) { return (Lanes)((Bits)value & mask); }
+
+/* n elements; the other lanes are 0. */
+static inline Lanes load_lanes(const STORED *x, ptrdiff_t n) {
+    Lanes out = {0};
+    if (n == LANES)
+        for (int c = 0; c < LANES; c++) out[c] = load(x[c]);
+    else
+        for (int c = 0; c < n; c++) out[c] = load(x[c]);
+    return out;
+}
+
+static inline void store_lanes(STORED *x, Lanes value, ptrdiff_t n) {
+    if (n == LANES)
+        for (int c = 0; c < LANES; c++) x[c] = store(value[c]);
+    else
+        for (int c = 0; c < n; c++) x[c] = store(value[c]);
+}
+
 static inline size least(size a, size b) { return a < b ? a : b; }
 static inline size parts(size whole, size part) { return (whole + part - 1) / part; }
 

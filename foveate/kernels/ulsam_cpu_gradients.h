@@ -111,116 +111,136 @@ static void gradients_planes(const Setting *s, const Arguments *a, size b, size 
 
 /* ---- channels last ---- */
 
-/* One place, LINE channels: what stands there, and what the windows find. Three rows of them are kept, for in the images
-   places are so far apart that they push each other out of the first cache. */
+/* One place, LANES channels: what stands there, the maximum of three in its row, whose that is, and what the windows hand
+   to that row. Three rows of them are kept, for in the images places are so far apart that they push each other out of the
+   first cache. */
 typedef struct {
-    REAL x[LINE], dy[LINE], hidden[LINE], wide[LINE], passed[LINE];
-    MASK side[LINE];
+    Lanes x, wide, passed;
+    Bits left, here, right;
 } Place;
 
-/* What belongs to the channels. group: where the maps of their groups begin. */
+/* What belongs to LANES channels of one image. x, dy, dx: of the first; group: where the maps of their groups begin; n: how
+   many there are. */
 typedef struct {
-    REAL scale[LINE], shift[LINE], point[LINE], centre[LINE], dscale[LINE], dshift[LINE], dpoint[LINE];
-    size group[LINE];
-} Channels;
+    const STORED *x, *dy;
+    STORED *dx;
+    const REAL *dscore, *map;
+    size n, group[LANES];
+    Lanes scale, shift, point, centre, dscale, dshift, dpoint;
+} Column;
 
 /* dscore or map of one place, for each channel. */
-static inline void spread(const REAL *restrict map, const size *restrict group, REAL *restrict out) {
-    if (group[0] == group[LINE - 1])
-        for (size c = 0; c < LINE; c++) out[c] = map[group[0]];
+static inline Lanes spread(const REAL *map, const size *group) {
+    Lanes out;
+    if (group[0] == group[LANES - 1])
+        for (size c = 0; c < LANES; c++) out[c] = map[group[0]];
     else
-        for (size c = 0; c < LINE; c++) out[c] = map[group[c]];
+        for (size c = 0; c < LANES; c++) out[c] = map[group[c]];
+    return out;
 }
 
-static inline void read_place(const STORED *restrict x, const STORED *restrict dy, const Channels *restrict by,
-                              Place *restrict to, size n) {
-    if (n == LINE)
-        for (size c = 0; c < LINE; c++) to->x[c] = load(x[c]), to->dy[c] = load(dy[c]);
-    else
-        for (size c = 0; c < n; c++) to->x[c] = load(x[c]), to->dy[c] = load(dy[c]);
-    for (size c = 0; c < LINE; c++) {
-        to->hidden[c] = max(0, to->x[c] * by->scale[c] + by->shift[c]);
-        to->passed[c] = 0;
+/* The maximum of three; before, after: where it is the one before or after, and the first. */
+static inline Lanes first_of_lanes(Lanes up, Lanes here, Lanes down, Bits *before, Bits *after) {
+    const Lanes base = greater(all(TINY), here), most = greater(up, base);
+    *after = down > most;
+    *before = (up >= base) & ~*after;
+    return greater(most, down);
+}
+
+/* One row of x: its maxima of three. */
+static void read_row(const Column *by, const STORED *x, size w, size C, Place *row, const STORED *next) {
+    Lanes value = load_lanes(x, by->n), here = greater(all(0), value * by->scale + by->shift), before = all(0);
+    for (size p = 0; p < w; p++) {
+        Lanes following = value, after = all(0);
+        if (p + 1 < w) {
+            following = load_lanes(x + (p + 1) * C, by->n);
+            after = greater(all(0), following * by->scale + by->shift);
+        }
+        __builtin_prefetch(next + p * C);
+        Bits left, right;
+        row[p].x = value;
+        row[p].wide = first_of_lanes(before, here, after, &left, &right);
+        row[p].left = left, row[p].right = right, row[p].here = ~(left | right) & (here > all(0));
+        before = here, here = after, value = following;
     }
 }
 
-/* The windows around one place: up, here and down have the maxima in the rows. */
-static inline void one_window(Place *restrict up, Place *restrict here, Place *restrict down,
-                              const REAL *restrict dscore, Channels *restrict by) {
-    for (size c = 0; c < LINE; c++) {
-        MASK level;
-        by->dpoint[c] += dscore[c] * first_of_three(up->wide[c], here->wide[c], down->wide[c], &level);
-        up->passed[c] += keep(dscore[c], -(level == -1));
-        here->passed[c] += keep(dscore[c], -(level == 0));
-        down->passed[c] = keep(dscore[c], -(level == 1));
+/* The windows around one row: up, here and down have the maxima in the rows. */
+static void windows(Column *by, const REAL *dscore, size w, Place *up, Place *here, Place *down) {
+    Lanes dpoint = by->dpoint;
+    for (size p = 0; p < w; p++) {
+        const Lanes d = spread(dscore + p, by->group);
+        Bits above, below;
+        dpoint += d * first_of_lanes(up[p].wide, here[p].wide, down[p].wide, &above, &below);
+        up[p].passed += keep_lanes(d, above);
+        here[p].passed += keep_lanes(d, ~(above | below));
+        down[p].passed = keep_lanes(d, below);
     }
+    by->dpoint = dpoint;
 }
 
-/* dx at one place, into dy. */
-static inline void one_gradient(const Place *restrict before, Place *restrict here, const Place *restrict after,
-                                const REAL *restrict map, Channels *restrict by) {
-    for (size c = 0; c < LINE; c++) {
-        const REAL sum = keep(here->passed[c], -(here->side[c] == 0)) + keep(before->passed[c], -(before->side[c] == 1))
-                       + keep(after->passed[c], -(after->side[c] == -1));
-        const REAL dz = keep(by->point[c] * sum, -(here->hidden[c] > 0));
-        here->dy[c] = here->dy[c] + map[c] * here->dy[c] + by->scale[c] * dz;
-        by->dscale[c] += dz * (here->x[c] - by->centre[c]);
-        by->dshift[c] += dz;
+/* dx of one row. */
+static void write_row(Column *by, const REAL *map, const STORED *dy, STORED *dx, size w, size C, const Place *row) {
+    Lanes dscale = by->dscale, dshift = by->dshift, before = all(0), here = keep_lanes(row->passed, row->here);
+    for (size p = 0; p < w; p++) {
+        Lanes sum = before + here;
+        before = keep_lanes(row[p].passed, row[p].right);
+        if (p + 1 < w) {
+            sum += keep_lanes(row[p + 1].passed, row[p + 1].left);
+            here = keep_lanes(row[p + 1].passed, row[p + 1].here);
+        }
+        const Lanes dz = by->point * sum, d = load_lanes(dy + p * C, by->n);
+        store_lanes(dx + p * C, d + spread(map + p, by->group) * d + by->scale * dz, by->n);
+        dscale += dz * (row[p].x - by->centre);
+        dshift += dz;
     }
+    by->dscale = dscale, by->dshift = dshift;
 }
 
-/* Channels c0 .. c0 + n of one image, row after row: at row y the windows of row y - 1 are complete, and with them what
-   row y - 2 gets. A column of zeros stands on both sides. */
-static void gradients_last(const Setting *s, const Arguments *a, size b, size c0, size n, Place *scratch) {
-    const size C = s->C, h = s->h, w = s->w, hw = h * w, row = w + 2;
-    const REAL *dscore = a->dscore + b * s->g * hw, *map = a->map + b * s->g * hw;
-    Channels by = {0};
-    REAL flat[LINE];
-    for (size c = 0; c < LINE; c++) by.group[c] = least(c0 + c, C - 1) / (C / s->g) * hw;
+static Column column_of(const Setting *s, const Arguments *a, size b, size c0, size n) {
+    const size C = s->C, hw = s->h * s->w, start = b * hw * C + c0, maps = b * s->g * hw;
+    Column by = {.x = a->x + start, .dy = a->dy + start, .dx = a->out + start, .n = n,
+                 .dscore = a->dscore + maps, .map = a->map + maps};
+    for (size c = 0; c < LANES; c++) by.group[c] = least(c0 + c, C - 1) / (C / s->g) * hw;
     for (size c = 0; c < n; c++) {
         by.scale[c] = a->folded[c0 + c], by.shift[c] = a->folded[C + c0 + c], by.point[c] = a->folded[2 * C + c0 + c];
         by.centre[c] = a->centre[c0 + c];
     }
-    for (size p = 0; p < 3 * row; p++) {
-        scratch[p] = (Place){0};
-        for (size c = 0; c < LINE; c++) scratch[p].side[c] = 2; /* nowhere */
-    }
+    return by;
+}
+
+/* Channels c0 .. c0 + n of one image, at most a line of the cache, row after row: at row y the windows of row y - 1 are
+   complete, and with them what row y - 2 gets. */
+static void gradients_last(const Setting *s, const Arguments *a, size b, size c0, size n, Place *scratch) {
+    const size C = s->C, h = s->h, w = s->w, columns = parts(n, LANES);
+    Column by[LINE / LANES];
+    for (size k = 0; k < columns; k++) by[k] = column_of(s, a, b, c0 + k * LANES, least(n - k * LANES, LANES));
+    for (size p = 0; p < 3 * w * columns; p++) scratch[p] = (Place){0};
     for (size y = 0; y < h + 2; y++) { /* rows y, y - 1, y - 2 */
-        Place *rows = scratch + 1, *now = rows + y % 3 * row, *mid = rows + (y + 2) % 3 * row;
-        Place *old = rows + (y + 1) % 3 * row;
-        const size start = (b * hw + y * w) * C + c0;
-        for (size p = 0; y < h && p < w; p++) {
-            const STORED *x = a->x + start + p * C, *dy = a->dy + start + p * C;
-            fetch_ahead(x + (y + 1 < h) * w * C, n);
-            fetch_ahead(dy + (y + 1 < h) * w * C, n);
-            __builtin_prefetch(a->out + start + p * C, 1); /* written two rows later */
-            read_place(x, dy, &by, now + p, n);
-        }
-        for (size p = 0; p < w; p++) {
-            Place *at = now + p;
-            if (y < h) {
-                for (size c = 0; c < LINE; c++)
-                    at->wide[c] = first_of_three(at[-1].hidden[c], at->hidden[c], at[1].hidden[c], &at->side[c]);
-            } else {
-                for (size c = 0; c < LINE; c++) at->wide[c] = 0;
+        for (size k = 0; k < columns; k++) {
+            Place *rows = scratch + 3 * w * k, *now = rows + y % 3 * w, *mid = rows + (y + 2) % 3 * w;
+            Place *old = rows + (y + 1) % 3 * w;
+            if (y < h)
+                read_row(by + k, by[k].x + y * w * C, w, C, now, by[k].x + (y + (y + 1 < h)) * w * C);
+            else
+                for (size p = 0; p < w; p++) now[p].wide = all(0);
+            for (size p = 0; y == 0 && p < w; p++) now[p].passed = all(0);
+            if (y >= 1 && y <= h) windows(by + k, by[k].dscore + (y - 1) * w, w, old, mid, now);
+            if (y >= 2) {
+                const size at = (y - 2) * w;
+                write_row(by + k, by[k].map + at, by[k].dy + at * C, by[k].dx + at * C, w, C, old);
             }
         }
-        for (size p = 0; y >= 1 && y <= h && p < w; p++) {
-            spread(dscore + (y - 1) * w + p, by.group, flat);
-            one_window(old + p, mid + p, now + p, flat, &by);
-        }
-        for (size p = 0; y >= 2 && p < w; p++) {
-            STORED *out = a->out + start + (p - 2 * w) * C;
-            spread(map + (y - 2) * w + p, by.group, flat);
-            one_gradient(old + p - 1, old + p, old + p + 1, flat, &by);
-            if (n == LINE)
-                for (size c = 0; c < LINE; c++) out[c] = store(old[p].dy[c]);
-            else
-                for (size c = 0; c < n; c++) out[c] = store(old[p].dy[c]);
+        for (size p = 0; y >= 1 && y <= h && p < w; p++) { /* what write_row takes and gives next */
+            __builtin_prefetch(by->dy + ((y - 1) * w + p) * C);
+            __builtin_prefetch(by->dx + ((y - 1) * w + p) * C, 1);
         }
     }
     REAL *sums = a->sums + (b * C + c0) * 3;
-    for (size c = 0; c < n; c++, sums += 3) sums[0] = by.dscale[c], sums[1] = by.dshift[c], sums[2] = by.dpoint[c];
+    for (size c = 0; c < n; c++, sums += 3) {
+        const Column *k = by + c / LANES;
+        sums[0] = k->dscale[c % LANES], sums[1] = k->dshift[c % LANES], sums[2] = k->dpoint[c % LANES];
+    }
 }
 
 /* ---- either format ---- */

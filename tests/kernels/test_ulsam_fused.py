@@ -19,7 +19,8 @@ pytestmark = pytest.mark.skipif(
 LAYOUTS = ["contiguous", "channels_last", "every second column", "transposed"]
 MODES = [(False, False), (True, True), (True, False), (False, True)]
 # One for each way through the C source: rows and columns of one, many groups with the channels last, blocks of
-# channels, strips of a plane, fewer tasks than threads, a strip that is empty.
+# channels, strips of a plane, fewer tasks than threads, a strip that is empty, groups that do not fill a block or are
+# larger than one.
 SHAPES = [
     ((2, 32, 7, 9), 4),
     ((1, 16, 1, 1), 4),
@@ -31,6 +32,8 @@ SHAPES = [
     ((1, 3, 80, 90), 1),
     ((1, 130, 17, 3), 2),
     ((1, 4, 9, 1100), 2),
+    ((2, 160, 3, 5), 4),
+    ((2, 600, 3, 2), 3),
 ]
 
 
