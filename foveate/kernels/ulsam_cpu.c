@@ -135,16 +135,17 @@ static void scores_task(const Setting *s, const Arguments *a, size task, REAL *s
 
 /* ---- maps and the sum ---- */
 
-/* softmax(relu(score)), in place. */
-static void softmax(REAL *restrict score, size hw) {
-    REAL most = 0, sum = 0;
-    for (size i = 0; i < hw; i++) most = max(score[i], most);
+/* softmax(relu(map)), in place. Many values may be equal, for which sums in float32 are always rounded the same way. */
+static void softmax(REAL *restrict map, size hw) {
+    REAL most = 0;
+    double sum = 0;
+    for (size i = 0; i < hw; i++) most = max(map[i], most);
     for (size i = 0; i < hw; i++) {
-        score[i] = exponential(max(0, score[i]) - most);
-        sum += score[i];
+        map[i] = exponential(max(0, map[i]) - most);
+        sum += map[i];
     }
     const REAL share = 1 / sum;
-    for (size i = 0; i < hw; i++) score[i] *= share;
+    for (size i = 0; i < hw; i++) map[i] *= share;
 }
 
 /* out = x + A x for the groups n0 .. n1 and the places p0 .. p1. */
@@ -194,38 +195,8 @@ static void infer_task(const Setting *s, const Arguments *a, size task, REAL *sc
     weigh(s, a, a->score, b, n0, n1, 0, hw);
 }
 
-/* ---- moments: one pass, before the scores of a training step ---- */
-
-/* For a part of one image: the sums of x and of x * x, for each channel: (B * strips, 2, C). In float64, where the
-   difference of the two keeps its digits. */
-static void moments_task(const Setting *s, const Arguments *a, size task, REAL *scratch) {
-    const size C = s->C, hw = s->h * s->w, part = parts(hw, a->strips), p0 = task % a->strips * part;
-    const size p1 = least(p0 + part, hw);
-    const STORED *restrict x = a->x + task / a->strips * C * hw;
-    double *restrict sum = a->moments + task * 2 * C, *restrict square = sum + C;
-    (void)scratch;
-    for (size c = 0; c < 2 * C; c++) sum[c] = 0;
-    if (s->last) {
-        for (size p = p0; p < p1; p++)
-            for (size c = 0; c < C; c++) {
-                const double v = load(x[p * C + c]);
-                sum[c] += v;
-                square[c] += v * v;
-            }
-    } else {
-        for (size c = 0; c < C; c++) {
-            double first = 0, second = 0;
-            for (size i = c * hw + p0; i < c * hw + p1; i++) {
-                const double v = load(x[i]);
-                first += v;
-                second += v * v;
-            }
-            sum[c] = first, square[c] = second;
-        }
-    }
-}
-
 #include "ulsam_cpu_gradients.h"
+#include "ulsam_cpu_training.h"
 
 /* ---- what Python calls ---- */
 
@@ -261,38 +232,4 @@ void evaluate(const Setting *s, const STORED *x, const REAL *const *vectors, dou
               REAL *score, STORED *out) {
     fold(vectors, s->C, s->g, eps, point_eps, folded);
     infer(s, x, folded, score, out);
-}
-
-void moments(const Setting *s, const STORED *x, double *sums, size strips) {
-    const Arguments a = {.x = x, .moments = sums, .strips = strips};
-    run(s, s->B * strips, moments_task, &a);
-}
-
-void scores(const Setting *s, const STORED *x, const REAL *folded, REAL *score) {
-    Arguments a = {.x = x, .folded = folded, .score = score};
-    const size tasks = s->B * parts(s->g, together(s));
-    a.strips = strips_for(s, tasks, parts(s->h, 4));
-    run(s, tasks * a.strips, scores_task, &a);
-}
-
-void reweight(const Setting *s, const STORED *x, const REAL *map, STORED *out) {
-    const Arguments a = {.x = x, .map = map, .out = out, .strips = strips_for(s, s->B, s->h)};
-    run(s, s->B * a.strips, weigh_task, &a);
-}
-
-void map_gradient(const Setting *s, const STORED *x, const STORED *dy, REAL *dmap) {
-    const Arguments a = {.x = x, .dy = dy, .score = dmap, .strips = strips_for(s, s->B, s->h)};
-    run(s, s->B * a.strips, map_gradient_task, &a);
-}
-
-void gradients(const Setting *s, const STORED *x, const STORED *dy, const REAL *folded, const REAL *map,
-               const REAL *dscore, const REAL *centre, STORED *dx, REAL *sums) {
-    const Arguments a = {.x = x, .dy = dy, .folded = folded, .map = map, .dscore = dscore, .centre = centre, .out = dx,
-                         .sums = sums};
-    run(s, s->B * gradient_tasks(s), gradients_task, &a);
-}
-
-void add_affine(const Setting *s, const STORED *x, const REAL *affine, STORED *dx) {
-    const Arguments a = {.x = x, .affine = affine, .out = dx, .strips = strips_for(s, s->B, s->h)};
-    run(s, s->B * a.strips, add_affine_task, &a);
 }

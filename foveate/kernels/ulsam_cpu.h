@@ -98,6 +98,19 @@ static inline Lanes load_lanes(const STORED *x, ptrdiff_t n) {
     return out;
 }
 
+static inline Lanes some(const REAL *x, ptrdiff_t n) {
+    Lanes out = {0};
+    for (int c = 0; c < LANES; c++) out[c] = c < n ? x[c] : 0;
+    return out;
+}
+
+static inline void add_lanes(double *sum, Lanes value, ptrdiff_t n) {
+    if (n == LANES)
+        for (int c = 0; c < LANES; c++) sum[c] += value[c];
+    else
+        for (int c = 0; c < n; c++) sum[c] += value[c];
+}
+
 static inline void store_lanes(STORED *x, Lanes value, ptrdiff_t n) {
     if (n == LANES)
         for (int c = 0; c < LANES; c++) x[c] = store(value[c]);
@@ -136,9 +149,9 @@ typedef struct {
 typedef struct {
     const STORED *x, *dy;
     STORED *out;
-    const REAL *folded, *map, *dscore, *centre, *affine;
-    REAL *score, *sums;
-    double *moments;
+    const REAL *folded, *map, *dscore, *centre, *affine, *by_group;
+    REAL *score, *made, *sums;
+    double *partial;
     size strips; /* parts of the rows, or of the places */
 } Arguments;
 

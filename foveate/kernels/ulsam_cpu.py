@@ -17,27 +17,19 @@ import torch
 from torch import Tensor
 
 from foveate.kernels.compiled import library, openmp
+from foveate.kernels.ulsam_backends import dense, in_the_strides_of, wide
+from foveate.kernels.ulsam_train import Trained
 
-__all__ = [
-    "TYPES",
-    "add_affine_",
-    "available",
-    "evaluate",
-    "fold",
-    "gradients",
-    "infer",
-    "map_gradient",
-    "moments",
-    "reweight",
-    "scores",
-]
+__all__ = ["TYPES", "available", "evaluate", "fold", "infer", "train_backward", "train_forward"]
 
 TYPES = (torch.float32, torch.bfloat16)
 """Types for which the fused path is taken by itself."""
 
 _DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float64: "FLOAT64"}
 _FOLDER = Path(__file__).parent
-_FILES = tuple(_FOLDER / name for name in ("ulsam_cpu.c", "ulsam_cpu.h", "ulsam_cpu_gradients.h"))
+_FILES = tuple(
+    _FOLDER / name for name in ("ulsam_cpu.c", "ulsam_cpu.h", "ulsam_cpu_gradients.h", "ulsam_cpu_training.h")
+)
 _BLOCK, _LINE, _STRIP = 128, 16, 4096  # as in ulsam_cpu.h
 
 
@@ -59,14 +51,13 @@ def _functions(dtype: torch.dtype) -> Any:
     if lib is not None:
         pointer, setting, size, number = ctypes.c_void_p, ctypes.POINTER(_Setting), ctypes.c_ssize_t, ctypes.c_double
         lib.fold.argtypes = [pointer, size, size, number, number, pointer]
-        lib.evaluate.argtypes = [setting, pointer, pointer, number, number, pointer, pointer, pointer]
-        lib.moments.argtypes = [setting, pointer, pointer, size]
-        for name, count in (("infer", 4), ("scores", 3), ("reweight", 3), ("map_gradient", 3), ("gradients", 8)):
-            getattr(lib, name).argtypes = [setting, *[pointer] * count]
-        lib.add_affine.argtypes = [setting, pointer, pointer, pointer]
-        functions = (lib.fold, lib.evaluate, lib.moments, lib.add_affine, lib.infer, lib.scores, lib.reweight)
-        for function in (*functions, lib.map_gradient, lib.gradients):
+        lib.infer.argtypes = [setting, *[pointer] * 4]
+        lib.evaluate.argtypes = [setting, pointer, pointer, number, number, *[pointer] * 3]
+        lib.train_forward.argtypes = [setting, pointer, pointer, number, number, *[pointer] * 7]
+        lib.train_backward.argtypes = [setting, pointer, pointer, pointer, number, number, *[pointer] * 7]
+        for function in (lib.fold, lib.infer, lib.evaluate, lib.train_forward, lib.train_backward):
             function.restype = None
+        lib.training_bytes.argtypes, lib.training_bytes.restype = [setting], size
     return lib
 
 
@@ -116,8 +107,7 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     """
     channels = vectors[2].numel()
     folded = torch.empty(3 * channels + groups)
-    addresses = _Twelve(*[vector.data_ptr() for vector in vectors])
-    _functions(torch.float32).fold(addresses, channels, groups, eps, point_eps, folded.data_ptr())
+    _functions(torch.float32).fold(_addresses(vectors), channels, groups, eps, point_eps, folded.data_ptr())
     return folded
 
 
@@ -143,73 +133,66 @@ def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, poin
     return out
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (biased) of each channel, (C) and (C)."""
-    setting = _setting(x, 1)
-    batch, channels = x.shape[:2]
-    places = x.shape[2] * x.shape[3]
-    strips = min(places, -(-2 * torch.get_num_threads() // batch))
-    sums = torch.empty((batch * strips, 2, channels), dtype=torch.float64)
-    _functions(x.dtype).moments(setting, x.data_ptr(), sums.data_ptr(), strips)
-    mean, square = sums.sum(0).div_(batch * places)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return mean.to(wide, copy=True), square.addcmul_(mean, mean, value=-1).clamp_(min=0).to(wide)
-
-
-def scores(x: Tensor, folded: Tensor, groups: int) -> Tensor:
-    """What the softmax's ReLU gets, (B, g, h, w)."""
+def train_forward(x: Tensor, parameters: list[Tensor], running: list[Tensor], eps: float, point_eps: float) -> Trained:
+    """``ulsam_op.train``."""
+    x = dense(x)
+    vectors, kind = _vectors(x, [*parameters, *running]), wide(x)
+    channels, groups = x.shape[1], parameters[5].numel()
+    batch, point_batch = not running[0].numel(), not running[2].numel()
     setting = _setting(x, groups, _forward_scratch(x))
-    score = torch.empty((x.shape[0], groups, *x.shape[2:]), dtype=folded.dtype)
-    _functions(x.dtype).scores(setting, x.data_ptr(), folded.data_ptr(), score.data_ptr())
-    return score
+    maps = (x.shape[0], groups, *x.shape[2:])
+    out, attention, score = torch.empty_like(x), torch.empty(maps, dtype=kind), torch.empty(maps, dtype=kind)
+    mean, var = (torch.empty(channels * batch, dtype=kind) for k in range(2))
+    observed = torch.empty(2 * channels * batch + 2 * groups * point_batch, dtype=kind)
+    made = (out, attention, score, mean, var, observed, _work(x, setting))
+    _functions(x.dtype).train_forward(
+        setting, x.data_ptr(), _addresses(vectors), eps, point_eps, *[tensor.data_ptr() for tensor in made]
+    )
+    return made[:6]
 
 
-def reweight(x: Tensor, attention: Tensor) -> Tensor:
-    """x + A x for maps (B, g, h, w)."""
-    setting = _setting(x, attention.shape[1])
-    out = torch.empty_like(x)
-    _functions(x.dtype).reweight(setting, x.data_ptr(), attention.data_ptr(), out.data_ptr())
-    return out
+def train_backward(
+    dy: Tensor,
+    x: Tensor,
+    parameters: list[Tensor],
+    running: list[Tensor],
+    eps: float,
+    point_eps: float,
+    map: Tensor,  # noqa: A002
+    score: Tensor,
+    mean: Tensor,
+    var: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of x and of the parameters, from dy and what ``train_forward`` gave."""
+    x = dense(x)
+    dy = in_the_strides_of(x, dy)
+    vectors, kind, groups = _vectors(x, [*parameters, *running]), wide(x), map.shape[1]
+    setting = _setting(x, groups, _backward_scratch(x))
+    dx, work = torch.empty_like(x), _work(x, setting)
+    gradients = [torch.empty(p.shape, dtype=kind) for p in parameters]
+    given = (x, dy), (map, score, mean, var, dx)
+    first, second = ([tensor.data_ptr() for tensor in tensors] for tensors in given)
+    _functions(x.dtype).train_backward(
+        *(setting, *first, _addresses(vectors), eps, point_eps, *second, _addresses(gradients), work.data_ptr())
+    )
+    return dx, [g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True)]
 
 
-def map_gradient(x: Tensor, dy: Tensor, groups: int) -> Tensor:
-    """dA, (B, g, h, w), for dy in the strides of x."""
-    setting = _setting(x, groups)
-    dmap = torch.empty((x.shape[0], groups, *x.shape[2:]), dtype=torch.promote_types(x.dtype, torch.float32))
-    _functions(x.dtype).map_gradient(setting, x.data_ptr(), dy.data_ptr(), dmap.data_ptr())
-    return dmap
-
-
-def gradients(
-    x: Tensor, dy: Tensor, folded: Tensor, attention: Tensor, dscore: Tensor, centre: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of x without what goes through the statistics of a batch, and of the vectors.
-
-    Args:
-        x: the input.
-        dy: the gradient of the output, in the strides of x.
-        folded: as in the forward pass; the bias is not used.
-        attention: A.
-        dscore: the gradient of the scores.
-        centre: (C), subtracted from x in the second result.
-
-    Returns:
-        dx (B, C, h, w); sum of dz (x - centre), sum of dz, and the gradient of point, (C) each.
-    """
+def _backward_scratch(x: Tensor) -> int:
     width = x.shape[3]
-    planes = 8 * (max(_STRIP, 4 * width) + 4 * width + 4)
-    numbers = planes if x.is_contiguous() else 18 * (width + 2) * _LINE
-    setting = _setting(x, attention.shape[1], numbers)
-    dx = torch.empty_like(x)
-    sums = torch.empty((*x.shape[:2], 3), dtype=folded.dtype)
-    arrays = (x, dy, folded, attention, dscore, centre, dx, sums)
-    _functions(x.dtype).gradients(setting, *[array.data_ptr() for array in arrays])
-    with_x, plain, point = (column.clone() for column in sums.sum(0).unbind(1))
-    return dx, with_x, plain, point
+    return 8 * (max(_STRIP, 4 * width) + 4 * width + 4) if x.is_contiguous() else 18 * (width + 2) * _LINE
 
 
-def add_affine_(dx: Tensor, x: Tensor, constant: Tensor, factor: Tensor) -> None:
-    """``dx += constant + factor * x``, (C) each, in place."""
-    setting = _setting(x, 1)
-    affine = torch.cat([constant, factor])
-    _functions(x.dtype).add_affine(setting, x.data_ptr(), affine.data_ptr(), dx.data_ptr())
+def _work(x: Tensor, setting: _Setting) -> Tensor:
+    """The memory between the passes."""
+    return torch.empty(_functions(x.dtype).training_bytes(setting), dtype=torch.uint8)
+
+
+def _vectors(x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    kind = wide(x)
+    return [t if t.dtype is kind and t.is_contiguous() else t.to(kind).contiguous() for t in tensors]
+
+
+def _addresses(tensors: Sequence[Tensor]) -> Any:
+    """Of the first element of each; NULL of an empty one."""
+    return _Twelve(*[tensor.data_ptr() for tensor in tensors])

@@ -14,7 +14,7 @@ static void map_gradient_task(const Setting *s, const Arguments *a, size task, R
     const STORED *restrict x = a->x + b * C * hw, *restrict dy = a->dy + b * C * hw;
     (void)scratch;
     for (size n = 0; s->last == 0 && n < s->g; n++) {
-        REAL *restrict dmap = a->score + (b * s->g + n) * hw;
+        REAL *restrict dmap = a->made + (b * s->g + n) * hw;
         for (size i = p0; i < p1; i++) dmap[i] = 0;
         for (size c = n * G; c < (n + 1) * G; c++)
             for (size i = p0; i < p1; i++) dmap[i] += load(x[c * hw + i]) * load(dy[c * hw + i]);
@@ -23,7 +23,7 @@ static void map_gradient_task(const Setting *s, const Arguments *a, size task, R
         for (size n = 0; n < s->g; n++) {
             REAL sum = 0;
             for (size i = p * C + n * G; i < p * C + (n + 1) * G; i++) sum += load(x[i]) * load(dy[i]);
-            a->score[(b * s->g + n) * hw + p] = sum;
+            a->made[(b * s->g + n) * hw + p] = sum;
         }
 }
 
@@ -148,12 +148,13 @@ static inline Lanes first_of_lanes(Lanes up, Lanes here, Lanes down, Bits *befor
 }
 
 /* One row of x: its maxima of three. */
-static void read_row(const Column *by, const STORED *x, size w, size C, Place *row, const STORED *next) {
-    Lanes value = load_lanes(x, by->n), here = greater(all(0), value * by->scale + by->shift), before = all(0);
+static inline __attribute__((always_inline)) void read_row(const Column *by, size n, const STORED *x, size w, size C,
+                                                           Place *row, const STORED *next) {
+    Lanes value = load_lanes(x, n), here = greater(all(0), value * by->scale + by->shift), before = all(0);
     for (size p = 0; p < w; p++) {
         Lanes following = value, after = all(0);
         if (p + 1 < w) {
-            following = load_lanes(x + (p + 1) * C, by->n);
+            following = load_lanes(x + (p + 1) * C, n);
             after = greater(all(0), following * by->scale + by->shift);
         }
         __builtin_prefetch(next + p * C);
@@ -180,7 +181,8 @@ static void windows(Column *by, const REAL *dscore, size w, Place *up, Place *he
 }
 
 /* dx of one row. */
-static void write_row(Column *by, const REAL *map, const STORED *dy, STORED *dx, size w, size C, const Place *row) {
+static inline __attribute__((always_inline)) void write_row(Column *by, size n, const REAL *map, const STORED *dy,
+                                                            STORED *dx, size w, size C, const Place *row) {
     Lanes dscale = by->dscale, dshift = by->dshift, before = all(0), here = keep_lanes(row->passed, row->here);
     for (size p = 0; p < w; p++) {
         Lanes sum = before + here;
@@ -189,8 +191,8 @@ static void write_row(Column *by, const REAL *map, const STORED *dy, STORED *dx,
             sum += keep_lanes(row[p + 1].passed, row[p + 1].left);
             here = keep_lanes(row[p + 1].passed, row[p + 1].here);
         }
-        const Lanes dz = by->point * sum, d = load_lanes(dy + p * C, by->n);
-        store_lanes(dx + p * C, d + spread(map + p, by->group) * d + by->scale * dz, by->n);
+        const Lanes dz = by->point * sum, d = load_lanes(dy + p * C, n);
+        store_lanes(dx + p * C, d + spread(map + p, by->group) * d + by->scale * dz, n);
         dscale += dz * (row[p].x - by->centre);
         dshift += dz;
     }
@@ -220,15 +222,22 @@ static void gradients_last(const Setting *s, const Arguments *a, size b, size c0
         for (size k = 0; k < columns; k++) {
             Place *rows = scratch + 3 * w * k, *now = rows + y % 3 * w, *mid = rows + (y + 2) % 3 * w;
             Place *old = rows + (y + 1) % 3 * w;
-            if (y < h)
-                read_row(by + k, by[k].x + y * w * C, w, C, now, by[k].x + (y + (y + 1 < h)) * w * C);
+            const STORED *x = by[k].x + y * w * C, *next = y + 1 < h ? x + w * C : x;
+            if (y < h && by[k].n == LANES)
+                read_row(by + k, LANES, x, w, C, now, next);
+            else if (y < h)
+                read_row(by + k, by[k].n, x, w, C, now, next);
             else
                 for (size p = 0; p < w; p++) now[p].wide = all(0);
             for (size p = 0; y == 0 && p < w; p++) now[p].passed = all(0);
             if (y >= 1 && y <= h) windows(by + k, by[k].dscore + (y - 1) * w, w, old, mid, now);
             if (y >= 2) {
                 const size at = (y - 2) * w;
-                write_row(by + k, by[k].map + at, by[k].dy + at * C, by[k].dx + at * C, w, C, old);
+                const STORED *dy = by[k].dy + at * C;
+                if (by[k].n == LANES)
+                    write_row(by + k, LANES, by[k].map + at, dy, by[k].dx + at * C, w, C, old);
+                else
+                    write_row(by + k, by[k].n, by[k].map + at, dy, by[k].dx + at * C, w, C, old);
             }
         }
         for (size p = 0; y >= 1 && y <= h && p < w; p++) { /* what write_row takes and gives next */

@@ -4,7 +4,7 @@
     foveate::ulsam_train(x, parameters, running, ..) -> x + A x, and what the backward pass and the batch norms need
     foveate::ulsam_train_backward(..)                -> gradients of x and of the parameters
 
-The passes themselves are a backend's, see ``ulsam_backends``; the training step is put together in ``ulsam_train``.
+What computes them is a backend's, see ``ulsam_backends``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from foveate.kernels.switch import enabled
 from foveate.kernels.ulsam_backends import dense, is_ready, passes, wide
-from foveate.kernels.ulsam_train import Trained, plain, train_backward, train_forward
+from foveate.kernels.ulsam_train import Trained, plain
 
 __all__ = ["evaluate", "fold", "infer", "scores_folded", "train"]
 
@@ -132,6 +132,14 @@ def train(x: Tensor, parameters: list[Tensor], running: list[Tensor], eps: float
     return torch.ops.foveate.ulsam_train.default(x, parameters, running, eps, point_eps)
 
 
+def _train(x: Tensor, *rest: Any) -> Trained:
+    return passes(x).train_forward(x, *rest)
+
+
+def _train_backward(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
+    return passes(x).train_backward(dy, x, *rest)
+
+
 # ---- shapes without data, gradients ----
 
 
@@ -177,8 +185,8 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 for _device in ("CPU", "CUDA"):
     _library.impl("ulsam_infer", _infer, _device)
-    _library.impl("ulsam_train", train_forward, _device)
-    _library.impl("ulsam_train_backward", train_backward, _device)
+    _library.impl("ulsam_train", _train, _device)
+    _library.impl("ulsam_train_backward", _train_backward, _device)
 torch.library.register_fake("foveate::ulsam_infer", _infer_shape, lib=_library)
 torch.library.register_fake("foveate::ulsam_train", _train_shape, lib=_library)
 torch.library.register_fake("foveate::ulsam_train_backward", _train_backward_shape, lib=_library)

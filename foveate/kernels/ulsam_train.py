@@ -1,4 +1,4 @@
-"""One training step of ULSAM from the passes of a backend: the forward pass, the backward pass, and the definition.
+"""One training step of ULSAM: the definition, and both passes put together from those of a CUDA backend.
 
     z = scale x + shift        score = bias + sum point * maxpool(relu(z))        A = softmax(relu(BN(score)))
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foveate.kernels.ulsam import reweight, spatial_softmax
-from foveate.kernels.ulsam_backends import dense, passes, wide
+from foveate.kernels.ulsam_backends import dense, in_the_strides_of, passes, wide
 
 __all__ = ["Trained", "plain", "train_backward", "train_forward"]
 
@@ -80,9 +80,7 @@ def train_backward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients of x and of the parameters, from dy and what ``train_forward`` gave."""
     x = dense(x)
-    dy = dy.to(x.dtype)
-    if dy.stride() != x.stride():
-        dy = torch.empty_like(x).copy_(dy)
+    dy = in_the_strides_of(x, dy)
     backend, vectors, known = passes(x), _vectors(x, parameters), _vectors(x, running)
     groups, n = map.shape[1], x.numel() // x.shape[1]
     batch, point_batch = mean.numel() > 0, not known[2].numel()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foveate.kernels.ulsam import spatial_softmax
+from foveate.kernels.ulsam_train import train_backward, train_forward
 
 __all__ = [
     "TYPES",
@@ -29,6 +30,8 @@ __all__ = [
     "moments",
     "reweight",
     "scores",
+    "train_backward",
+    "train_forward",
 ]
 
 logger = logging.getLogger("foveate")
