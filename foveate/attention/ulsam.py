@@ -94,14 +94,15 @@ class ULSAM(nn.Module):
         """Forward with gradients; each batch norm by its own mode, as in ``attend``."""
         norms: tuple[Any, Any] = (self.bn_dws, self.bn_point)
         parameters: list[Any] = [
-            p for m in (self.conv_dws, norms[0], self.conv_point, norms[1]) for p in (m.weight, m.bias)
+            p for m in (self.conv_dws, norms[0], self.conv_point, norms[1]) for p in m._parameters.values()
         ]
         empty = x.new_empty(0, dtype=torch.float32)
         running = [t for m in norms for t in ([empty] * 2 if m.training else [m.running_mean, m.running_var])]
-        out, *_, observed = ulsam_op.train(x, parameters, running, norms[0].eps, norms[1].eps)
+        out, observed = ulsam_op.train(x, parameters, running, norms[0].eps, norms[1].eps)
         with torch.no_grad():
             for norm in (norm for norm in norms if norm.training):
-                mean, var, observed = observed.tensor_split([norm.num_features, 2 * norm.num_features])
+                count = norm.num_features
+                mean, var, observed = observed.split([count, count, observed.numel() - 2 * count])
                 norm.num_batches_tracked.add_(1)
                 norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
                 norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)

@@ -115,7 +115,9 @@ def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
 # ---- training ----
 
 
-def train(x: Tensor, parameters: list[Tensor], running: list[Tensor], eps: float, point_eps: float) -> Trained:
+def train(
+    x: Tensor, parameters: list[Tensor], running: list[Tensor], eps: float, point_eps: float
+) -> tuple[Tensor, Tensor]:
     """x + A x with gradients; the batch norms take the statistics of the batch, or running ones where they are given.
 
     Args:
@@ -126,10 +128,30 @@ def train(x: Tensor, parameters: list[Tensor], running: list[Tensor], eps: float
         point_eps: of the second.
 
     Returns:
-        The result; A (B, g, h, w); scores (B, g, h, w); mean and variance (biased) of x or empty; and what a running
-        average takes in: mean and unbiased variance of both batch norms' inputs, (2C + 2g).
+        The result; and what a running average takes in: mean and unbiased variance of both batch norms' inputs, of each
+        where it is of the batch, (2C + 2g).
     """
-    return torch.ops.foveate.ulsam_train.default(x, parameters, running, eps, point_eps)
+    if _unseen():
+        out, observed = _Step.apply(eps, point_eps, x, *parameters, *running)
+    else:
+        out, *_, observed = torch.ops.foveate.ulsam_train.default(x, parameters, running, eps, point_eps)
+    return out, observed
+
+
+class _Step(torch.autograd.Function):
+    """``ulsam_train`` where nobody watches: the way through torch.library takes longer than a small step itself."""
+
+    @staticmethod
+    def forward(ctx: Any, eps: float, point_eps: float, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
+        made = passes(x).train_forward(x, vectors[:8], vectors[8:], eps, point_eps)
+        _save(ctx, (x, vectors[:8], vectors[8:], eps, point_eps), made)
+        ctx.mark_non_differentiable(made[5])
+        return made[0], made[5]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        dx, small, *_ = _backward(ctx, gradients[0])
+        return None, None, dx, *small, *[None] * 4
 
 
 def _train(x: Tensor, *rest: Any) -> Trained:
@@ -177,9 +199,8 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         found = iter(torch.autograd.grad(out, wanted, dy, create_graph=True, allow_unused=True))
         dx, *small = (next(found) if t.requires_grad else None for t in (x, *parameters))
     else:
-        dx, small = torch.ops.foveate.ulsam_train_backward.default(
-            dy, x, parameters, running, ctx.eps, ctx.point_eps, *saved
-        )
+        run = passes(x).train_backward if _unseen() else torch.ops.foveate.ulsam_train_backward.default
+        dx, small = run(dy, x, parameters, running, ctx.eps, ctx.point_eps, *saved)
     return dx, small, [None] * 4, None, None
 
 

@@ -149,18 +149,27 @@ def test_inference(shape, groups, layout, nan_memory):
     assert relative(fused, truth) <= 1e-6
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    groups=st.sampled_from([1, 2, 4, 8, 16]),
-    per_group=st.integers(1, 40),
+any_case = given(
+    groups=st.sampled_from([1, 2, 3, 4, 8, 16]),
+    per_group=st.one_of(st.integers(1, 40), st.integers(41, 300)),
     batch=st.integers(1, 3),
-    height=st.integers(1, 12),
-    width=st.integers(1, 12),
+    places=st.one_of(st.tuples(st.integers(1, 12), st.integers(1, 12)), st.just((1, 1))),
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_inference_at_any_shape(groups, per_group, batch, height, width, layout, dtype):
-    fused, _, truth = inferred((batch, groups * per_group, height, width), groups, layout, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@any_case
+def test_gradients_at_any_shape(groups, per_group, batch, places, layout, dtype):
+    modes = (batch * places[0] * places[1] > 1,) * 2  # one value has no variance
+    compare((batch, groups * per_group, *places), groups, layout, modes, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@any_case
+def test_inference_at_any_shape(groups, per_group, batch, places, layout, dtype):
+    fused, _, truth = inferred((batch, groups * per_group, *places), groups, layout, dtype)
     # bfloat16: the input is read once, everything is computed in float32, the result is rounded once
     assert relative(fused, truth) <= {torch.float32: 1e-5, torch.bfloat16: 8e-3}[dtype]
 
@@ -212,7 +221,8 @@ def test_statistics_that_a_difference_of_squares_would_lose():
     parts = (module.conv_dws, module.bn_dws, module.conv_point, module.bn_point)
     parameters = [p for part in parts for p in (part.weight, part.bias)]
     for layout in LAYOUTS[:2]:
-        _, _, _, mean, var, _ = ulsam_op.train(laid_out(x, layout), parameters, [torch.empty(0)] * 4, 1e-5, 1e-5)
+        given = laid_out(x, layout), parameters, [torch.empty(0)] * 4, 1e-5, 1e-5
+        _, _, _, mean, var, _ = torch.ops.foveate.ulsam_train.default(*given)
         assert relative(mean, x.double().mean((0, 2, 3))) <= 1e-6
         assert relative(var, x.double().var((0, 2, 3), correction=0)) <= 1e-5
 
@@ -232,8 +242,8 @@ def test_equal_maxima_give_their_gradient_to_the_first_as_torch_does():
 
 
 @pytest.mark.parametrize("modes", MODES)
-@pytest.mark.parametrize("layout", LAYOUTS[:2])
-def test_gradcheck(modes, layout):
+@pytest.mark.parametrize("layout,unseen", [("contiguous", True), ("channels_last", False)])  # without torch's operation, with
+def test_gradcheck(modes, layout, unseen, monkeypatch):
     torch.manual_seed(0)
     module = as_after_training(ULSAM(4, groups=2)).double()
     x = laid_out(torch.randn(2, 4, 3, 4, dtype=torch.float64), layout).requires_grad_()
@@ -250,6 +260,7 @@ def test_gradcheck(modes, layout):
     def out(x, *parameters):
         return ulsam_op.train(x, list(parameters), running, 1e-5, 1e-5)[0]
 
+    monkeypatch.setattr(ulsam_op, "_unseen", lambda: unseen)
     assert torch.autograd.gradcheck(out, (x, *parameters))
     assert torch.autograd.gradgradcheck(out, (x, *parameters))
 
