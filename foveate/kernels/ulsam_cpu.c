@@ -228,8 +228,8 @@ void infer(const Setting *s, const STORED *x, const REAL *folded, REAL *score, S
     run(s, s->B * a.strips, weigh_task, &a);
 }
 
-void evaluate(const Setting *s, const STORED *x, const REAL *const *vectors, double eps, double point_eps, REAL *folded,
-              REAL *score, STORED *out) {
-    fold(vectors, s->C, s->g, eps, point_eps, folded);
-    infer(s, x, folded, score, out);
+void evaluate(const Setting *s, const STORED *x, const REAL *const *vectors, double eps, double point_eps, REAL *memory,
+              STORED *out) {
+    fold(vectors, s->C, s->g, eps, point_eps, memory);
+    infer(s, x, memory, memory + 3 * s->C + s->g, out);
 }

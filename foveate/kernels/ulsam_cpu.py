@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,6 @@ class _Setting(ctypes.Structure):
     ]
 
 
-_Twelve = ctypes.c_void_p * 12
-
-
 @functools.cache
 def _functions(dtype: torch.dtype) -> Any:
     lib = library(_FILES, _DEFINES[dtype])
@@ -52,7 +50,7 @@ def _functions(dtype: torch.dtype) -> Any:
         pointer, setting, size, number = ctypes.c_void_p, ctypes.POINTER(_Setting), ctypes.c_ssize_t, ctypes.c_double
         lib.fold.argtypes = [pointer, size, size, number, number, pointer]
         lib.infer.argtypes = [setting, *[pointer] * 4]
-        lib.evaluate.argtypes = [setting, pointer, pointer, number, number, *[pointer] * 3]
+        lib.evaluate.argtypes = [setting, pointer, pointer, number, number, *[pointer] * 2]
         lib.train_forward.argtypes = [setting, pointer, pointer, number, number, *[pointer] * 7]
         lib.train_backward.argtypes = [setting, pointer, pointer, pointer, number, number, *[pointer] * 7]
         for function in (lib.fold, lib.infer, lib.evaluate, lib.train_forward, lib.train_backward):
@@ -107,7 +105,8 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     """
     channels = vectors[2].numel()
     folded = torch.empty(3 * channels + groups)
-    _functions(torch.float32).fold(_addresses(vectors), channels, groups, eps, point_eps, folded.data_ptr())
+    addresses = _addresses(vectors)
+    _functions(torch.float32).fold(_start(addresses), channels, groups, eps, point_eps, folded.data_ptr())
     return folded
 
 
@@ -122,13 +121,13 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
 
 def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
     """``infer`` with what ``fold`` gives for the same vectors, in one call: for small inputs calls take the time."""
-    score = torch.empty((x.shape[0], groups, *x.shape[2:]))
-    folded = torch.empty(3 * x.shape[1] + groups)
+    batch, channels, height, width = x.shape
+    work = torch.empty(batch * groups * height * width + 3 * channels + groups)
     out = torch.empty_like(x)
-    addresses = _Twelve(*[vector.data_ptr() for vector in vectors])
+    addresses = _addresses(vectors)
     _functions(x.dtype).evaluate(
         _setting(x, groups, _forward_scratch(x)),
-        *(x.data_ptr(), addresses, eps, point_eps, folded.data_ptr(), score.data_ptr(), out.data_ptr()),
+        *(x.data_ptr(), _start(addresses), eps, point_eps, work.data_ptr(), out.data_ptr()),
     )
     return out
 
@@ -145,9 +144,8 @@ def train_forward(x: Tensor, parameters: list[Tensor], running: list[Tensor], ep
     mean, var = (torch.empty(channels * batch, dtype=kind) for k in range(2))
     observed = torch.empty(2 * channels * batch + 2 * groups * point_batch, dtype=kind)
     made = (out, attention, score, mean, var, observed, _work(x, setting))
-    _functions(x.dtype).train_forward(
-        setting, x.data_ptr(), _addresses(vectors), eps, point_eps, *[tensor.data_ptr() for tensor in made]
-    )
+    addresses, given = _addresses(vectors), [tensor.data_ptr() for tensor in made]
+    _functions(x.dtype).train_forward(setting, x.data_ptr(), _start(addresses), eps, point_eps, *given)
     return made[:6]
 
 
@@ -170,10 +168,10 @@ def train_backward(
     setting = _setting(x, groups, _backward_scratch(x))
     dx, work = torch.empty_like(x), _work(x, setting)
     gradients = [torch.empty(p.shape, dtype=kind) for p in parameters]
-    given = (x, dy), (map, score, mean, var, dx)
-    first, second = ([tensor.data_ptr() for tensor in tensors] for tensors in given)
+    given, wanted = _addresses(vectors), _addresses(gradients)
+    maps = [tensor.data_ptr() for tensor in (map, score, mean, var, dx)]
     _functions(x.dtype).train_backward(
-        *(setting, *first, _addresses(vectors), eps, point_eps, *second, _addresses(gradients), work.data_ptr())
+        *(setting, x.data_ptr(), dy.data_ptr(), _start(given), eps, point_eps, *maps, _start(wanted), work.data_ptr())
     )
     return dx, [g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True)]
 
@@ -193,6 +191,10 @@ def _vectors(x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t if t.dtype is kind and t.is_contiguous() else t.to(kind).contiguous() for t in tensors]
 
 
-def _addresses(tensors: Sequence[Tensor]) -> Any:
-    """Of the first element of each; NULL of an empty one."""
-    return _Twelve(*[tensor.data_ptr() for tensor in tensors])
+def _addresses(tensors: Sequence[Tensor]) -> array[int]:
+    """Of the first element of each, NULL of an empty one. The caller keeps it as long as C reads it."""
+    return array("Q", [tensor.data_ptr() for tensor in tensors])
+
+
+def _start(numbers: array[int]) -> int:
+    return numbers.buffer_info()[0]

@@ -47,7 +47,7 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
         eps: of the first batch norm.
         point_eps: of the second.
     """
-    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors, vectors[0].device)
+    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors, vectors[0].get_device())
     if fused and is_ready(vectors[0].device.type, torch.float32):
         return passes(vectors[0]).fold(vectors, groups, eps, point_eps)
     kind = wide(vectors[0])
@@ -58,9 +58,10 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     return torch.cat([w * factor, (b - mean) * factor + bias, point, (pb - pmean) * point_factor + pbias])
 
 
-def _are_plain(vectors: Sequence[Tensor], device: torch.device) -> bool:
+def _are_plain(vectors: Sequence[Tensor], device: int) -> bool:
+    kind = torch.float32
     for v in vectors:  # written out, for it is called in each forward pass
-        if type(v) not in _PLAIN or v.dtype is not torch.float32 or v.device != device or not v.is_contiguous():
+        if type(v) not in _PLAIN or v.dtype is not kind or v.get_device() != device or not v.is_contiguous():
             return False
     return True
 
@@ -90,7 +91,7 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
 
 def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
     """``infer`` with what ``fold`` gives for the same vectors, in fewer steps where nobody watches them."""
-    if _unseen() and x.dtype is not torch.float64 and _are_plain(vectors, x.device):
+    if _unseen() and x.dtype is not torch.float64 and _are_plain(vectors, x.get_device()):
         return passes(x).evaluate(dense(x), vectors, groups, eps, point_eps)
     return infer(x, fold(vectors, groups, eps, point_eps), groups)
 

@@ -242,7 +242,9 @@ def test_equal_maxima_give_their_gradient_to_the_first_as_torch_does():
 
 
 @pytest.mark.parametrize("modes", MODES)
-@pytest.mark.parametrize("layout,unseen", [("contiguous", True), ("channels_last", False)])  # without torch's operation, with
+@pytest.mark.parametrize(
+    "layout,unseen", [("contiguous", True), ("channels_last", False)]
+)  # without torch's operation, with
 def test_gradcheck(modes, layout, unseen, monkeypatch):
     torch.manual_seed(0)
     module = as_after_training(ULSAM(4, groups=2)).double()
