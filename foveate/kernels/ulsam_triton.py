@@ -39,7 +39,7 @@ logger = logging.getLogger("foveate")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types for which the fused path is taken by itself."""
 
-_TILE, _SMALL_TILE = 2048, 512  # elements; the small one where each element has many registers
+_TILE, _SMALL_TILE = 2048, 512  # elements; the small one, with 8 warps, where each element has many registers
 _ALONE = 2**14  # elements of a group that one program is not slow with, even if no other runs
 
 
@@ -104,11 +104,15 @@ def _parts(whole: int, part: int) -> int:
     return -(-whole // part)
 
 
-def _by_group(kernel: str, x: Tensor, groups: int, *tensors: Tensor) -> None:
+def _window_tile(x: Tensor, channels: int) -> dict[str, int]:
+    """For 8 warps. A window is nine loads, in planes of one element each, which need fewer registers."""
+    return _tile(x, channels, 2 * _SMALL_TILE if x.is_contiguous() else _SMALL_TILE)
+
+
+def _by_group(kernel: str, x: Tensor, groups: int, *tensors: Tensor, warps: int = 4, **tile: int) -> None:
     """One program for each group of each image and each tile of places."""
-    tile = _tile(x, x.shape[1] // groups)
     grid = (x.shape[0] * groups, _parts(x.shape[2] * x.shape[3], tile["PLACES"]))
-    _launch(kernel, x, grid, *tensors, x.shape[1], groups, *x.shape[2:], *_steps(x), **tile)
+    _launch(kernel, x, grid, *tensors, x.shape[1], groups, *x.shape[2:], *_steps(x), warps=warps, **tile)
 
 
 def _maps(x: Tensor, groups: int) -> Tensor:
@@ -163,13 +167,13 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     if (batch * groups >= processors or each <= _ALONE) and 4 * live <= 3 * cache:
         sizes = (channels, groups, height, width, *_steps(x))
         tensors = (x, folded, _maps(x, groups), out)
-        tile = _tile(x, channels // groups)
+        tile = _window_tile(x, channels // groups)
         _launch("forward.infer", x, (batch * groups,), *tensors, *sizes, warps=8, **tile)
         return out
     images = max(1, cache // (2 * channels * height * width * x.element_size()))
     for some, some_out in zip(x.split(images), out.split(images), strict=True):
         attention = spatial_softmax(scores(some, folded, groups).relu_())
-        _by_group("forward.reweight", some, groups, some, attention, some_out)
+        _by_group("forward.reweight", some, groups, some, attention, some_out, **_tile(x, channels // groups))
     return out
 
 
@@ -191,14 +195,14 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def scores(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     """What the softmax's ReLU gets, (B, g, h, w)."""
     score = _maps(x, groups)
-    _by_group("forward.scores", x, groups, x, folded, score)
+    _by_group("forward.scores", x, groups, x, folded, score, warps=8, **_window_tile(x, x.shape[1] // groups))
     return score
 
 
 def reweight(x: Tensor, attention: Tensor) -> Tensor:
     """x + A x for maps (B, g, h, w)."""
-    out = torch.empty_like(x)
-    _by_group("forward.reweight", x, attention.shape[1], x, attention, out)
+    out, groups = torch.empty_like(x), attention.shape[1]
+    _by_group("forward.reweight", x, groups, x, attention, out, **_tile(x, x.shape[1] // groups))
     return out
 
 
@@ -208,7 +212,7 @@ def reweight(x: Tensor, attention: Tensor) -> Tensor:
 def map_gradient(x: Tensor, dy: Tensor, groups: int) -> Tensor:
     """dA, (B, g, h, w), for dy in the strides of x."""
     dmap = _maps(x, groups)
-    _by_group("backward.map_gradient", x, groups, x, dy, dmap)
+    _by_group("backward.map_gradient", x, groups, x, dy, dmap, **_tile(x, x.shape[1] // groups))
     return dmap
 
 
@@ -237,7 +241,7 @@ def gradients(
     sums = torch.empty((batch * parts, 3, channels), dtype=torch.float32, device=x.device)
     tensors = (x, dy, folded, attention, dscore, centre, dx, sums)
     sizes = (channels, groups, height, width, *_steps(x), parts)
-    _launch("backward.gradients", x, (batch * groups, across, parts), *tensors, *sizes, **tile)
+    _launch("backward.gradients", x, (batch * groups, across, parts), *tensors, *sizes, warps=8, **tile)
     with_x, plain, point = sums.sum(0).unbind(0)
     return dx, with_x.clone(), plain.clone(), point.clone()
 

@@ -1,0 +1,89 @@
+"""The Triton kernels, compiled for GPUs that need not be here: Triton's interpreter knows no types and no registers.
+
+What is compiled is what the passes launch for real sizes. A kernel that keeps its numbers in memory, for it has too few
+registers, is slow: none may.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from foveate.kernels import ulsam_triton
+
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+pytestmark = [
+    pytest.mark.skipif(not TOOL.exists(), reason="Triton without CUDA's tools"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
+]
+NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+class Compiler:
+    """Stands in for a launch: compiles what would be launched and keeps what it needs."""
+
+    def __init__(self, capability, folder):
+        self.target, self.folder = GPUTarget("cuda", capability, 32), folder
+        self.registers, self.stack = {}, {}
+
+    def __call__(self, kernel, x, grid, *arguments, warps=4, **tile):
+        function = ulsam_triton._kernel(kernel)
+        assert len(function.arg_names) == len(arguments) + len(tile)
+        signature, constants, multiples = {}, {}, {}
+        for k, name in enumerate(function.arg_names):
+            value = arguments[k] if k < len(arguments) else tile[name]
+            if isinstance(value, torch.Tensor):
+                signature[name] = NAMES[value.dtype]
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            elif k >= len(arguments) or value == 1:  # as Triton does
+                signature[name], constants[(k,)] = "constexpr", value
+            else:
+                signature[name] = "i32"
+            if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
+                multiples[(k,)] = [["tt.divisibility", 16]]
+        source = ASTSource(function, signature, constants, multiples)
+        made = triton.compile(source, target=self.target, options={"num_warps": warps, "enable_fp_fusion": True})
+        file = self.folder / f"{len(self.stack)}.cubin"
+        file.write_bytes(made.asm["cubin"])
+        said = subprocess.run(
+            [TOOL, "--dump-resource-usage", file], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        name = f"{kernel} {tile} {x.dtype} {'planes' if x.is_contiguous() else 'channels last'}"
+        self.registers[name] = int(re.search(r"REG:(\d+)", said)[1])
+        self.stack[name] = int(re.search(r"STACK:(\d+)", said)[1])
+
+
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    made = Compiler(90, tmp_path)
+    monkeypatch.setattr(ulsam_triton, "_launch", made)
+    monkeypatch.setattr(ulsam_triton, "_processors_and_cache", lambda _: (132, 50 * 2**20))
+    return made
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_kernel_lacks_registers(dtype, memory_format, compiler):
+    x = torch.zeros(2, 512, 14, 14, dtype=dtype).contiguous(memory_format=memory_format)
+    folded, maps, centre = torch.zeros(3 * 512 + 4), torch.zeros(2, 4, 14, 14), torch.zeros(512)
+    ulsam_triton.fold([torch.zeros(512)] * 12, 4, 1e-5, 1e-5)
+    many = torch.zeros(33, 512, 14, 14, dtype=dtype).contiguous(memory_format=memory_format)
+    ulsam_triton.infer(many, folded, 4)  # a group in one program
+    ulsam_triton.scores(x, folded, 4)
+    ulsam_triton.reweight(x, maps)
+    ulsam_triton.moments(x)
+    ulsam_triton.map_gradient(x, x, 4)
+    ulsam_triton.gradients(x, x, folded, maps, maps, centre)
+    ulsam_triton.add_affine_(x, x, centre, centre)
+    assert len({name.split()[0] for name in compiler.stack}) == 8
+    assert max(compiler.stack.values()) == 0, compiler.stack
+    assert max(compiler.registers.values()) <= 128, compiler.registers  # two programs of 8 warps at a time, at least
