@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ logger = logging.getLogger("foveate")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types for which the fused path is taken by itself."""
 
-_TILE, _SMALL_TILE = 2048, 512  # elements; the small one, with 8 warps, where each element has many registers
+_TILE, _WINDOW_TILE = 2048, 512  # elements; the small one, with 8 warps, where each needs its neighbours in registers
 _ALONE = 2**14  # elements of a group that one program is not slow with, even if no other runs
 
 
@@ -75,24 +76,26 @@ def _kernel(name: str) -> Any:
 
 
 def _launch(kernel: str, x: Tensor, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **tile: int) -> None:
-    """Run a kernel on the device of x."""
+    """Run a kernel on the device of x. Those of tiles are told what x is like: how its places can be read together."""
+    if "PLACES" in tile:
+        tile |= {"LAST": int(not x.is_contiguous()), "EVEN": math.gcd(x.shape[2] * x.shape[3], 16)}
     with torch.cuda.device_of(x):
         _kernel(kernel)[grid](*arguments, **tile, num_warps=warps, enable_fp_fusion=True)
 
 
-def _steps(x: Tensor) -> tuple[int, int]:
-    """From channel to channel and from place to place."""
+def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
+    """C, G, g, h, w, hw."""
     _, channels, height, width = x.shape
-    return (height * width, 1) if x.is_contiguous() else (1, channels)
+    return channels, channels // groups, groups, height, width, height * width
 
 
-def _tile(x: Tensor, channels: int, elements: int = _TILE) -> dict[str, int]:
-    """Powers of 2: the longer side along the memory."""
+def _tile(x: Tensor, channels: int, elements: int = _TILE, most: int = 64) -> dict[str, int]:
+    """Powers of 2: the longer side along the memory, at most ``most`` channels where these come last."""
     channels, places = _power(channels), _power(x.shape[2] * x.shape[3])
     if x.is_contiguous():
         places = min(places, elements // 8)
         return {"CHANNELS": min(channels, elements // places), "PLACES": places}
-    channels = min(channels, 64)
+    channels = min(channels, most)
     return {"CHANNELS": channels, "PLACES": min(places, elements // channels)}
 
 
@@ -104,15 +107,10 @@ def _parts(whole: int, part: int) -> int:
     return -(-whole // part)
 
 
-def _window_tile(x: Tensor, channels: int) -> dict[str, int]:
-    """For 8 warps. A window is nine loads, in planes of one element each, which need fewer registers."""
-    return _tile(x, channels, 2 * _SMALL_TILE if x.is_contiguous() else _SMALL_TILE)
-
-
 def _by_group(kernel: str, x: Tensor, groups: int, *tensors: Tensor, warps: int = 4, **tile: int) -> None:
     """One program for each group of each image and each tile of places."""
     grid = (x.shape[0] * groups, _parts(x.shape[2] * x.shape[3], tile["PLACES"]))
-    _launch(kernel, x, grid, *tensors, x.shape[1], groups, *x.shape[2:], *_steps(x), warps=warps, **tile)
+    _launch(kernel, x, grid, *tensors, *_sizes(x, groups), warps=warps, **tile)
 
 
 def _maps(x: Tensor, groups: int) -> Tensor:
@@ -144,7 +142,8 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     channels = vectors[2].numel()
     folded = vectors[0].new_empty(3 * channels + groups)
     grid = (_parts(channels, 256),)
-    _launch("forward.fold", folded, grid, *vectors, folded, channels, groups, eps, point_eps, CHANNELS=256)
+    sizes = (channels, channels // groups, groups)
+    _launch("forward.fold", folded, grid, *vectors, folded, *sizes, eps, point_eps, CHANNELS=256)
     return folded
 
 
@@ -165,10 +164,9 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     each = channels // groups * height * width
     live = min(batch * groups, 4 * processors) * each * x.element_size()
     if (batch * groups >= processors or each <= _ALONE) and 4 * live <= 3 * cache:
-        sizes = (channels, groups, height, width, *_steps(x))
         tensors = (x, folded, _maps(x, groups), out)
-        tile = _window_tile(x, channels // groups)
-        _launch("forward.infer", x, (batch * groups,), *tensors, *sizes, warps=8, **tile)
+        tile = _tile(x, channels // groups, _WINDOW_TILE)
+        _launch("forward.infer", x, (batch * groups,), *tensors, *_sizes(x, groups), warps=8, **tile)
         return out
     images = max(1, cache // (2 * channels * height * width * x.element_size()))
     for some, some_out in zip(x.split(images), out.split(images), strict=True):
@@ -184,8 +182,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     across, units = _parts(channels, tile["CHANNELS"]), batch * _parts(height * width, tile["PLACES"])
     parts = min(units, _parts(4 * _processors_and_cache(x.device)[0], across))
     found = torch.empty((parts, 3, channels), dtype=torch.float32, device=x.device)
-    sizes = (batch, channels, height, width, *_steps(x), parts)
-    _launch("forward.moments", x, (across, parts), x, found, *sizes, **tile)
+    _launch("forward.moments", x, (across, parts), x, found, batch, channels, height * width, parts, **tile)
     count, means, squares = found.double().unbind(1)
     mean = (count * means).sum(0) / (batch * height * width)
     square = squares.sum(0) + (count * (means - mean).square()).sum(0)
@@ -195,7 +192,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def scores(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     """What the softmax's ReLU gets, (B, g, h, w)."""
     score = _maps(x, groups)
-    _by_group("forward.scores", x, groups, x, folded, score, warps=8, **_window_tile(x, x.shape[1] // groups))
+    tile = _tile(x, x.shape[1] // groups, _WINDOW_TILE)
+    _by_group("forward.scores", x, groups, x, folded, score, warps=8, **tile)
     return score
 
 
@@ -233,15 +231,16 @@ def gradients(
         dx (B, C, h, w); sum of dz (x - centre), sum of dz, and the gradient of point, (C) each.
     """
     (batch, channels, height, width), groups = x.shape, attention.shape[1]
-    tile = _tile(x, channels // groups, _SMALL_TILE)
+    last = not x.is_contiguous()  # then fewer elements and threads: the addresses take more registers
+    tile = _tile(x, channels // groups, _WINDOW_TILE // 2, 32) if last else _tile(x, channels // groups, _WINDOW_TILE)
     tiles = _parts(height * width, tile["PLACES"])
     across = _parts(channels // groups, tile["CHANNELS"])
     parts = min(tiles, _parts(8 * _processors_and_cache(x.device)[0], batch * groups * across))
     dx = torch.empty_like(x)
     sums = torch.empty((batch * parts, 3, channels), dtype=torch.float32, device=x.device)
     tensors = (x, dy, folded, attention, dscore, centre, dx, sums)
-    sizes = (channels, groups, height, width, *_steps(x), parts)
-    _launch("backward.gradients", x, (batch * groups, across, parts), *tensors, *sizes, warps=8, **tile)
+    grid = (batch * groups, across, parts)
+    _launch("backward.gradients", x, grid, *tensors, *_sizes(x, groups), parts, warps=4 if last else 8, **tile)
     with_x, plain, point = sums.sum(0).unbind(0)
     return dx, with_x.clone(), plain.clone(), point.clone()
 
@@ -251,4 +250,4 @@ def add_affine_(dx: Tensor, x: Tensor, constant: Tensor, factor: Tensor) -> None
     tile = _tile(x, x.shape[1])
     grid = (x.shape[0], _parts(x.shape[1], tile["CHANNELS"]), _parts(x.shape[2] * x.shape[3], tile["PLACES"]))
     affine = torch.cat([constant, factor])
-    _launch("backward.add_affine", x, grid, dx, x, affine, *x.shape[1:], *_steps(x), **tile)
+    _launch("backward.add_affine", x, grid, dx, x, affine, x.shape[1], x.shape[2] * x.shape[3], **tile)

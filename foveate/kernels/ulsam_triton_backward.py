@@ -7,7 +7,7 @@ dz is the gradient of what enters the first ReLU. Outside the image stands 0, wh
 
 # Triton has no types, and the letters are those of the formulas.
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="import-untyped, import-not-found"
-# ruff: noqa: N803, N806
+# ruff: noqa: N803, ARG001
 
 from __future__ import annotations
 
@@ -20,19 +20,25 @@ __all__ = ["add_affine", "gradients", "map_gradient"]
 
 
 @triton.jit
-def map_gradient(x, dy, dmap, C, g, h, w, by_channel, by_place, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
+def map_gradient(
+    x, dy, dmap, C, G, g, h, w, hw,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
     """Grid: groups of all images, tiles of places."""
+    hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
+    by_channel = 1 if LAST else hw
+    by_place = C if LAST else 1
     number = tl.program_id(0)
     p = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
-    start = start_of(number, g, C, h * w, by_channel)
+    start = start_of(number, g, C, G, hw, by_channel)
     total = tl.zeros([PLACES], tl.float32)
-    for first in range(0, C // g, CHANNELS):
+    for first in range(0, G, CHANNELS):
         c = first + tl.arange(0, CHANNELS)
         at = start + (c * by_channel)[:, None] + (p * by_place)[None, :]
-        mask = (c < C // g)[:, None] & (p < h * w)[None, :]
+        mask = (c < G)[:, None] & (p < hw)[None, :]
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         total += tl.sum(value * tl.load(dy + at, mask=mask, other=0.0).to(tl.float32), axis=0)
-    tl.store(dmap + number.to(tl.int64) * h * w + p, total, mask=p < h * w)
+    tl.store(dmap + number.to(tl.int64) * hw + p, total, mask=p < hw)
 
 
 @triton.jit
@@ -77,23 +83,25 @@ def _from_windows(z, up_2, up_1, down_1, down_2, dscore, row, column, h, w):
 
 @triton.jit
 def gradients(
-    x, dy, folded, attention, dscore, centre, dx, sums, C, g, h, w, by_channel, by_place, parts,
-    CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+    x, dy, folded, attention, dscore, centre, dx, sums, C, G, g, h, w, hw, parts,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
     """Grid: groups of all images, tiles of the group's channels, parts of the places. sums: (B * parts, 3, C).
 
     A window gives its score's gradient to the first of its maxima in the order of reading, as torch does. Each place
     asks the nine windows that it is in, for which it looks at five rows of five.
     """
+    hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
+    by_channel = 1 if LAST else hw
+    by_place = C if LAST else 1
     number, part = tl.program_id(0), tl.program_id(2)
-    hw, G = h * w, C // g
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     known = (c < G)[:, None]
-    scale = vector_of(folded, 0, number, c, C, g)
-    shift = vector_of(folded, 1, number, c, C, g)
-    point = vector_of(folded, 2, number, c, C, g)
-    middle = vector_of(centre, 0, number, c, C, g)
-    start = start_of(number, g, C, hw, by_channel)
+    scale = vector_of(folded, 0, number, c, C, G, g)
+    shift = vector_of(folded, 1, number, c, C, G, g)
+    point = vector_of(folded, 2, number, c, C, G, g)
+    middle = vector_of(centre, 0, number, c, C, G, g)
+    start = start_of(number, g, C, G, hw, by_channel)
     across = start + (c * by_channel)[:, None]
     x += across
     attention += number.to(tl.int64) * hw
@@ -133,13 +141,19 @@ def gradients(
 
 
 @triton.jit
-def add_affine(dx, x, affine, C, h, w, by_channel, by_place, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
+def add_affine(
+    dx, x, affine, C, hw,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
     """dx += affine_0 + affine_1 x. Grid: images, tiles of channels, tiles of places."""
+    hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
+    by_channel = 1 if LAST else hw
+    by_place = C if LAST else 1
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     p = tl.program_id(2) * PLACES + tl.arange(0, PLACES)
-    start = tl.program_id(0).to(tl.int64) * C * h * w
+    start = tl.program_id(0).to(tl.int64) * C * hw
     at = start + (c * by_channel)[:, None] + (p * by_place)[None, :]
-    mask = (c < C)[:, None] & (p < h * w)[None, :]
+    mask = (c < C)[:, None] & (p < hw)[None, :]
     constant = tl.load(affine + c, mask=c < C, other=0.0)[:, None]
     factor = tl.load(affine + C + c, mask=c < C, other=0.0)[:, None]
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)

@@ -6,7 +6,7 @@ An image's channel c and place p = row * w + column stand at ``c * by_channel + 
 
 # Triton has no types, and the letters are those of the formulas.
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="import-untyped, import-not-found"
-# ruff: noqa: N803
+# ruff: noqa: N803, ARG001
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["fold", "infer", "moments", "reweight", "scores", "start_of", "vector
 
 
 @triton.jit
-def start_of(number, g, C, hw, by_channel):
+def start_of(number, g, C, G, hw, by_channel):
     """Where the group begins in memory; ``number`` counts the groups of all images."""
-    return (number // g).to(tl.int64) * C * hw + (number % g) * (C // g) * by_channel
+    return (number // g).to(tl.int64) * C * hw + (number % g) * G * by_channel
 
 
 @triton.jit
-def vector_of(folded, which, number, c, C, g):
+def vector_of(folded, which, number, c, C, G, g):
     """One of the vectors scale, shift, point for the channels c of a group, as a column; 0 behind the last."""
-    at = folded + which * C + (number % g) * (C // g) + c
-    return tl.load(at, mask=c < C // g, other=0.0)[:, None]
+    at = folded + which * C + (number % g) * G + c
+    return tl.load(at, mask=c < G, other=0.0)[:, None]
 
 
 # ---- forward ----
@@ -38,7 +38,7 @@ def _signed(x, p, by_place, mask, sign):
 
 
 @triton.jit
-def _score(x, folded, number, p, C, g, h, w, by_channel, by_place, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
+def _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
     """Scores of the places p of one group; x points to the group.
 
     Behind the edge a window takes the edge once more, which changes no maximum. The maximum is taken of x, or of -x
@@ -48,14 +48,14 @@ def _score(x, folded, number, p, C, g, h, w, by_channel, by_place, CHANNELS: tl.
     up, here, down = tl.maximum(row - 1, 0) * w, row * w, tl.minimum(row + 1, h - 1) * w
     left, right = tl.maximum(column - 1, 0), tl.minimum(column + 1, w - 1)
     total = tl.zeros([PLACES], tl.float32)
-    for first in range(0, C // g, CHANNELS):
+    for first in range(0, G, CHANNELS):
         c = first + tl.arange(0, CHANNELS)
-        scale = vector_of(folded, 0, number, c, C, g)
-        shift = vector_of(folded, 1, number, c, C, g)
-        point = vector_of(folded, 2, number, c, C, g)
+        scale = vector_of(folded, 0, number, c, C, G, g)
+        shift = vector_of(folded, 1, number, c, C, G, g)
+        point = vector_of(folded, 2, number, c, C, G, g)
         sign = tl.where(scale < 0, -1.0, 1.0)
         at = x + (c * by_channel)[:, None]
-        mask = (c < C // g)[:, None] & (p < h * w)[None, :]
+        mask = (c < G)[:, None] & (p < hw)[None, :]
         middle = tl.load(at + ((here + column) * by_place)[None, :], mask=mask, other=0.0).to(tl.float32)
         most = middle * sign
         most = tl.maximum(most, _signed(at, up + left, by_place, mask, sign))
@@ -74,13 +74,19 @@ def _score(x, folded, number, p, C, g, h, w, by_channel, by_place, CHANNELS: tl.
 
 
 @triton.jit
-def scores(x, folded, score, C, g, h, w, by_channel, by_place, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
+def scores(
+    x, folded, score, C, G, g, h, w, hw,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
     """Grid: groups of all images, tiles of places."""
+    hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
+    by_channel = 1 if LAST else hw
+    by_place = C if LAST else 1
     number = tl.program_id(0)
     p = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
-    x += start_of(number, g, C, h * w, by_channel)
-    total = _score(x, folded, number, p, C, g, h, w, by_channel, by_place, CHANNELS, PLACES)
-    tl.store(score + number.to(tl.int64) * h * w + p, total, mask=p < h * w)
+    x += start_of(number, g, C, G, hw, by_channel)
+    total = _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNELS, PLACES)
+    tl.store(score + number.to(tl.int64) * hw + p, total, mask=p < hw)
 
 
 @triton.jit
@@ -95,28 +101,39 @@ def _weigh(x, out, share, p, G, hw, by_channel, by_place, CHANNELS: tl.constexpr
 
 
 @triton.jit
-def reweight(x, attention, out, C, g, h, w, by_channel, by_place, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
+def reweight(
+    x, attention, out, C, G, g, h, w, hw,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
     """Grid: groups of all images, tiles of places."""
+    hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
+    by_channel = 1 if LAST else hw
+    by_place = C if LAST else 1
     number = tl.program_id(0)
     p = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
-    start = start_of(number, g, C, h * w, by_channel)
-    share = tl.load(attention + number.to(tl.int64) * h * w + p, mask=p < h * w, other=0.0)
-    _weigh(x + start, out + start, share, p, C // g, h * w, by_channel, by_place, CHANNELS)
+    start = start_of(number, g, C, G, hw, by_channel)
+    share = tl.load(attention + number.to(tl.int64) * hw + p, mask=p < hw, other=0.0)
+    _weigh(x + start, out + start, share, p, G, hw, by_channel, by_place, CHANNELS)
 
 
 @triton.jit
-def infer(x, folded, score, out, C, g, h, w, by_channel, by_place, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
+def infer(
+    x, folded, score, out, C, G, g, h, w, hw,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
     """Grid: groups of all images. Everything for one group, while it is in the cache."""
+    hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
+    by_channel = 1 if LAST else hw
+    by_place = C if LAST else 1
     number = tl.program_id(0)
-    hw = h * w
-    start = start_of(number, g, C, hw, by_channel)
+    start = start_of(number, g, C, G, hw, by_channel)
     x += start
     score += number.to(tl.int64) * hw
     most = tl.zeros([PLACES], tl.float32)  # what a ReLU gives is not less
     total = tl.zeros([PLACES], tl.float32)
     for first in range(0, hw, PLACES):
         p = first + tl.arange(0, PLACES)
-        s = _score(x, folded, number, p, C, g, h, w, by_channel, by_place, CHANNELS, PLACES)
+        s = _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNELS, PLACES)
         s = tl.where(s <= 0, 0.0, s)
         tl.store(score + p, s, mask=p < hw)
         s = tl.where(p < hw, s, -float("inf"))
@@ -129,17 +146,22 @@ def infer(x, folded, score, out, C, g, h, w, by_channel, by_place, CHANNELS: tl.
     for first in range(0, hw, PLACES):
         p = first + tl.arange(0, PLACES)
         share = tl.exp(tl.load(score + p, mask=p < hw, other=0.0) - peak) / total_of_all
-        _weigh(x, out + start, share, p, C // g, hw, by_channel, by_place, CHANNELS)
+        _weigh(x, out + start, share, p, G, hw, by_channel, by_place, CHANNELS)
 
 
 @triton.jit
-def moments(x, found, B, C, h, w, by_channel, by_place, parts, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
+def moments(
+    x, found, B, C, hw, parts,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
     """Of x less its first value: count, mean, sum of squares around the mean, (parts, 3, C).
 
     Grid: tiles of channels, parts of the places. Each tile has its own mean; two are joined as by Chan, Golub and
     LeVeque: a small variance keeps its digits.
     """
-    hw = h * w
+    hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
+    by_channel = 1 if LAST else hw
+    by_place = C if LAST else 1
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     part = tl.program_id(1)
     tiles = tl.cdiv(hw, PLACES)
@@ -173,11 +195,11 @@ def moments(x, found, B, C, h, w, by_channel, by_place, parts, CHANNELS: tl.cons
 @triton.jit
 def fold(
     weight, bias, norm_weight, norm_bias, mean, var, point, point_bias, point_norm_weight, point_norm_bias, point_mean,
-    point_var, folded, C, g, eps, point_eps, CHANNELS: tl.constexpr,
+    point_var, folded, C, G, g, eps, point_eps, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles of channels. folded: scale (C), shift (C), point (C), bias (g)."""
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    mask, n = c < C, c // (C // g)
+    mask, n = c < C, c // G
     factor = tl.load(norm_weight + c, mask=mask) / tl.sqrt(tl.load(var + c, mask=mask, other=1.0) + eps)
     shift = (tl.load(bias + c, mask=mask) - tl.load(mean + c, mask=mask)) * factor + tl.load(norm_bias + c, mask=mask)
     tl.store(folded + c, tl.load(weight + c, mask=mask) * factor, mask=mask)
@@ -186,4 +208,4 @@ def fold(
     factor = factor / tl.sqrt(tl.load(point_var + n, mask=mask, other=1.0) + point_eps)
     tl.store(folded + 2 * C + c, tl.load(point + c, mask=mask) * factor, mask=mask)
     shift = (tl.load(point_bias + n, mask=mask) - tl.load(point_mean + n, mask=mask)) * factor
-    tl.store(folded + 3 * C + n, shift + tl.load(point_norm_bias + n, mask=mask), mask=mask & (c % (C // g) == 0))
+    tl.store(folded + 3 * C + n, shift + tl.load(point_norm_bias + n, mask=mask), mask=mask & (c % G == 0))
