@@ -32,6 +32,7 @@ bench-cpu: $(VENV)/.test  ## time the fused kernels on the processor
 
 bench-gpu: $(VENV)/.test  ## time the fused kernels on the GPU
 	$(BIN)/python benchmarks/kernels.py --device cuda
+	$(BIN)/python benchmarks/gates.py --device cuda
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

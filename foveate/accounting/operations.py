@@ -109,6 +109,11 @@ def _ulsam(norm: int) -> Formula:
     return formula
 
 
+def _gate(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+    """Each kind of weight is a sigmoid of its scores, and one product with each element of x."""
+    return sum(args[0].numel() + scores.numel() for scores in args[1:] if scores is not None)
+
+
 def _search(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
     """log2 n comparisons for each value."""
     return _first(out).numel() * math.ceil(math.log2(max(2, args[0].shape[-1])))
@@ -149,6 +154,10 @@ ELEMENT_OPS: dict[str, Formula] = {
     "torchvision::deform_conv2d": _deformed,
     "foveate::ulsam_infer": _ulsam(2),
     "foveate::ulsam_train": _ulsam(7),
+    # Weights that these two take are counted where they are given: in the gate.
+    "foveate::pool_places": lambda args, _kwargs, out: args[0].numel() * out.shape[1],
+    "foveate::pool_channels": _per_input(2),
+    "foveate::gate": _gate,
     **{f"aten::{name}": lambda args, _kwargs, _out: args[-1].numel() for name in ("index_add", "scatter_add")},
     **{
         f"aten::_scaled_dot_product_{kind}": _pairs

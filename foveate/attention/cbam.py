@@ -8,6 +8,8 @@ Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module, ECCV 2018, ht
 
 As in the authors' code: a batch norm after the spatial convolution, which the paper does not mention.
 The options are the ablations of the paper's tables 1 to 3.
+On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates_op``, with ``spatial="pool"`` and in any order;
+``attend`` is the definition.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveate.attention._gates import in_passes
 from foveate.errors import FoveateError, near
+from foveate.kernels import gates_op
 
 __all__ = ["CBAM"]
 
@@ -113,6 +117,8 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The map times x."""
+        if in_passes(self, x, _CHILDREN):
+            return self._infer(x)
         if self.order in ("channel", "spatial", "parallel"):
             return x * self.attend(x)
         first, second = self.attend_channels, self.attend_places
@@ -121,7 +127,29 @@ class CBAM(nn.Module):
         x = x * first(x)
         return x * second(x)
 
+    def _infer(self, x: Tensor) -> Tensor:
+        """``forward`` without writing what lies between: the passes take the scores, whose sigmoids are the maps."""
+        channels = places = None
+        if self.order in ("channel", "channel-spatial", "parallel"):
+            channels = self._score_channels(x, None)
+        if self.order != "channel":
+            planes = gates_op.pool_channels(x, channels if self.order == "channel-spatial" else None)
+            places = self.bn(self.conv(planes))
+        if self.order == "spatial-channel":
+            channels = self._score_channels(x, places)
+        return gates_op.gate(x, channels, places)
+
+    def _score_channels(self, x: Tensor, places: Tensor | None) -> Tensor:
+        """What the sigmoid of Mc gets, (B, m); the MLP takes both pools as one batch."""
+        most, mean = self.channel_pool != "avg", self.channel_pool != "max"
+        pooled = gates_op.pool_places(x, places, most=most, mean=mean)
+        scores: Tensor = self.fc2(F.relu(self.fc1(pooled)))
+        return scores.sum(dim=1)
+
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """Parameters and MACs as the ULSAM paper's table counts them: 2 m^2 / r + 98, and 2 m^2 / r + 98 hw."""
         mlp, conv = 2 * channels**2 // self.reduction, 2 * self.kernel_size**2
         return mlp + conv, mlp + conv * height * width
+
+
+_CHILDREN = {"fc1": nn.Linear, "fc2": nn.Linear, "conv": nn.Conv2d, "bn": nn.BatchNorm2d}

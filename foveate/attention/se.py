@@ -5,6 +5,7 @@ Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018, https://
     z = mean_hw(x)        s = sigmoid(W2 relu(W1 z))        out = s * x
 
 As in the authors' code: both layers have biases (``bias=False`` gives the paper's printed count, 2 m^2 / r).
+On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates_op``; ``attend`` is the definition.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveate.attention._gates import in_passes
 from foveate.errors import FoveateError
+from foveate.kernels import gates_op
 
 __all__ = ["SE"]
 
@@ -49,8 +52,14 @@ class SE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """s * x."""
+        if in_passes(self, x, _CHILDREN):
+            means = gates_op.pool_places(x, most=False, mean=True)[:, 0]
+            return gates_op.gate(x, self.fc2(F.relu(self.fc1(means))))
         return x * self.attend(x)[:, :, None, None]
 
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:  # noqa: ARG002
         """Parameters and MACs as the paper counts them: 2 m^2 / r each."""
         return (2 * channels**2 // self.reduction,) * 2
+
+
+_CHILDREN = {"fc1": nn.Linear, "fc2": nn.Linear}

@@ -25,13 +25,14 @@ batch norm, ReLU and dropout before linear maps (``regularise``). Its u has a bi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
+from foveate.kernels.softmax_attention import places, softmax_attention
 
 __all__ = ["LearnToPayAttention"]
 
@@ -113,30 +114,37 @@ class LearnToPayAttention(nn.Module):
         inputs = [sum(widths)] if join == "concat" else widths
         self.classifiers = nn.ModuleList(nn.Linear(width, classes) for width in inputs)
 
-    def _look(self, maps: Sequence[Tensor], pooled: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For each feature map, a (B, h, w) and g_a (B, width)."""
+    def _asks(self, maps: Sequence[Tensor], pooled: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """For each feature map: itself, what its places are multiplied with (B, C_l), what is added to each (B, 1)."""
         if len(maps) != len(self.feature_maps):
             raise FoveateError(f"ltpa was built for {len(self.feature_maps)} feature maps and got {len(maps)}")
-        seen = []
-        for level, (feature_map, pooled_map) in enumerate(zip(self.feature_maps, self.pooled_maps, strict=True)):
-            local, query = maps[level], pooled_map(pooled)
+        for level, (local, feature_map, pooled_map) in enumerate(
+            zip(maps, self.feature_maps, self.pooled_maps, strict=True)
+        ):
+            query = pooled_map(pooled)
             u: Any = self.compatibility[level] if self.score == "parameterised" else None
-            # What a place is multiplied with: one vector for each image, or one for all.
+            # One vector for each image, or one for all.
             asked: Tensor = query if u is None else u.weight
             asked = asked @ feature_map.weight if isinstance(feature_map, nn.Linear) else asked
-            scores = torch.einsum("bchw,bc->bhw", local, asked.expand(local.shape[0], -1))
-            scores = scores if u is None else scores + u(query)[:, :, None]
-            attention = scores.flatten(1).softmax(1).view_as(scores)
-            seen.append((attention, feature_map(torch.einsum("bchw,bhw->bc", local, attention))))
-        return seen
+            yield local, asked.expand(local.shape[0], -1), None if u is None else u(query)
 
     def attend(self, maps: Sequence[Tensor], pooled: Tensor) -> tuple[Tensor, ...]:
         """a for each feature map, (B, h_l, w_l); each sums to 1."""
-        return tuple(attention for attention, _ in self._look(maps, pooled))
+        return tuple(_attention(*asks) for asks in self._asks(maps, pooled))
+
+    def _look(self, maps: Sequence[Tensor], pooled: Tensor) -> Iterator[Tensor]:
+        """g_a for each feature map, (B, width)."""
+        for feature_map, (local, asked, added) in zip(self.feature_maps, self._asks(maps, pooled), strict=True):
+            if added is None:
+                rows = places(local)
+                seen = softmax_attention(asked.unsqueeze(1), rows, rows, 1.0).squeeze(1)
+            else:  # the sum is kept for its gradient of 0: a parameter without any is an error in several processes
+                seen = torch.einsum("bchw,bhw->bc", local, _attention(local, asked, added))
+            yield feature_map(seen)
 
     def forward(self, maps: Sequence[Tensor], pooled: Tensor) -> Tensor:
         """Scores (B, K)."""
-        vectors = [ready(vector) for ready, (_, vector) in zip(self.ready, self._look(maps, pooled), strict=True)]
+        vectors = [ready(vector) for ready, vector in zip(self.ready, self._look(maps, pooled), strict=True)]
         if self.join == "concat":
             scores: Tensor = self.classifiers[0](torch.cat(vectors, 1))
             return scores
@@ -145,3 +153,10 @@ class LearnToPayAttention(nn.Module):
             return each.sum(0)
         # The log of the mean probability, so that softmax gives that mean back.
         return each.log_softmax(2).logsumexp(0) - math.log(len(each))
+
+
+def _attention(local: Tensor, asked: Tensor, added: Tensor | None) -> Tensor:
+    """Softmax over the places of the products with one vector for each image, (B, h, w)."""
+    scores = torch.einsum("bchw,bc->bhw", local, asked)
+    scores = scores if added is None else scores + added[:, :, None]
+    return scores.flatten(1).softmax(1).view_as(scores)

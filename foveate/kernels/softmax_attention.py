@@ -57,6 +57,6 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     if q.device.type == "cpu":
         # PyTorch's fused CPU kernel wants rows of one width; without it the pairs are built. Zeros change nothing.
         most = max(q.shape[2], width)
-        q, k, v = (F.pad(rows, (0, most - rows.shape[2])) for rows in (q, k, v))
+        q, k, v = (F.pad(rows, (0, most - rows.shape[2])) if rows.shape[2] < most else rows for rows in (q, k, v))
     out = F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=scale)
     return out.squeeze(1)[..., :width]

@@ -127,9 +127,7 @@ class VGGLearnToPayAttention(nn.Module):
         maps, pooled = self._split(x)
         if not pre_logits and self.num_classes > 0:
             return self.head(maps, pooled)
-        vectors = [
-            ready(vector) for ready, (_, vector) in zip(self.head.ready, self.head._look(maps, pooled), strict=True)
-        ]
+        vectors = [ready(vector) for ready, vector in zip(self.head.ready, self.head._look(maps, pooled), strict=True)]
         return torch.cat(vectors, 1)
 
     def forward(self, x: Tensor) -> Tensor:

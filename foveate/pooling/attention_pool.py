@@ -14,6 +14,9 @@ As in the authors' code: biases everywhere, the norms' epsilon 1e-6, no position
 Their code for a token per class works with 1000 classes only, and its trunk with square images only; here any number of
 classes and any height and width do. The last norm stands in the authors' network, before its classifier. Networks like
 ResNet have none there, so here it is the pool's; ``norm=False`` is for a network with one of its own.
+
+Without gradients, and where it saves products, k and v are not computed at each place: <q, Wk u_j> = <Wk^T q, u_j>, and
+sum_j a_j (Wv u_j + b) = Wv (sum_j a_j u_j) + b. k's bias adds the same number to each place: the softmax takes it out.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
-from foveate.kernels.softmax_attention import places, softmax_map
+from foveate.kernels.children import are_as_built, wants_gradients
+from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
+from foveate.kernels.switch import enabled
 
 __all__ = ["AttentionPool"]
 
@@ -93,6 +98,7 @@ class AttentionPool(nn.Module):
         """The weights of the places: (B, heads, h, w), (B, K, h, w), or (B, K, heads, h, w)."""
         u, q = self._ask(x)
         k = self._split(self.key(u))
+        q = q.expand(x.shape[0], -1, -1, -1)
         pairs = softmax_map(q.flatten(0, 1), k.flatten(0, 1), q.shape[3] ** -0.5).unflatten(0, k.shape[:2])
         if self.classes is None:
             return pairs[:, :, 0, 1:].unflatten(2, x.shape[2:])
@@ -102,19 +108,43 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The pooled vector t'' after the last norm, (B, C); with ``classes`` one for each class, (B, K, C)."""
         u, q = self._ask(x)
-        told = F.scaled_dot_product_attention(q, self._split(self.key(u)), self._split(self.value(u)))
+        if self._looks_first(x):
+            told = self._look(u, q)
+        else:
+            q = q.expand(x.shape[0], -1, -1, -1)
+            told = F.scaled_dot_product_attention(q, self._split(self.key(u)), self._split(self.value(u)))
         t = self.token + self.gamma_1 * self.proj(told.transpose(1, 2).flatten(2))
         t = t + self.gamma_2 * self.fc2(F.gelu(self.fc1(self.norm2(t))))
         t = self.norm(t)
         return t.squeeze(1) if self.classes is None else t
 
+    def _looks_first(self, x: Tensor) -> bool:
+        """Whether the places are attended before k and v are made of them, and not after."""
+        traced = not isinstance(x, Tensor) or torch.compiler.is_exporting() or torch._C._is_tracing()
+        if traced or not enabled() or wants_gradients(self, x):
+            return False
+        tokens, keys = self.token.numel() // x.shape[1], x.shape[2] * x.shape[3] + (self.classes is None)
+        pairs = tokens * keys / x.shape[1]
+        # MACs in units of 2 C^2: Wk and Wv at each token, and pairs C wide for each head; or Wk and Wv at each key.
+        if tokens + self.heads * pairs >= keys + pairs:
+            return False
+        return are_as_built({"key": self.key, "value": self.value}, {"key": nn.Linear, "value": nn.Linear})
+
+    def _look(self, u: Tensor, q: Tensor) -> Tensor:
+        """What the tokens are told, (B, heads, 1 or K, d), with Wk and Wv moved out of the sums over places."""
+        by_head = (self.heads, -1)
+        asked = (q @ self.key.weight.unflatten(0, by_head)).flatten(1, 2)  # (1, heads * K, C)
+        seen = softmax_attention(asked.expand(u.shape[0], -1, -1), u, u, q.shape[3] ** -0.5).unflatten(1, q.shape[1:3])
+        weight, bias = self.value.weight.unflatten(0, by_head), self.value.bias.unflatten(0, by_head)
+        return seen @ weight.transpose(1, 2) + bias.unsqueeze(1)
+
     def _ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """u, (B, N or 1 + N, C), and the tokens' queries, the same for each image: (B, heads, 1 or K, d)."""
+        """u, (B, N or 1 + N, C), and the tokens' queries, the same for each image: (1, heads, 1 or K, d)."""
         token = self.norm1(self.token).reshape(1, -1, x.shape[1])
         u = self.norm1(places(x))
         if self.classes is None:
             u = torch.cat([token.expand(x.shape[0], -1, -1), u], dim=1)
-        return u, self._split(self.query(token)).expand(x.shape[0], -1, -1, -1)
+        return u, self._split(self.query(token))
 
     def _split(self, rows: Tensor) -> Tensor:
         """(B, n, C) -> (B, heads, n, d)."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from foveate import registry
 from foveate.accounting.count import tally
+from foveate.attention import cbam, se
 
 M, H, W = 512, 14, 14
 HW = H * W
@@ -173,6 +174,27 @@ def test_the_fused_ulsam_counts_as_the_definition():
 
     fused, plain = tally(Fused(), (64, 14, 14))[""], tally(ulsam.eval(), (64, 14, 14))[""]
     assert (fused.macs, fused.element_ops, fused.uncounted) == (plain.macs, plain.element_ops, set())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("se", "se(reduction=4, bias=False)", "cbam", "cbam(channel_pool='avg')", "cbam(channel_pool='max')"),
+        *(f"cbam(order={order!r})" for order in ("spatial-channel", "parallel", "channel", "spatial")),
+    ],
+)
+def test_the_passes_of_the_gates_count_as_the_definition(spec, monkeypatch):
+    """Called on shapes alone, which no kernel takes: their formulas are what is tested."""
+    module, counts, read = registry.build(spec, 64, kind="attention").eval().to("meta"), [], []
+    for taken in (False, True):
+        for room in (se, cbam):
+            monkeypatch.setattr(room, "in_passes", lambda *_, taken=taken: taken)
+        found = tally(module, (64, 14, 14))[""]
+        counts.append((found.macs, found.element_ops, found.uncounted))
+        read.append(found.bytes_read)
+    assert counts[0] == counts[1]
+    assert counts[0][2] == set()
+    assert read[1] < read[0]
 
 
 def test_attention_does_not_move_the_map_of_all_pairs():

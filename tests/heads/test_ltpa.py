@@ -157,3 +157,20 @@ def test_cost(options, params, macs):
 def test_errors(sizes, options, message):
     with pytest.raises(FoveateError, match=message):
         LearnToPayAttention(*sizes, **options)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_what_forward_sees_is_what_the_maps_of_dot_weigh(new_inputs, randomise, sizes, memory_format):
+    head = randomise(LearnToPayAttention(*sizes, project="pooled"))
+    maps, pooled = new_inputs()
+    maps = [x.contiguous(memory_format=memory_format) for x in maps]
+    seen = [torch.einsum("bchw,bhw->bc", x, a) for x, a in zip(maps, head.attend(maps, pooled), strict=True)]
+    (classify,) = head.classifiers
+    assert (head(maps, pooled) - classify(torch.cat(seen, 1))).abs().max() <= 1e-12
+
+
+def test_products_beyond_the_range_of_float16_are_no_matter():
+    head = LearnToPayAttention((64,), 64, 3).half().eval()
+    x = torch.full((1, 64, 2, 2), 40.0, dtype=torch.float16)
+    with torch.no_grad():
+        assert head([x], x[:, :, 0, 0]).isfinite().all()  # 64 * 40 * 40 > 65504

@@ -4,6 +4,8 @@ What is compiled is what the passes launch for real sizes. A kernel that keeps i
 registers, is slow: none may.
 """
 
+import collections
+import functools
 import os
 import re
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foveate.kernels import ulsam_triton
+from foveate.kernels import gates_triton, ulsam_triton
 
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -27,14 +29,17 @@ NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 
 
 class Compiler:
-    """Stands in for a launch: compiles what would be launched and keeps what it needs."""
+    """Stands in for the kernels: compiles what would be launched and keeps what it needs."""
 
-    def __init__(self, capability, folder):
-        self.target, self.folder = GPUTarget("cuda", capability, 32), folder
+    def __init__(self, capability, folder, passes):
+        self.target, self.folder, self.found = GPUTarget("cuda", capability, 32), folder, passes._kernel
         self.registers, self.stack = {}, {}
 
-    def __call__(self, kernel, x, grid, *arguments, warps=4, **tile):
-        function = ulsam_triton._kernel(kernel)
+    def kernel(self, name):
+        compiled = functools.partial(self.compile, name, self.found(name))
+        return collections.defaultdict(lambda: compiled)  # for any grid
+
+    def compile(self, kernel, function, *arguments, num_warps, enable_fp_fusion, **tile):
         assert len(function.arg_names) == len(arguments) + len(tile)
         signature, constants, multiples = {}, {}, {}
         for k, name in enumerate(function.arg_names):
@@ -43,30 +48,36 @@ class Compiler:
                 signature[name] = NAMES[value.dtype]
             elif isinstance(value, float):
                 signature[name] = "fp32"
-            elif k >= len(arguments) or value == 1:  # as Triton does
+            elif k >= len(arguments) or value is None or value == 1:  # as Triton does
                 signature[name], constants[(k,)] = "constexpr", value
             else:
                 signature[name] = "i32"
             if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
                 multiples[(k,)] = [["tt.divisibility", 16]]
         source = ASTSource(function, signature, constants, multiples)
-        made = triton.compile(source, target=self.target, options={"num_warps": warps, "enable_fp_fusion": True})
+        made = triton.compile(
+            source, target=self.target, options={"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
+        )
         file = self.folder / f"{len(self.stack)}.cubin"
         file.write_bytes(made.asm["cubin"])
         said = subprocess.run(
             [TOOL, "--dump-resource-usage", file], capture_output=True, text=True, check=True, timeout=60
         ).stdout
-        name = f"{kernel} {tile} {x.dtype} {'planes' if x.is_contiguous() else 'channels last'}"
+        name = f"{kernel} {tile} {arguments[0].dtype}"
         self.registers[name] = int(re.search(r"REG:(\d+)", said)[1])
         self.stack[name] = int(re.search(r"STACK:(\d+)", said)[1])
 
 
 @pytest.fixture
 def compiler(monkeypatch, tmp_path):
+    return instead_of_launching(ulsam_triton, monkeypatch, tmp_path)
+
+
+def instead_of_launching(passes, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    made = Compiler(90, tmp_path)
-    monkeypatch.setattr(ulsam_triton, "_launch", made)
-    monkeypatch.setattr(ulsam_triton, "_processors_and_cache", lambda _: (132, 50 * 2**20))
+    made = Compiler(90, tmp_path, passes)
+    monkeypatch.setattr(passes, "_kernel", made.kernel)
+    monkeypatch.setattr(passes, "_processors_and_cache", lambda _: (132, 50 * 2**20))
     return made
 
 
@@ -87,3 +98,20 @@ def test_no_kernel_lacks_registers(dtype, memory_format, compiler):
     assert len({name.split()[0] for name in compiler.stack}) == 8
     assert max(compiler.stack.values()) == 0, compiler.stack
     assert max(compiler.registers.values()) <= 128, compiler.registers  # two programs of 8 warps at a time, at least
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_kernel_of_the_gates_lacks_registers(dtype, memory_format, monkeypatch, tmp_path):
+    compiler = instead_of_launching(gates_triton, monkeypatch, tmp_path)
+    for shape in ((2, 512, 14, 14), (1, 64, 112, 112)):
+        x = torch.zeros(shape, dtype=dtype).contiguous(memory_format=memory_format)
+        channels, places = torch.zeros(shape[:2], dtype=dtype), torch.zeros(shape[0], 1, *shape[2:], dtype=dtype)
+        for scores in (None, places):
+            gates_triton.pool_places(x, scores, True, True)
+        for scores in (None, channels):
+            gates_triton.pool_channels(x, scores)
+        gates_triton.gate(x, channels, places)
+    assert {name.split()[0] for name in compiler.stack} == {"pool", "join", "gate"}
+    assert max(compiler.stack.values()) == 0, compiler.stack
+    assert max(compiler.registers.values()) <= 80, compiler.registers  # six programs of 4 warps at a time, at least

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from foveate import registry
 from foveate.accounting.count import tally
 from foveate.errors import FoveateError
+from foveate.kernels.switch import use_fused
 from foveate.pooling.attention_pool import AttentionPool
 
 PAGE = Path(__file__).parents[2] / "docs" / "pooling" / "attention_pool.md"
@@ -178,3 +180,41 @@ def test_errors_are_one_line(spec, message):
     with pytest.raises(FoveateError, match=message) as error:
         registry.build(spec, 16, kind="pooling")
     assert "\n" not in str(error.value)
+
+
+def macs_of(module, x):
+    with FlopCounterMode(display=False) as counter:
+        module(x)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("classes", [None, 1, 5])
+def test_without_gradients_the_places_are_attended_before_k_and_v_are_made_of_them(randomise, classes, heads):
+    module = randomise(AttentionPool(16, classes=classes, heads=heads)).double()
+    x = torch.randn(3, 16, 7, 11, dtype=torch.float64)
+    definition, counted = module(x).detach(), macs_of(module, x)
+    with torch.no_grad():
+        assert (module(x) - definition).abs().max() <= 1e-12
+        assert macs_of(module, x) < counted
+        with use_fused(False):
+            assert macs_of(module, x) == counted
+        assert torch.equal(module(x[:0]), definition[:0])
+        single = module.float()(x.float())
+    assert (single - definition).norm() <= 1e-5 * definition.norm()
+
+
+def test_where_it_saves_nothing_k_and_v_are_made_first(randomise):
+    module, x = randomise(AttentionPool(16, classes=60)).double(), torch.randn(2, 16, 7, 7, dtype=torch.float64)
+    counted = macs_of(module, x)
+    with torch.no_grad():
+        assert macs_of(module, x) == counted
+
+
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_a_hook_on_k_or_v_sees_every_place(randomise, name):
+    module, x, seen = randomise(AttentionPool(16)).double(), torch.randn(2, 16, 3, 4, dtype=torch.float64), []
+    getattr(module, name).register_forward_hook(lambda _module, _args, out: seen.append(out.shape))
+    with torch.no_grad():
+        module(x)
+    assert seen == [(2, 13, 16)]
