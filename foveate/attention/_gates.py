@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from foveate.kernels.backends import GATES, backend_for
 from foveate.kernels.children import are_as_built, wants_gradients
-from foveate.kernels.ulsam_backends import GATES, backend_for
 
 __all__ = ["in_passes"]
 

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from foveate.errors import FoveateError
 from foveate.kernels import ulsam_op
+from foveate.kernels.backends import backend_for
 from foveate.kernels.ulsam import reweight, spatial_softmax
-from foveate.kernels.ulsam_backends import backend_for
 
 __all__ = ["ULSAM"]
 

@@ -5,7 +5,7 @@
     foveate::gate(x, channels, places)            -> sigmoid(channels) sigmoid(places) x                like x
 
 No scores: x itself. CBAM is pool_places, pool_channels and gate: three reads of x and one write, where the plain form
-has six reads and two writes. On a device without a backend (see ``ulsam_backends.GATES``) the operations are the plain
+has six reads and two writes. On a device without a backend (see ``backends.GATES``) the operations are the plain
 definitions below. There are no gradients.
 """
 
@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.kernels.ulsam_backends import GATES, dense, passes
-from foveate.kernels.ulsam_op import _unseen
+from foveate.kernels.backends import GATES, dense, passes, unwatched
 
 __all__ = ["gate", "pool_channels", "pool_places"]
 
@@ -65,7 +64,7 @@ def pool_places(x: Tensor, scores: Tensor | None = None, *, most: bool, mean: bo
     Returns:
         (B, 1 or 2, C), the maximum first.
     """
-    call = _pool_places if _unseen() else torch.ops.foveate.pool_places.default
+    call = _pool_places if unwatched() else torch.ops.foveate.pool_places.default
     return call(x, scores, most, mean)
 
 
@@ -79,7 +78,7 @@ def pool_channels(x: Tensor, scores: Tensor | None = None) -> Tensor:
     Returns:
         (B, 2, h, w), the maximum first.
     """
-    call = _pool_channels if _unseen() else torch.ops.foveate.pool_channels.default
+    call = _pool_channels if unwatched() else torch.ops.foveate.pool_channels.default
     return call(x, scores)
 
 
@@ -91,7 +90,7 @@ def gate(x: Tensor, channels: Tensor | None = None, places: Tensor | None = None
         channels: scores, (B, C); None: a weight of 1.
         places: scores, (B, 1, h, w); None: a weight of 1.
     """
-    call = _gate if _unseen() else torch.ops.foveate.gate.default
+    call = _gate if unwatched() else torch.ops.foveate.gate.default
     return call(x, channels, places)
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.kernels.backends import dense, in_the_strides_of, wide
 from foveate.kernels.compiled import library, openmp
-from foveate.kernels.ulsam_backends import dense, in_the_strides_of, wide
 from foveate.kernels.ulsam_train import Trained
 
 __all__ = ["TYPES", "available", "evaluate", "fold", "infer", "train_backward", "train_forward"]

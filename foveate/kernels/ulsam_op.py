@@ -4,7 +4,7 @@
     foveate::ulsam_train(x, parameters, running, ..) -> x + A x, and what the backward pass and the batch norms need
     foveate::ulsam_train_backward(..)                -> gradients of x and of the parameters
 
-What computes them is a backend's, see ``ulsam_backends``.
+What computes them is a backend's, see ``backends``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from foveate.kernels.backends import dense, is_ready, passes, unwatched, wide
 from foveate.kernels.switch import enabled
-from foveate.kernels.ulsam_backends import dense, is_ready, passes, wide
 from foveate.kernels.ulsam_train import Trained, plain
 
 __all__ = ["evaluate", "fold", "infer", "scores_folded", "train"]
@@ -86,24 +86,14 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
         folded: (3C + g), of ``fold``.
         groups: g.
     """
-    return _infer(x, folded, groups) if _unseen() else torch.ops.foveate.ulsam_infer.default(x, folded, groups)
+    return _infer(x, folded, groups) if unwatched() else torch.ops.foveate.ulsam_infer.default(x, folded, groups)
 
 
 def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
     """``infer`` with what ``fold`` gives for the same vectors, in fewer steps where nobody watches them."""
-    if _unseen() and x.dtype is not torch.float64 and _are_plain(vectors, x.get_device()):
+    if unwatched() and x.dtype is not torch.float64 and _are_plain(vectors, x.get_device()):
         return passes(x).evaluate(dense(x), vectors, groups, eps, point_eps)
     return infer(x, fold(vectors, groups, eps, point_eps), groups)
-
-
-def _unseen() -> bool:
-    """Whether no mode, profiler or compiler follows the operations: then torch's dispatcher would only take time."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._autograd._profiler_enabled()
-    )
 
 
 def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
@@ -132,7 +122,7 @@ def train(
         The result; and what a running average takes in: mean and unbiased variance of both batch norms' inputs, of each
         where it is of the batch, (2C + 2g).
     """
-    if _unseen():
+    if unwatched():
         out, observed = _Step.apply(eps, point_eps, x, *parameters, *running)
     else:
         out, *_, observed = torch.ops.foveate.ulsam_train.default(x, parameters, running, eps, point_eps)
@@ -200,7 +190,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         found = iter(torch.autograd.grad(out, wanted, dy, create_graph=True, allow_unused=True))
         dx, *small = (next(found) if t.requires_grad else None for t in (x, *parameters))
     else:
-        run = passes(x).train_backward if _unseen() else torch.ops.foveate.ulsam_train_backward.default
+        run = passes(x).train_backward if unwatched() else torch.ops.foveate.ulsam_train_backward.default
         dx, small = run(dy, x, parameters, running, ctx.eps, ctx.point_eps, *saved)
     return dx, small, [None] * 4, None, None
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foveate.kernels.backends import dense, in_the_strides_of, passes, wide
 from foveate.kernels.ulsam import reweight, spatial_softmax
-from foveate.kernels.ulsam_backends import dense, in_the_strides_of, passes, wide
 
 __all__ = ["Trained", "plain", "train_backward", "train_forward"]
 

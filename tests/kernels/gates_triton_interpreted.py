@@ -10,7 +10,7 @@ import torch
 
 from foveate.attention.cbam import CBAM, ORDERS
 from foveate.attention.se import SE
-from foveate.kernels import gates_op, gates_triton, ulsam_backends
+from foveate.kernels import backends, gates_op, gates_triton
 from foveate.kernels.switch import use_fused
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -27,11 +27,11 @@ each_format = pytest.mark.parametrize("memory_format", [torch.contiguous_format,
 def on_the_cpu(nan_memory, monkeypatch):
     """The backend in the place of the CPU's, which is none."""
     torch.manual_seed(0)
-    monkeypatch.setitem(ulsam_backends.GATES, "cpu", "foveate.kernels.gates_triton")
+    monkeypatch.setitem(backends.GATES, "cpu", "foveate.kernels.gates_triton")
     monkeypatch.setattr(gates_triton, "available", lambda _: True)
-    ulsam_backends.is_ready.cache_clear()
+    backends.is_ready.cache_clear()
     yield
-    ulsam_backends.is_ready.cache_clear()
+    backends.is_ready.cache_clear()
 
 
 @pytest.fixture

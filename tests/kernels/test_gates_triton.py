@@ -15,7 +15,7 @@ from torch import nn
 
 from foveate.attention.cbam import CBAM, ORDERS
 from foveate.attention.se import SE
-from foveate.kernels import gates_op, gates_triton, ulsam_backends, ulsam_triton
+from foveate.kernels import backends, gates_op, gates_triton, ulsam_triton
 from foveate.kernels.switch import use_fused
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def test_triton_is_not_imported_before_it_is_needed():
 
 @pytest.fixture
 def asked_for_the_first_time():
-    caches = (ulsam_triton.available, ulsam_triton._say, ulsam_backends.is_ready)
+    caches = (ulsam_triton.available, ulsam_triton._say, backends.is_ready)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -54,16 +54,16 @@ def test_without_a_device_one_line_says_so(asked_for_the_first_time, monkeypatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with caplog.at_level(logging.INFO, logger="foveate"):
         for family in ("gates", "ulsam"):
-            assert not ulsam_backends.is_ready("cuda", torch.float32, family)
+            assert not backends.is_ready("cuda", torch.float32, family)
     assert len(caplog.messages) == 1
 
 
 def test_devices_and_types_that_are_taken(asked_for_the_first_time, monkeypatch):
     monkeypatch.setattr(gates_triton, "available", lambda dtype: True)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert ulsam_backends.is_ready("cuda", dtype, "gates")
-        assert not ulsam_backends.is_ready("cpu", dtype, "gates")
-    assert not ulsam_backends.is_ready("cuda", torch.float64, "gates")
+        assert backends.is_ready("cuda", dtype, "gates")
+        assert not backends.is_ready("cpu", dtype, "gates")
+    assert not backends.is_ready("cuda", torch.float64, "gates")
 
 
 # ---- which calls go in passes: on a CPU, with the plain definitions of the passes ----
@@ -80,7 +80,7 @@ def passes(monkeypatch, asked_for_the_first_time):
     types = (torch.float32, torch.float64)
     backend = SimpleNamespace(TYPES=types, available=lambda _: True, **definitions)
     monkeypatch.setitem(sys.modules, "backend_of_the_cpu", backend)
-    monkeypatch.setitem(ulsam_backends.GATES, "cpu", "backend_of_the_cpu")
+    monkeypatch.setitem(backends.GATES, "cpu", "backend_of_the_cpu")
     for name in NAMES:
         call = getattr(gates_op, name)
         monkeypatch.setattr(gates_op, name, lambda *a, name=name, call=call, **k: [seen.append(name), call(*a, **k)][1])

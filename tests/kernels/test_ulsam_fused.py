@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from foveate.attention.ulsam import ULSAM
 from foveate.kernels import ulsam_op
+from foveate.kernels.backends import backend_for
 from foveate.kernels.switch import use_fused
-from foveate.kernels.ulsam_backends import backend_for
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the plain kernels serve"
@@ -243,9 +243,9 @@ def test_equal_maxima_give_their_gradient_to_the_first_as_torch_does():
 
 @pytest.mark.parametrize("modes", MODES)
 @pytest.mark.parametrize(
-    "layout,unseen", [("contiguous", True), ("channels_last", False)]
+    "layout,unwatched", [("contiguous", True), ("channels_last", False)]
 )  # without torch's operation, with
-def test_gradcheck(modes, layout, unseen, monkeypatch):
+def test_gradcheck(modes, layout, unwatched, monkeypatch):
     torch.manual_seed(0)
     module = as_after_training(ULSAM(4, groups=2)).double()
     x = laid_out(torch.randn(2, 4, 3, 4, dtype=torch.float64), layout).requires_grad_()
@@ -262,7 +262,7 @@ def test_gradcheck(modes, layout, unseen, monkeypatch):
     def out(x, *parameters):
         return ulsam_op.train(x, list(parameters), running, 1e-5, 1e-5)[0]
 
-    monkeypatch.setattr(ulsam_op, "_unseen", lambda: unseen)
+    monkeypatch.setattr(ulsam_op, "unwatched", lambda: unwatched)
     assert torch.autograd.gradcheck(out, (x, *parameters))
     assert torch.autograd.gradgradcheck(out, (x, *parameters))
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
 from foveate.attention.ulsam import ULSAM
-from foveate.kernels import ulsam_backends, ulsam_cpu, ulsam_op
+from foveate.kernels import backends, ulsam_cpu, ulsam_op
 
 OPERATIONS = {"foveate.ulsam_infer.default", "foveate.ulsam_train.default"}
 
@@ -290,4 +290,4 @@ def test_fuse_refuses_training_mode():
 
 
 def test_one_backend_is_one_line():
-    assert set(ulsam_backends.BACKENDS) <= {"cpu", "cuda"}
+    assert set(backends.BACKENDS) <= {"cpu", "cuda"}

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from foveate.kernels import ulsam_backends, ulsam_triton
+from foveate.kernels import backends, ulsam_triton
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
 def asked_for_the_first_time():
-    caches = (ulsam_triton.available, ulsam_triton._say, ulsam_backends.is_ready)
+    caches = (ulsam_triton.available, ulsam_triton._say, backends.is_ready)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -70,7 +70,7 @@ def test_without_a_device_or_triton_one_line_says_so(monkeypatch, caplog, capabi
     with caplog.at_level(logging.INFO, logger="foveate"):
         for _ in range(3):
             assert not ulsam_triton.available(dtype)
-            assert not ulsam_backends.is_ready("cuda", dtype)
+            assert not backends.is_ready("cuda", dtype)
             ulsam_triton.available.cache_clear()
     (line,) = caplog.messages
     assert reason in line
@@ -79,6 +79,6 @@ def test_without_a_device_or_triton_one_line_says_so(monkeypatch, caplog, capabi
 def test_types_that_cuda_takes(monkeypatch):
     monkeypatch.setattr(ulsam_triton, "available", lambda dtype: True)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert ulsam_backends.is_ready("cuda", dtype)
-    assert not ulsam_backends.is_ready("cuda", torch.float64)
-    assert not ulsam_backends.is_ready("mps", torch.float32)
+        assert backends.is_ready("cuda", dtype)
+    assert not backends.is_ready("cuda", torch.float64)
+    assert not backends.is_ready("mps", torch.float32)

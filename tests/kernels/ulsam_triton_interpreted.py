@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from foveate.attention.ulsam import ULSAM
-from foveate.kernels import ulsam_backends, ulsam_op, ulsam_triton
+from foveate.kernels import backends, ulsam_op, ulsam_triton
 from foveate.kernels.switch import use_fused
 from foveate.kernels.ulsam import reweight, spatial_softmax
 
@@ -190,9 +190,9 @@ def test_fold(channels, groups):
 @pytest.mark.parametrize("modes", [(True, True), (False, False)])
 def test_a_whole_step(modes, memory_format, monkeypatch):
     """Through the module and torch.library, with the backend in the place of the CPU's."""
-    monkeypatch.setitem(ulsam_backends.BACKENDS, "cpu", "foveate.kernels.ulsam_triton")
+    monkeypatch.setitem(backends.BACKENDS, "cpu", "foveate.kernels.ulsam_triton")
     monkeypatch.setattr(ulsam_triton, "available", lambda _: True)
-    ulsam_backends.is_ready.cache_clear()
+    backends.is_ready.cache_clear()
     module = ULSAM(4, groups=2)
     state = {k: v + torch.rand_like(v) if v.is_floating_point() else v.clone() for k, v in module.state_dict().items()}
     x, dy = image((2, 4, 3, 5), memory_format), image((2, 4, 3, 5), memory_format)
@@ -204,7 +204,7 @@ def test_a_whole_step(modes, memory_format, monkeypatch):
         module.zero_grad()
         given = x.clone().requires_grad_()
         with use_fused(on):
-            assert ulsam_backends.backend_for(given) == on
+            assert backends.backend_for(given) == on
             out = module(given)
             out.backward(dy)
             with torch.no_grad():

@@ -17,7 +17,17 @@ from torch.autograd import forward_ad
 
 from foveate.kernels.switch import enabled
 
-__all__ = ["BACKENDS", "GATES", "backend_for", "dense", "is_ready", "passes", "wide"]
+__all__ = [
+    "BACKENDS",
+    "GATES",
+    "backend_for",
+    "dense",
+    "in_the_strides_of",
+    "is_ready",
+    "passes",
+    "unwatched",
+    "wide",
+]
 
 BACKENDS = {"cpu": "foveate.kernels.ulsam_cpu", "cuda": "foveate.kernels.ulsam_triton"}
 """Device type -> module."""
@@ -82,3 +92,13 @@ def in_the_strides_of(x: Tensor, dy: Tensor) -> Tensor:
     """dy, or a copy, in the type and the strides of x."""
     dy = dy.to(x.dtype)
     return dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
+
+
+def unwatched() -> bool:
+    """Whether no mode, profiler or compiler follows the operations: then torch's dispatcher would only take time."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+    )
