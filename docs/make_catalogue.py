@@ -40,8 +40,8 @@ COUNTS = ("parameters", "MACs", "parameters, paper", "MACs, paper")
 
 
 def cost(module: nn.Module, *inputs: Any) -> tuple[int, int]:
-    """Parameters, and the MACs of one image; the module and its inputs have no storage."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Parameters, and the MACs of one image by the definition; the module and its inputs have no storage."""
+    with torch.no_grad(), fv.use_fused(False), FlopCounterMode(display=False) as counter:
         module.eval()(*inputs)
     return sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() // 2
 
