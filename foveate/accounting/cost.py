@@ -7,22 +7,24 @@ and matrix products write for one image (Radosavovic et al., Designing Network D
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import torch
 from torch import nn
 
-from foveate.accounting.count import Tally, tally
+from foveate.accounting.count import tally
+from foveate.accounting.given import network_in
 from foveate.accounting.memory import saved_bytes
+from foveate.accounting.paper import Counted, as_printed, parameters_of, with_the_plan
 from foveate.accounting.rows import ModuleCost, rows_of
 from foveate.accounting.shares import time_shares
 from foveate.errors import FoveateError, first_line, near
-from foveate.surgery import attentions, plan_of
+from foveate.surgery import plan_of
 from foveate.surgery.graft import part, record_of, take_out
 from foveate.surgery.holders import HeadPlace, Replacement
-from foveate.surgery.insert import replaced_by
-from foveate.surgery.probe import copied, input_size_of, on_a_copy, probe
+from foveate.surgery.probe import copied, input_size_of, on_a_copy
 
 __all__ = ["Cost", "ModuleCost", "cost"]
 
@@ -31,13 +33,6 @@ Result = TypeVar("Result")
 logger = logging.getLogger("foveate")
 COUNTINGS = ("exact", "paper")
 
-# (parameters, MACs) of the real network at 224 x 224 -> what the papers print for it.
-PRINTED: dict[tuple[int, int], tuple[int, int]] = {
-    (4_231_976, 568_740_352): (4_200_000, 569_000_000),  # MobileNetV1, Howard et al. 2017
-    (2_585_560, 325_400_448): (2_600_000, 325_000_000),  # MobileNetV1 x0.75
-    (1_331_592, 149_497_088): (1_300_000, 149_000_000),  # MobileNetV1 x0.5
-    (3_504_872, 300_774_272): (3_400_000, 300_000_000),  # MobileNetV2, Sandler et al. 2018
-}
 _ADDED_UP = (
     *("params", "macs", "activations", "element_ops", "bytes_moved"),
     *("activation_bytes_inference", "activation_bytes_training"),
@@ -48,7 +43,8 @@ _ADDED_UP = (
 class Cost:
     """What one forward pass of one image costs. Costs of one counting can be added and subtracted.
 
-    ``paper`` counting has parameters and MACs alone; everything else is 0 there.
+    ``paper`` counting has parameters and MACs alone; everything else is 0 there. An exact cost has both: its ``paper``
+    is the other counting of the same network.
 
     Args:
         params: parameters.
@@ -63,6 +59,7 @@ class Cost:
         activation_bytes_training: bytes that autograd keeps for the backward pass, without parameters and buffers.
         modules: a row for each module, what contains it first; empty for sums and differences.
         uncounted: operations that the network runs and that have no formula.
+        paper: of an exact cost, the same in ``paper`` counting, with a baseline of its own.
     """
 
     params: int
@@ -76,6 +73,7 @@ class Cost:
     activation_bytes_training: int = field(default=0, kw_only=True)
     modules: tuple[ModuleCost, ...] = field(default=(), kw_only=True, compare=False, repr=False)
     uncounted: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
+    paper: Cost | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __sub__(self, other: Cost) -> Cost:
         return self._plus(other, -1)
@@ -88,15 +86,16 @@ class Cost:
             raise FoveateError(f"cannot take {self.counting!r} and {other.counting!r} together: count both in one way")
         numbers = {name: getattr(self, name) + sign * getattr(other, name) for name in _ADDED_UP}
         uncounted = tuple(sorted({*self.uncounted, *other.uncounted}))
-        return Cost(**numbers, counting=self.counting, uncounted=uncounted)
+        paper = None if self.paper is None or other.paper is None else self.paper._plus(other.paper, sign)
+        return Cost(**numbers, counting=self.counting, uncounted=uncounted, paper=paper)
 
     def __str__(self) -> str:
         text = f"{self.params:,} parameters, {self.macs:,} MACs"
         text += f", {self.activations:,} activations" if self.counting == "exact" else ", counted as the papers do"
-        if self.baseline is None:
-            return text
-        plus = self - self.baseline
-        return f"{text} (the plan: {plus.params:+,} parameters, {plus.macs:+,} MACs)"
+        if self.baseline is not None:
+            plus = self - self.baseline
+            text += f" (the plan: {plus.params:+,} parameters, {plus.macs:+,} MACs)"
+        return f"{text}; not counted: {', '.join(self.uncounted)}" if self.uncounted else text
 
 
 def cost(
@@ -105,11 +104,12 @@ def cost(
     """Count what a model costs, beside the same model without its plan.
 
     Args:
-        model: left as found.
+        model: left as found. What ``torch.compile`` or data parallelism put around a network is looked through.
         input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
-        counting: ``exact`` counts every parameter and every operation of the real modules. ``paper`` counts as the
-            ULSAM paper does: the baseline as its authors print it, where it is known; a replaced block counts its
-            convolution weights only; a mechanism counts the paper's formula.
+        counting: ``exact`` counts every parameter and every operation of the real modules; the cost's ``paper`` has the
+            other counting, too. ``paper`` counts only that, as the ULSAM paper does: the baseline as its authors print
+            it, where it is known; a replaced block counts its convolution weights only; a mechanism counts the paper's
+            formula.
         time: measure the share of time that each module takes, too, on a copy with one random image: ``time_share``
             in the rows.
 
@@ -117,35 +117,40 @@ def cost(
         The cost; its ``baseline`` is that of the network without the plan.
 
     Raises:
-        FoveateError: the counting does not exist or has no rows to time, or the model cannot run on an image of this
-            size.
+        FoveateError: it is no network, the counting does not exist or has no rows to time, or the model cannot run on
+            an image of this size.
     """
     if time and counting != "exact":
         raise FoveateError(f"time is measured module by module, and {counting} counting has totals only: count exactly")
     if counting not in COUNTINGS:
-        raise FoveateError(f"counting={counting!r} does not exist; {near(counting, COUNTINGS)}")
+        raise FoveateError(f"counting={counting!r} does not exist; {near(str(counting), COUNTINGS)}")
+    model = network_in(model)
     size = input_size_of(model, input_size)
     planned = plan_of(model) is not None
-    if counting == "exact":
+    with torch.inference_mode(mode=False):  # where autograd keeps nothing
+        if counting == "paper":
+            whole = _on_a_copy(model, size, _counted)
+            return _paper(model, size, whole, _on_a_copy(model, size, _counted, plain=True) if planned else None)
         found = _exact(model, size, time=time)
-        return replace(found, baseline=_exact(model, size, plain=True, time=time)) if planned else found
-    params, whole = _on_a_copy(model, size, _counted)
-    if not planned:
-        return _printed(params, whole)
-    baseline, parts = _on_a_copy(model, size, _counted, plain=True)
-    printed = _printed(baseline, parts)
-    params, macs = printed.params, printed.macs
-    for site, block in replaced_by(model).items():
-        convolutions = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Conv2d))
-        params -= convolutions or _parameters(block)  # a classifier has none
-        macs -= parts[site].macs
-    for added, multiplied in _mechanisms(model, size, whole):
-        params, macs = params + added, macs + multiplied
-    return Cost(params, macs, 0, "paper", printed)
+        if not planned:
+            return replace(found, paper=_paper(model, size, _totals(found), None))
+        baseline = _exact(model, size, plain=True, time=time)
+        paper = _paper(model, size, _totals(found), _totals(baseline))
+        return replace(found, baseline=replace(baseline, paper=paper.baseline), paper=paper)
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _counted(net: nn.Module, size: Size) -> Counted:
+    return Counted(parameters_of(net), {name: found.macs for name, found in tally(net, size).items()})
+
+
+def _totals(exact: Cost) -> Counted:
+    return Counted(exact.params, {row.name: row.macs for row in exact.modules})
+
+
+def _paper(model: nn.Module, size: Size, whole: Counted, plain: Counted | None) -> Cost:
+    """In the papers' counting, from exact numbers with and, where there is a plan, without it."""
+    printed = Cost(*as_printed(plain or whole), 0, "paper")
+    return printed if plain is None else Cost(*with_the_plan(model, size, whole, plain), 0, "paper", printed)
 
 
 def _on_a_copy(
@@ -154,16 +159,17 @@ def _on_a_copy(
     """A task on a copy of a network, with or without its plan."""
     try:
         return on_a_copy(model, lambda net: task(take_out(net) if plain else net, size))[0]
+    except FoveateError:
+        raise
     except Exception as error:
         channels, height, width = size
+        reason = first_line(error)
+        if "HigherOrderOperator" in reason:  # followed by many words on how to write a counter
+            reason = "it calls what torch.compile alone can run, such as flex_attention: nothing is known of its cost"
         raise FoveateError(
             f"cannot count {type(model).__name__} on an image of {channels} x {height} x {width} "
-            f"(channels x height x width): {first_line(error)}"
+            f"(channels x height x width): {reason}"
         ) from error
-
-
-def _counted(net: nn.Module, size: Size) -> tuple[int, dict[str, Tally]]:
-    return _parameters(net), tally(net, size)
 
 
 def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = False) -> Cost:
@@ -220,22 +226,3 @@ def _saved(model: nn.Module, size: Size, *, plain: bool) -> int:
 
 def _holds(module: nn.Module | None) -> bool:
     return isinstance(module, Replacement | HeadPlace)
-
-
-def _printed(params: int, tallies: dict[str, Tally]) -> Cost:
-    counted = params, tallies[""].macs
-    return Cost(*PRINTED.get(counted, counted), 0, "paper")
-
-
-def _mechanisms(model: nn.Module, size: Size, whole: dict[str, Tally]) -> Iterator[tuple[int, int]]:
-    """(parameters, MACs) of each inserted mechanism: its paper's formula, or the real module's where it has none."""
-    record = record_of(model)
-    seen, _ = probe(model, size)
-    paths = [at.path for at in record.placed] if record else []
-    for path, mechanism in zip(paths, attentions(model).values(), strict=True):
-        formula = getattr(mechanism, "paper_cost", None)
-        shape = seen[path].out_shape
-        if formula is not None and shape is not None:
-            yield formula(*shape[1:])
-        else:
-            yield _parameters(mechanism), whole[path].macs

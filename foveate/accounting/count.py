@@ -76,6 +76,18 @@ class _Counter(TorchDispatchMode):
         if result is None:
             result = func(*args, **kwargs)
         tally = self.tallies[self.stack[-1]]
+        if next(tensors_in([args, result], dense=False), None) is not None:  # the formulas are those of dense tensors
+            tally.uncounted.add(f"{rule.name} (sparse or nested)")
+        else:
+            self._work(tally, rule, args, kwargs, result)
+        read, written = traffic(rule, args, kwargs, result)
+        tally.bytes_read += read
+        tally.bytes_written += written
+        self.live.see(tensors_in([result]))
+        return result
+
+    @staticmethod
+    def _work(tally: Tally, rule: Rule, args: Any, kwargs: Any, result: Any) -> None:
         if rule.macs is not None:
             tally.macs += rule.macs(args, kwargs, result)
             tally.activations += next(tensors_in([result])).numel()
@@ -83,11 +95,6 @@ class _Counter(TorchDispatchMode):
             tally.element_ops += rule.element_ops(args, kwargs, result)
         elif next(tensors_in(args), None) is not None:  # without a tensor it makes one
             tally.uncounted.add(rule.name)
-        read, written = traffic(rule, args, kwargs, result)
-        tally.bytes_read += read
-        tally.bytes_written += written
-        self.live.see(tensors_in([result]))
-        return result
 
 
 def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
@@ -106,7 +113,7 @@ def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
     counter = _Counter(model)
     handles = []
     for name, module in model.named_modules():
-        if name:
+        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks: what contains it counts
             enter = lambda _module, _args, name=name: counter.stack.append(name)  # noqa: E731
             leave = lambda _module, _args, _output: counter.stack.pop() and None  # noqa: E731
             # Around everything that belongs to the module, the hook that calls its attention included. A module that

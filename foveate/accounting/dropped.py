@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from foveate.accounting.cost import cost
+from foveate.accounting.given import network_in
 from foveate.accounting.rows import ModuleCost
 from foveate.surgery.insert import replaced_by
 
@@ -25,6 +26,7 @@ def dropped(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -
     Raises:
         FoveateError: the model cannot run on an image of this size.
     """
+    model = network_in(model)
     gone = replaced_by(model)
     baseline = cost(model, input_size).baseline if gone else None
     return tuple(row for row in baseline.modules if row.name in gone) if baseline else ()

@@ -7,7 +7,7 @@ import itertools
 import platform
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from foveate.accounting.given import network_in
 from foveate.accounting.peak import measured_peak
 from foveate.accounting.runners import Setting, device_of, dtype_of, ready
 from foveate.accounting.timing import Spread, interleaved
@@ -123,7 +124,7 @@ def latency(
     measured, on random images and without hooks of the user's own.
 
     Args:
-        model: left as found.
+        model: left as found. Of one that ``torch.compile`` wraps, the network inside is measured, as ``backend`` says.
         input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
         reference: a network that takes the same images; without it the model without its plan; a model without a plan
             is then measured alone.
@@ -141,8 +142,8 @@ def latency(
     Raises:
         FoveateError: an option does not exist, a package is missing, or a network cannot run so.
     """
-    if rounds < 1 or warmup < 0 or not seconds > 0:
-        raise FoveateError(f"rounds={rounds}, warmup={warmup}, seconds={seconds}: at least 1, 0 and more than 0")
+    _check(rounds, warmup, seconds)
+    model, reference = network_in(model), None if reference is None else network_in(reference)
     settings = [
         Setting(*values)
         for values in itertools.product(
@@ -176,47 +177,67 @@ def latency(
     )
 
 
+def _check(rounds: int, warmup: int, seconds: float) -> None:
+    for name, value, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
+        if type(value) is not int or value < least:
+            raise FoveateError(f"{name}={value!r}: write a whole number of at least {least}")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise FoveateError(f"seconds={seconds!r}: write a number of seconds above 0")
+
+
 class _Networks:
     """The networks that are measured: the model and, where there is one, the reference."""
 
     def __init__(self, model: nn.Module, reference: nn.Module | None, folder: Path) -> None:
         self.model, self.reference = model, reference
         self.second = reference is not None or plan_of(model) is not None
+        other = PLAIN if reference is None else f"the reference, {type(reference).__name__},"
+        self.names = [type(model).__name__, other][: 1 + self.second]
         self.folders = [folder / "model", folder / "reference"]
         for own in self.folders:
             own.mkdir()
 
-    def copies(self) -> Iterator[tuple[nn.Module, Path]]:
-        """Each network, and the folder for its files."""
-        yield copied(self.model, data=True), self.folders[0]
-        if self.second:
-            other = (
-                take_out(copied(self.model, data=True)) if self.reference is None else copied(self.reference, data=True)
-            )
-            yield other, self.folders[1]
+    def copy(self, which: int) -> nn.Module:
+        """Of the model (0) or of the reference (1)."""
+        if which and self.reference is not None:
+            return copied(self.reference, data=True)
+        copy = copied(self.model, data=True)
+        return take_out(copy) if which else copy
 
     def timed(
         self, size: tuple[int, int, int], setting: Setting, rounds: int, warmup: int, seconds: float
     ) -> list[tuple[float, ...]]:
         torch.set_num_threads(setting.threads)
-        try:
-            with contextlib.ExitStack() as stack:
-                calls = [stack.enter_context(ready(copy, size, setting, folder)) for copy, folder in self.copies()]
-                return interleaved(calls, rounds, warmup=warmup, seconds=seconds)
-        except FoveateError:
-            raise
-        except Exception as error:
-            channels, height, width = size
-            raise FoveateError(
-                f"cannot run {type(self.model).__name__} or its reference on {setting.batch_size} images of "
-                f"{channels} x {height} x {width} (channels x height x width) in {setting.dtype}: {first_line(error)}"
-            ) from error
+        with contextlib.ExitStack() as stack:
+            calls = [self._call(which, size, setting, stack) for which in range(len(self.names))]
+            return interleaved(calls, rounds, warmup=warmup, seconds=seconds)
+
+    def _call(
+        self, which: int, size: tuple[int, int, int], setting: Setting, stack: contextlib.ExitStack
+    ) -> Callable[[], object]:
+        """A function that runs one of the networks once; whatever goes wrong, the error says in which."""
+
+        def told(do: Callable[[], Any]) -> Any:
+            try:
+                return do()
+            except FoveateError:
+                raise
+            except Exception as error:
+                images = "an image" if setting.batch_size == 1 else f"{setting.batch_size} images"
+                channels, height, width = size
+                raise FoveateError(
+                    f"cannot run {self.names[which]} on {images} of {channels} x {height} x {width} "
+                    f"(channels x height x width) in {setting.dtype}: {first_line(error)}"
+                ) from error
+
+        run = told(lambda: stack.enter_context(ready(self.copy(which), size, setting, self.folders[which])))
+        return lambda: told(run)
 
     def peaks(self, size: tuple[int, int, int], setting: Setting, notes: list[str]) -> list[int | None]:
         found: list[int | None] = []
-        for copy, folder in self.copies():
+        for which in range(len(self.names)):
             try:
-                found.append(measured_peak(copy, size, setting, folder))
+                found.append(measured_peak(self.copy(which), size, setting, self.folders[which]))
             except FoveateError as error:
                 notes.append(str(error))
                 found.append(None)
@@ -224,7 +245,7 @@ class _Networks:
 
 
 def _several(values: Value | Sequence[Value]) -> tuple[Value, ...]:
-    several = (values,) if isinstance(values, int | str) else tuple(values)
+    several = (values,) if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
     if not several:
         raise FoveateError("an option of latency is an empty list: give at least one value, or leave it out")
     return several

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foveate.accounting.operations import rule_of, tensors_in
+from foveate.accounting.operations import is_dense, rule_of, tensors_in
 from foveate.accounting.passes import quick_output
 
 __all__ = ["LiveBytes", "LiveMode", "kept_by_the_model"]
@@ -18,7 +18,7 @@ __all__ = ["LiveBytes", "LiveMode", "kept_by_the_model"]
 
 def kept_by_the_model(model: nn.Module) -> dict[int, int]:
     """The bytes of each storage of the parameters and buffers, by the storage's address."""
-    tensors = (*model.parameters(), *model.buffers())
+    tensors = filter(is_dense, (*model.parameters(), *model.buffers()))
     return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
 
 

@@ -11,6 +11,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from foveate.accounting.given import network_in
 from foveate.accounting.live import LiveBytes, LiveMode, kept_by_the_model
 from foveate.accounting.passes import images_for, run, total
 from foveate.errors import FoveateError, first_line
@@ -70,10 +71,10 @@ def training_memory(
     Raises:
         FoveateError: a number is out of range, or the model cannot be trained on images of this size.
     """
-    if batch_size < 1 or optimizer_tensors < 0:
-        raise FoveateError(
-            f"batch_size={batch_size}, optimizer_tensors={optimizer_tensors}: at least 1 image and 0 tensors"
-        )
+    for name, value, least in (("batch_size", batch_size, 1), ("optimizer_tensors", optimizer_tensors, 0)):
+        if type(value) is not int or value < least:
+            raise FoveateError(f"{name}={value!r}: write a whole number of at least {least}")
+    model = network_in(model)
     size = input_size_of(model, input_size)
 
     def task(net: nn.Module) -> int:
@@ -89,7 +90,8 @@ def training_memory(
         return sum(kept.values()) + state + live.peak
 
     try:
-        return on_a_copy(model, task)[0]
+        with torch.inference_mode(mode=False):  # where autograd keeps nothing
+            return on_a_copy(model, task)[0]
     except FoveateError:
         raise
     except Exception as error:

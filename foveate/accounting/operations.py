@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["ELEMENT_OPS", "Rule", "rule_of", "tensors_in", "traffic"]
+__all__ = ["ELEMENT_OPS", "Rule", "is_dense", "rule_of", "tensors_in", "traffic"]
 
 Formula = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
 """(positional arguments, keyword arguments, output) of one call -> a count."""
@@ -67,12 +67,11 @@ def _pool(dims: int) -> Formula:
 
 def _adaptive_pool(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
     """The windows' sizes; they overlap where the output's side does not divide the input's."""
-    x, (*lead, height, width) = args[0], _first(out).shape
 
     def windows(length: int, parts: int) -> int:
         return sum(-(-(k + 1) * length // parts) - k * length // parts for k in range(parts))
 
-    return math.prod(lead) * windows(x.shape[-2], height) * windows(x.shape[-1], width)
+    return math.prod(map(windows, args[0].shape, _first(out).shape))  # of other axes each has one
 
 
 def _pairs(args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> int:
@@ -128,14 +127,11 @@ ELEMENT_OPS: dict[str, Formula] = {
     # Maximum, subtraction, exp, sum, division; with the logarithm the subtraction of the sum's logarithm.
     **dict.fromkeys(("aten::_softmax", "aten::_safe_softmax", "aten::_log_softmax"), _per_output(5)),
     "aten::logsumexp": _per_input(4),
-    "aten::max_pool2d_with_indices": _pool(2),
-    "aten::max_pool3d_with_indices": _pool(3),
-    "aten::avg_pool2d": _pool(2),
-    "aten::avg_pool3d": _pool(3),
-    "aten::_adaptive_avg_pool2d": _adaptive_pool,
-    "aten::adaptive_max_pool2d": _adaptive_pool,
+    **{f"aten::max_pool{d}d_with_indices": _pool(d) for d in (2, 3)},
+    **{f"aten::avg_pool{d}d": _pool(d) for d in (2, 3)},
+    **{f"aten::{name}{d}d": _adaptive_pool for name in ("_adaptive_avg_pool", "adaptive_max_pool") for d in (2, 3)},
     **{f"aten::{name}": _per_input(1) for name in ("sum", "mean", "prod", "amax", "amin", "aminmax", "max", "min")},
-    **{f"aten::{name}": _per_input(1) for name in ("any", "all", "argmax", "argmin", "nonzero", "equal")},
+    **{f"aten::{name}": _per_input(1) for name in ("any", "all", "argmax", "argmin", "nonzero", "equal", "col2im")},
     **{f"aten::{name}": _per_input(1) for name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")},
     **{f"aten::{name}": _per_input(4) for name in ("var", "std", "var_mean", "std_mean")},  # as in a norm
     "aten::linalg_vector_norm": _per_input(2),  # a power and a sum
@@ -150,7 +146,6 @@ ELEMENT_OPS: dict[str, Formula] = {
     "aten::upsample_bilinear2d": _per_output(8),
     "aten::upsample_trilinear3d": _per_output(16),
     "aten::upsample_bicubic2d": _per_output(32),
-    "aten::col2im": _per_input(1),
     "torchvision::deform_conv2d": _deformed,
     "foveate::ulsam_infer": _ulsam(2),
     "foveate::ulsam_train": _ulsam(7),
@@ -174,8 +169,8 @@ _MOVES = """
     upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
     fill zero zeros ones full arange linspace eye scalar_tensor empty empty_strided empty_like zeros_like ones_like
     full_like new_empty new_empty_strided new_zeros new_ones new_full rand randn randint randperm rand_like randn_like
-    randint_like bernoulli uniform normal tril_indices triu_indices lift_fresh_copy _local_scalar_dense is_same_size
-    resize set _unsafe_view unsafe_split unsafe_split_with_sizes
+    randint_like bernoulli uniform normal exponential max_unpool2d max_unpool3d tril_indices triu_indices resize set
+    lift_fresh_copy _local_scalar_dense is_same_size _unsafe_view unsafe_split unsafe_split_with_sizes
 """
 _FREE_OF_ARITHMETIC = frozenset(f"aten::{name}" for name in _MOVES.split())
 _VIEWS = frozenset(
@@ -188,7 +183,9 @@ _CHOOSING = frozenset(
     f"aten::{n}" for n in ("index", "_unsafe_index", "index_select", "gather", "embedding", "masked_select", "take")
 )
 # In-place forms of these do not read what they write over.
-_OVERWRITING = frozenset(f"aten::{n}" for n in ("copy", "fill", "zero", "bernoulli", "uniform", "normal"))
+_OVERWRITING = frozenset(
+    f"aten::{n}" for n in ("copy", "fill", "zero", "bernoulli", "uniform", "normal", "exponential")
+)
 
 # Products that torch's table lacks. A matrix product has as many MACs as its left side times the right side's columns.
 _PRODUCTS: dict[str, Formula] = {
@@ -260,13 +257,19 @@ def _plain(name: str) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def tensors_in(values: Sequence[Any]) -> Iterator[Tensor]:
-    """The tensors among values and in the lists among them."""
+def is_dense(tensor: Tensor) -> bool:
+    """Whether it lies in memory value by value: not sparse, nested or in a library's own layout."""
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
+def tensors_in(values: Sequence[Any], *, dense: bool = True) -> Iterator[Tensor]:
+    """The tensors among values and in the lists among them: the dense ones, or the others."""
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            if is_dense(value) == dense:
+                yield value
         elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
+            yield from tensors_in(value, dense=dense)
 
 
 def _bytes(tensors: Iterator[Tensor]) -> int:

@@ -31,6 +31,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BACKENDS = ("eager", "compile", "onnxruntime")
 INPUT = "images"
+MOST_THREADS = 1024
+"""More than any CPU has; where the system refuses to start so many, the process would end without a word."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Setting:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise FoveateError(f"{name}={value!r}: write a whole number of at least 1")
+        if self.threads > MOST_THREADS:
+            raise FoveateError(f"threads={self.threads}: at most {MOST_THREADS} are started")
         for name, exist in (("dtype", DTYPES), ("memory_format", MEMORY_FORMATS), ("backend", BACKENDS)):
             value = getattr(self, name)
             if value not in exist:

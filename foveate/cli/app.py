@@ -97,7 +97,8 @@ def cost(
         model: a timm model, torchvision:NAME, or a folder that foveate saved.
         plan: attention to insert first.
         input_size: side of the images in pixels; without it the model's own.
-        counting: "exact" counts the real modules, "paper" as the compact-CNN papers do.
+        counting: "exact" counts the real modules, and shows what the compact-CNN papers would print beside it where
+            that differs; "paper" counts only as they do.
         depth: how far down the tree of modules goes; what the plan adds and removes is shown wherever it is.
         time: measure the share of time that each module takes, too.
         json: print JSON.
@@ -115,7 +116,7 @@ def cost(
         if found.modules:
             console.print(cost_tree.tree(found, depth, console))
             console.print()
-        console.print(cost_tree.totals(found))
+        console.print(cost_tree.totals(found, console))
         changes = cost_tree.changes(found)
         if changes is not None:
             console.print()

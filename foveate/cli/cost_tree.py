@@ -28,6 +28,8 @@ _LABELS = {
     "activation_bytes_training": "activation bytes, training",
 }
 
+_PAPER = ("params", "macs")  # all that paper counting has
+
 
 def check(counting: str, depth: int, *, json: bool, csv: str | None) -> None:
     """Refuse what cannot be printed, before anything is counted.
@@ -37,10 +39,9 @@ def check(counting: str, depth: int, *, json: bool, csv: str | None) -> None:
     """
     if depth < 0:
         raise FoveateError(f"--depth {depth}: it is at least 0, which shows the whole network and what the plan did")
-    if json and csv == "-":
-        raise FoveateError("--json and --csv - both print to the terminal: give --csv a file, or leave one out")
     if csv is not None and counting == "paper":
         raise FoveateError("--csv writes a line for each module, and paper counting has totals only: count exactly")
+    csv_lines.check(csv, json=json)
 
 
 def _columns(cost: fv.Cost) -> dict[str, fv.Cost]:
@@ -51,12 +52,13 @@ def _columns(cost: fv.Cost) -> dict[str, fv.Cost]:
 
 
 def as_json(cost: fv.Cost) -> dict[str, Any]:
-    """Every number, and of an exact cost each module and the operations that are not counted."""
+    """Every number, and of an exact cost both countings, each module and the operations that are not counted."""
     names = list(_LABELS) if cost.modules else list(_LABELS)[:3]
-    found: dict[str, Any] = {
-        (heading or "cost").replace(" ", "_"): {name: getattr(column, name) for name in names}
-        for heading, column in _columns(cost).items()
-    }
+    found: dict[str, Any] = {}
+    for heading, column in _columns(cost).items():
+        found[key := (heading or "cost").replace(" ", "_")] = {name: getattr(column, name) for name in names}
+        if column.paper is not None:
+            found[key]["paper"] = {name: getattr(column.paper, name) for name in _PAPER}
     if cost.modules:
         found.update(uncounted=cost.uncounted, modules=[_plain(row) for row in _rows(cost)])
     return found
@@ -76,19 +78,48 @@ def write_csv(cost: fv.Cost, where: str) -> None:
     csv_lines.write_csv([_plain(row) for row in _rows(cost)], where)
 
 
-def totals(cost: fv.Cost) -> Table:
-    """A table of the numbers: with the plan, without it, and the difference."""
+def totals(cost: fv.Cost, console: Console) -> Table:
+    """A table of the numbers: with the plan, without it, and the difference; in the papers' counting, where it differs.
+
+    Args:
+        cost: in either counting.
+        console: where it will be printed; numbers are as long as fits, and a narrow one has no papers' counting.
+    """
+    wide = console.options.update(max_width=1000)
+    forms: tuple[Callable[[int], str], ...] = ("{:,}".format, _decimals, _short)
+    tables = [_totals(cost, _note(cost), form) for form in forms]
+    fitting = (table for table in tables if console.measure(table, options=wide).maximum <= console.width)
+    return next(fitting, _totals(cost, "", _short))
+
+
+def _totals(cost: fv.Cost, note: str, form: Callable[[int], str]) -> Table:
     from rich.table import Table
 
     columns = _columns(cost)
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, caption=note or None, caption_justify="left", caption_style="dim")
     table.add_column(f"{cost.counting} counting")
-    for heading in columns:
+    for heading in (*columns, *(["paper"] if note else [])):
         table.add_column(heading, justify="right")
-    for name in _LABELS if cost.modules else ("params", "macs"):
-        signs = {heading: "+" if heading == "difference" else "" for heading in columns}
-        table.add_row(_LABELS[name], *(f"{getattr(c, name):{signs[heading]},}" for heading, c in columns.items()))
+    for name in _LABELS if cost.modules else _PAPER:
+        cells = []
+        for heading, column in columns.items():
+            number = getattr(column, name)
+            cells.append("+" * (heading == "difference" and number >= 0) + form(number))
+        if note:
+            cells.append(_decimals(getattr(cost.paper, name)) if name in _PAPER else "")
+        table.add_row(_LABELS[name], *cells)
     return table
+
+
+def _note(cost: fv.Cost) -> str:
+    """What the papers' counting is; nothing where it makes no difference."""
+    columns = [column for column in (cost, cost.baseline) if column is not None and column.paper is not None]
+    if all(getattr(column, name) == getattr(column.paper, name) for column in columns for name in _PAPER):
+        return ""
+    said = "paper: as the compact-CNN papers count"
+    if len(columns) == 1:
+        return said
+    return f"{said}; without the plan {' and '.join(_decimals(getattr(columns[1].paper, name)) for name in _PAPER)}"
 
 
 def changes(cost: fv.Cost) -> Table | None:
@@ -217,9 +248,21 @@ def _costs(row: Any) -> bool:
 
 def _short(number: float) -> str:
     """Three digits and a unit: 12.3M."""
+    size, unit = _with_unit(number, 999.5)
+    decimals = 0 if not unit or abs(size) >= 99.95 else 1 if abs(size) >= 9.995 else 2
+    return f"{size:.{decimals}f}{unit}"
+
+
+def _decimals(number: float) -> str:
+    """A unit, and behind the point as many digits as the papers print or more: 277.3455M."""
+    size, unit = _with_unit(number, 1000)
+    return f"{size:.4f}{unit}" if unit else f"{size:.0f}"
+
+
+def _with_unit(number: float, most: float) -> tuple[float, str]:
+    """A number below ``most``, and what it counts."""
     units = iter(("k", "M", "G", "T"))
     unit = ""
-    while number >= 999.5 and unit != "T":
+    while abs(number) >= most and unit != "T":
         number, unit = number / 1000, next(units)
-    decimals = 0 if not unit or number >= 99.95 else 1 if number >= 9.995 else 2
-    return f"{number:.{decimals}f}{unit}"
+    return number, unit

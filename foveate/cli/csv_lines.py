@@ -4,17 +4,42 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError
 
-__all__ = ["write_csv"]
+__all__ = ["check", "write_csv"]
+
+
+def check(where: str | None, *, json: bool, option: str = "--csv") -> None:
+    """Refuse what cannot be written, before anything is counted or measured. Nothing is made.
+
+    Args:
+        where: a file, ``-`` for stdout, or None.
+        json: whether JSON goes to stdout.
+        option: that was given.
+
+    Raises:
+        FoveateError: JSON goes there already, or no file can be written there.
+    """
+    if where is None:
+        return
+    if where == "-":
+        if json:
+            raise FoveateError("--json and --csv - both print to the terminal: give --csv a file, or leave one out")
+        return
+    if not where or where.endswith(os.sep) or Path(where).is_dir():
+        raise FoveateError(f"{option} {where!r} is a folder: name a file in it")
+    above = next(folder for folder in Path(where).absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise FoveateError(f"cannot write {where}: {above} is no folder to write in; choose another place")
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], where: str) -> None:
-    """A heading and one line for each row, to a file, or to stdout where that is ``-``.
+    """A heading and one line for each row, to stdout where that is ``-``, else to a file, whose folder is made.
 
     Raises:
         FoveateError: the file cannot be written.
@@ -27,6 +52,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], where: str) -> None:
         print(text.getvalue(), end="")
         return
     try:
+        Path(where).parent.mkdir(parents=True, exist_ok=True)
         Path(where).write_text(text.getvalue(), encoding="utf-8")
     except OSError as error:
-        raise FoveateError(f"cannot write {where}: {first_line(error)}") from error
+        raise FoveateError(f"cannot write {where}: {error.strerror or error}; choose another place") from error

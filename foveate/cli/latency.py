@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.csv_lines import write_csv
+from foveate.cli import csv_lines
 from foveate.cli.options import ModelOptions, open_network, say
-from foveate.errors import FoveateError
 
 __all__ = ["latency"]
 
@@ -54,8 +53,7 @@ def latency(
         json: print JSON.
         csv: write a line for each setting to this file; "-" prints them, and nothing else.
     """
-    if json and csv == "-":
-        raise FoveateError("--json and --csv - both print to the terminal: give --csv a file, or leave one out")
+    csv_lines.check(csv, json=json)
     network = open_network(ModelOptions(model, plan=plan), input_size)
     found = fv.latency(
         network,
@@ -73,7 +71,7 @@ def latency(
     for note in found.notes:
         say(note)
     if csv is not None:
-        write_csv(found.as_dicts(), csv)
+        csv_lines.write_csv(found.as_dicts(), csv)
     if json:
         print(json_format.dumps({"plan": str(fv.plan_of(network) or ""), "settings": found.as_dicts()}, indent=2))
     elif csv != "-":

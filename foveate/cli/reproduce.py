@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import foveate as fv
+from foveate.cli import csv_lines
 from foveate.cli.options import say
 
 __all__ = ["reproduce"]
@@ -31,10 +32,11 @@ def reproduce(
         page: write all tables as a page of Markdown, with its pictures in images/ beside it.
         measured: a CSV of benchmarks/tradeoff.py, to stand beside the printed speeds and memory.
     """
-    if json and csv == "-":
-        raise fv.FoveateError("--json and --csv - both print to the terminal: give --csv a file, or leave one out")
+    csv_lines.check(csv, json=json)
     if page is not None and table is not None:
         raise fv.FoveateError(f"--page shows all tables: leave {table!r} out")
+    if page is not None:
+        csv_lines.check(str(page), json=False, option="--page")
     if table is None:
         say("counting real networks, about half a minute ...")
     found = fv.reproduce(table, measured=measured)

@@ -89,7 +89,8 @@ def draw(points: Sequence[Dot], title: str, file: Path) -> None:
     _axes_of(axes, title, points)
     for point in points:
         marker, colour, _ = _style(point)
-        axes.plot(point.x, point.y, marker, color=colour, markersize=11 if marker == "*" else 6.5, zorder=3)
+        size_of = 14 if marker == "*" else 8
+        axes.plot(point.x, point.y, marker, color=colour, mec="white", mew=0.6, markersize=size_of, zorder=3)
     for point, (box, lines) in zip(points, places(points), strict=False):
         _name(figure, _pixels(point, points), box, lines)
     _legend(axes, points)
@@ -127,7 +128,7 @@ def _axes_of(axes: Axes, title: str, points: Sequence[Dot]) -> None:
     axes.set_xlabel(title, fontsize=9)
     axes.set_ylabel("ImageNet top-1 accuracy, %: as the papers print it", fontsize=9)
     axes.set_title("Accuracy against cost; training recipes differ", fontsize=10, loc="left")
-    ticks = [m * 10**e for e in range(6) for m in (1, 2, 5) if low <= m * 10**e <= high]
+    ticks = [m * 10**e for e in range(6) for m in (1, 2, 3, 5) if low <= m * 10**e <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
     axes.set_xticks([], minor=True)
     axes.tick_params(axis="y", labelsize=8)
@@ -152,4 +153,4 @@ def _style(point: Dot) -> tuple[str, str, str]:
 def _legend(axes: Axes, points: Sequence[Dot]) -> None:
     for marker, colour, name in dict.fromkeys(_style(point) for point in points):
         axes.plot([], [], marker, color=colour, label=name, markersize=9 if marker == "*" else 6)
-    axes.legend(loc="lower left", fontsize=8, frameon=False)
+    axes.legend(loc="lower left", fontsize=8, framealpha=1, edgecolor="none")  # white: no line of the grid behind it

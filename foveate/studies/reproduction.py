@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from foveate.errors import FoveateError
 from foveate.explanations.files import write_whole
 from foveate.studies.printed import Table
 
-__all__ = ["VERDICTS", "Cell", "Reproduction", "where"]
+__all__ = ["VERDICTS", "Cell", "Reproduction", "as_file", "where"]
 
 EQUAL, CUT = "equal", "equal, cut off"
 INCONSISTENT, UNPUBLISHED, DIFFERS = "paper inconsistent", "not published", "differs"
@@ -129,7 +130,7 @@ class Reproduction:
         Raises:
             FoveateError: the file cannot be written.
         """
-        write_whole(Path(file), self.as_csv().encode())
+        write_whole(as_file(file), self.as_csv().encode())
         return Path(file)
 
     def write_page(self, file: str | os.PathLike[str]) -> Path:
@@ -141,7 +142,7 @@ class Reproduction:
         """
         from foveate.studies.reproduce_page import write_page  # it is made of this
 
-        return write_page(self, Path(file))
+        return write_page(self, as_file(file))
 
     def reasons(self) -> dict[str, list[Cell]]:
         """What is said of cells that were counted or could not be, each once, and of which."""
@@ -193,6 +194,17 @@ class Reproduction:
             numbers.append(counts[MEASUREMENT] + counts[MEASURED])
             grid.add_row(table.name, *(str(number) if number else "" for number in numbers))
         return grid
+
+
+def as_file(path: str | os.PathLike[str]) -> Path:
+    """A path that a file can have.
+
+    Raises:
+        FoveateError: it is a folder.
+    """
+    if Path(path).is_dir():
+        raise FoveateError(f"{str(path)!r} is a folder: name a file in it")
+    return Path(path)
 
 
 def where(cells: Sequence[Cell]) -> str:

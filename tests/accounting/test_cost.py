@@ -1,10 +1,13 @@
 """Costs derived by hand, of small networks; what may be added and subtracted; and the model, which is left alone."""
 
+import warnings
+
 import pytest
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import flex_attention
 
 import foveate as fv
 from foveate.accounting import Cost
@@ -184,6 +187,84 @@ def test_the_paper_counts_a_network_that_no_paper_printed(blocks):
     assert counted.macs == plain.macs + kernel * 8 + 2 * 16 * 64 - 2 * 16 * 16 * 9 * 64
 
 
+def test_both_countings_side_by_side(blocks):
+    plain = fv.cost(blocks, 32)
+    assert (plain.paper.params, plain.paper.macs, plain.paper.counting) == (plain.params, plain.macs, "paper")
+    assert plain.paper.baseline is None
+    fv.insert(blocks, "ulsam(groups=2) replacing stage2.1; timm:eca after stage1.0", input_size=32)
+    cost, alone = fv.cost(blocks, 32), fv.cost(blocks, 32, counting="paper")
+    assert alone.paper is None
+    assert cost.paper == alone
+    assert cost.paper.baseline == alone.baseline == cost.baseline.paper
+    assert cost.paper != cost
+    assert (cost - cost.baseline).paper == alone - alone.baseline
+    assert (cost - Cost(1, 2, 3)).paper is None
+
+
+def test_what_the_papers_print_stands_beside_the_exact():
+    with torch.device("meta"):
+        model = timm.create_model("mobilenetv2_100")
+    found = fv.cost(model).paper
+    assert (found.params, found.macs) == (3_400_000, 300_000_000)
+    found = fv.cost(fv.insert(model, "ulsam(groups=4) replacing blocks.5.1, blocks.5.2")).paper
+    assert (found.params, found.macs) == (2_768_960, 269_079_040)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "parallel"])
+@pytest.mark.parametrize("counting", ["exact", "paper"])
+def test_what_is_around_a_network_is_looked_through(blocks, wrap, counting, untouched):
+    fv.insert(blocks, "ulsam(groups=2) replacing stage2.1; se after stage1.0", input_size=32)
+    wrapped, plain = wrap(blocks), fv.cost(blocks, 32, counting=counting)
+    with untouched(wrapped):
+        cost = fv.cost(wrapped, 32, counting=counting)
+    assert (cost, cost.baseline, cost.modules) == (plain, plain.baseline, plain.modules)
+
+
+def test_a_network_of_torchscript_is_counted_as_a_whole():
+    model = torch.export.export(conv(3, 8, 1), (torch.zeros(1, 3, 8, 8),)).module()
+    assert fv.cost(model, 8).macs == 24 * 64
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it deprecated
+        script = torch.jit.script(conv(3, 8, 1).eval())
+    cost = fv.cost(nn.Sequential(script, nn.Conv2d(8, 2, 1)), (3, 8, 8))
+    rows = {row.name: row.macs for row in cost.modules}
+    assert (rows[""], rows["1"]) == (24 * 64 + 16 * 64, 16 * 64)
+    assert fv.cost(script, (3, 8, 8)).macs == 24 * 64
+
+
+def test_a_network_of_functions_alone():
+    class Functions(nn.Module):
+        def forward(self, x):
+            return {"scores": F.relu(x).flatten(2) @ x.flatten(2).mT}
+
+    cost = fv.cost(Functions(), (3, 4, 4))
+    assert (cost.params, cost.macs, cost.element_ops) == (0, 3 * 16 * 3, 3 * 16)
+
+
+def test_a_function_with_a_gradient_of_its_own():
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return x @ w
+
+        @staticmethod
+        def backward(ctx, grad):
+            x, w = ctx.saved_tensors
+            return grad @ w.mT, x.mT @ grad
+
+    class Has(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(SIZE, 5))
+
+        def forward(self, x):
+            return Product.apply(x, self.w)
+
+    cost = fv.cost(Has(), SIZE)
+    assert (cost.macs, cost.activation_bytes_training) == (3 * HW * 5, 3 * HW * 4)
+
+
 def test_the_gate_costs_one_parameter_and_no_macs(blocks, make_blocks):
     one = fv.cost(fv.insert(blocks, "se after stage1.0"), 32)
     other = fv.cost(fv.insert(make_blocks(), "se after stage1.0", start="identity"), 32)
@@ -213,6 +294,7 @@ def test_text(blocks):
     text = str(fv.cost(fv.insert(blocks, "se replacing stage2.1"), 32))
     assert "(the plan: -4,6" in text
     assert "+" not in text
+    assert str(Cost(1, 2, 3, uncounted=("a::b", "a::c"))).endswith("3 activations; not counted: a::b, a::c")
     assert "\n" not in text
 
 
@@ -227,6 +309,48 @@ def test_known_networks():
 def test_a_counting_that_does_not_exist(blocks, untouched):
     with untouched(blocks), pytest.raises(FoveateError, match="counting='papre' does not exist; did you mean 'paper'"):
         fv.cost(blocks, counting="papre")
+
+
+@pytest.mark.parametrize("given,said", [("resnet18", "not a str: foveate.create_model"), (None, "not a NoneType")])
+def test_no_network(given, said):
+    with pytest.raises(FoveateError, match=f"a network .* is wanted, {said}"):
+        fv.cost(given)
+    with pytest.raises(FoveateError, match=f"a network .* is wanted, {said}"):
+        fv.dropped(given)
+
+
+def test_a_lazy_layer_says_what_to_do():
+    with pytest.raises(FoveateError, match="^Sequential has lazy layers without weights: run it once"):
+        fv.cost(nn.Sequential(nn.LazyConv2d(4, 3)), SIZE)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_what_only_the_compiler_runs_is_said_in_plain_words():
+    class Flex(nn.Module):
+        def forward(self, x):
+            return flex_attention.flex_attention(x, x, x)
+
+    with pytest.raises(FoveateError, match="it calls what torch.compile alone can run, such as flex_attention"):
+        fv.cost(Flex(), SIZE)
+
+
+def test_a_network_that_fails_half_way_is_left_alone(untouched):
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.drop, self.fc = nn.Dropout(), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.fc(self.drop(self.bn(self.conv(x))))
+
+    model, calls = Half().train(), []
+    model.conv.eval()
+    model.bn.register_forward_hook(lambda *_: calls.append(1))
+    for options in ({}, {"counting": "paper"}, {"time": True}):
+        with untouched(model), pytest.raises(FoveateError, match="cannot count Half on an image of 3 x 16 x 16"):
+            fv.cost(model, SIZE, **options)
+    assert calls == []
 
 
 def test_a_size_that_does_not_fit(blocks, untouched):

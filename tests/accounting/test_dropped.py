@@ -34,6 +34,11 @@ def test_what_came_less_what_went_is_the_plans_cost():
         assert change == getattr(found, name) - getattr(found.baseline, name)
 
 
+def test_of_a_compiled_network():
+    planned = fv.insert(model(), "ulsam(groups=4) replacing blocks.4.1")
+    assert fv.dropped(torch.compile(planned)) == fv.dropped(planned) != ()
+
+
 def test_nothing_without_a_replacement():
     assert fv.dropped(model()) == ()
     assert fv.dropped(fv.insert(model(), "se after blocks.5.2")) == ()

@@ -2,6 +2,7 @@
 
 import random
 import sys
+import threading
 import time
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_the_callers_things_are_left_alone_on_error_too(untouched):
         threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()
         with untouched(model):
             if fails:
-                with pytest.raises(FoveateError, match="cannot run Draws .* on 1 images of 3 x 16 x 16") as caught:
+                with pytest.raises(FoveateError, match="cannot run Draws on an image of 3 x 16 x 16") as caught:
                     quick(model, threads=2)
                 assert "\n" not in str(caught.value)
             else:
@@ -138,6 +139,18 @@ def test_the_callers_things_are_left_alone_on_error_too(untouched):
         ({"threads": (1, 1.5)}, "threads=1.5: write a whole number"),
         ({"batch_size": ()}, "is an empty list"),
         ({"rounds": 0}, "rounds=0"),
+        ({"rounds": -3}, "rounds=-3: write a whole number of at least 1"),
+        ({"rounds": 2.5}, "rounds=2.5"),
+        ({"warmup": "1"}, "warmup='1': write a whole number of at least 0"),
+        ({"seconds": float("nan")}, "seconds=nan: write a number of seconds above 0"),
+        ({"seconds": "5"}, "seconds='5'"),
+        ({"threads": 0}, "threads=0: write a whole number of at least 1"),
+        ({"threads": 10**9}, "threads=1000000000: at most 1024"),
+        ({"batch_size": 1.5}, "batch_size=1.5: write a whole number"),
+        ({"dtype": torch.bfloat16}, "dtype=torch.bfloat16 does not exist; did you mean 'bfloat16'"),
+        ({"memory_format": torch.channels_last}, "did you mean 'channels_last'"),
+        ({"backend": None}, "backend=None does not exist"),
+        ({"reference": "resnet18"}, "a network .* is wanted, not a str: foveate.create_model"),
         ({"backend": "onnxruntime", "dtype": "bfloat16"}, "onnxruntime is measured in float32 and contiguous"),
     ],
 )
@@ -227,3 +240,34 @@ def test_cost_with_time(blocks, untouched):
     assert all(row.time_share is None for row in fv.cost(blocks, 32).modules)
     with pytest.raises(FoveateError, match="time is measured module by module"):
         fv.cost(blocks, 32, counting="paper", time=True)
+
+
+def test_what_cannot_run_is_named_and_which_of_the_two_it_is(untouched):
+    class Particular(nn.Module):
+        def __init__(self, side):
+            super().__init__()
+            self.fc = nn.Linear(3 * side * side, 2)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1))
+
+    one, other = nn.Sequential(Particular(16)), Particular(32)
+    with untouched(one), untouched(other):
+        with pytest.raises(FoveateError, match="cannot run the reference, Particular, on an image of 3 x 16 x 16"):
+            quick(one, reference=other)
+        with pytest.raises(FoveateError, match="cannot run Particular on 2 images of 3 x 16 x 16"):
+            quick(other, reference=one, batch_size=2)
+
+
+def test_a_network_that_cannot_be_copied_is_named():
+    model = Named("A")
+    model.lock = threading.Lock()
+    with pytest.raises(FoveateError, match="cannot run Named on an image of .*: cannot pickle"):
+        quick(model)
+
+
+def test_a_compiled_network_is_measured_as_the_backend_says():
+    compiled = torch.compile(Named("A"))
+    quick(compiled, reference=nn.DataParallel(Named("B")))
+    assert "".join(name for name, *_ in CALLS) == "AB" * 4
+    assert compiled._orig_mod.training

@@ -226,7 +226,25 @@ def test_a_network_that_does_not_train_as_it_is(untouched, caplog):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("batch_size,options", [(0, {}), (-1, {}), (2, {"optimizer_tensors": -1})])
+@pytest.mark.parametrize(
+    "batch_size,options",
+    [(0, {}), (-1, {}), (2.5, {}), (2, {"optimizer_tensors": -1}), (2, {"optimizer_tensors": 0.5})],
+)
 def test_numbers_out_of_range(batch_size, options):
-    with pytest.raises(FoveateError, match="at least 1 image and 0 tensors"):
+    with pytest.raises(FoveateError, match="=-?[0-9.]+: write a whole number of at least [01]"):
         training_memory(chain(), batch_size, SIZE, **options)
+
+
+def test_no_network():
+    with pytest.raises(FoveateError, match="a network .* is wanted, not a str: foveate.create_model"):
+        training_memory("resnet18", 2)
+
+
+def test_in_inference_mode_a_training_step_takes_the_same():
+    model = chain(nn.ReLU(), nn.Conv2d(8, 3, 1))
+    cost, step = fv.cost(model, SIZE), training_memory(model, 2, SIZE)
+    with torch.inference_mode():
+        assert fv.cost(model, SIZE) == cost
+        assert training_memory(model, 2, SIZE) == step
+        fresh = chain(nn.ReLU(), nn.Conv2d(8, 3, 1))
+        assert fv.cost(fresh, SIZE) == cost

@@ -55,6 +55,9 @@ ELEMENT_OPS = {
     "global average pool": (lambda x: F.adaptive_avg_pool2d(x, 1), N),
     "adaptive pool": (lambda x: F.adaptive_avg_pool2d(x, 4), N),
     "adaptive pool, windows overlap": (lambda x: F.adaptive_avg_pool2d(x, 3), C * 10 * 10),  # windows 3 + 4 + 3
+    "adaptive pool of volumes": (lambda x: F.adaptive_avg_pool3d(x[None], (2, 4, 3)), C * S * 10),
+    "adaptive max-pool of volumes": (lambda x: F.adaptive_max_pool3d(x[None], 2), N),
+    "max-pool undone": (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), 4 * N // 4),
     "adaptive max-pool": (lambda x: F.adaptive_max_pool2d(x, 2), N),
     "mean": (lambda x: x.mean((2, 3)), N),
     "amax": (lambda x: x.amax(1), N),
@@ -158,6 +161,12 @@ def test_recurrent_layers_are_counted_step_by_step(kind, gates):
 
     found = tally(Recurrent().to("meta").eval(), (C, S, S))[""]
     assert (found.macs, found.uncounted) == (S * gates * 16 * (S + 16), set())
+
+
+def test_sparse_products_are_named_and_not_taken_for_dense_ones():
+    found = counted(lambda x: torch.sparse.mm(torch.eye(S).to_sparse(), x[0, 0]) @ x[0, 1], device="cpu")
+    assert found.macs == S * S * S  # the second one
+    assert "aten::_sparse_addmm (sparse or nested)" in found.uncounted
 
 
 def test_a_composite_counts_once():

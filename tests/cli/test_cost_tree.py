@@ -56,9 +56,9 @@ def test_numbers_and_shares(run):
     assert re.split(" {2,}", tree[0]) == ["module", "parameters", "MACs", "share", "element ops"]
     assert re.split(" {2,}", tree[1]) == ["EfficientNet", "3.27M", "255M", "100.0%", "18.8M"]
     assert re.split(" {2,}", line(tree, "classifier Linear"))[1:] == ["1.28M", "1.28M", "0.5%", "0"]
-    assert re.split(" {2,}", totals[0]) == ["exact counting", "with the plan", "without", "difference"]
-    assert re.split(" {2,}", line(totals, "MACs")) == ["MACs", "255,468,544", "300,774,272", "-45,305,728"]
-    assert [re.split(" {2,}", found)[0] for found in totals[1:]] == [
+    assert re.split(" {2,}", totals[0]) == ["exact counting", "with the plan", "without", "difference", "paper"]
+    assert re.split(" {2,}", line(totals, "MACs"))[:4] == ["MACs", "255,468,544", "300,774,272", "-45,305,728"]
+    assert [re.split(" {2,}", found)[0] for found in totals[1:-1]] == [
         *("parameters", "MACs", "activations", "element operations", "bytes moved"),
         *("activation bytes, inference", "activation bytes, training"),
     ]
@@ -156,13 +156,38 @@ def test_json_has_every_number_and_every_module(run):
     assert set(json.loads(run("mobilenetv2_100", "--json")[1])) == {"plan", "counting", "cost", "uncounted", "modules"}
 
 
+def test_both_countings_in_one_table(run):
+    """The paper's 2.77M and 269.08M beside the real modules' numbers; and no such column where both are the same."""
+    plan = "ulsam(groups=4) replacing blocks.5.1, blocks.5.2"
+    _, totals = tree_of(run("mobilenetv2_100", "--depth", 0, "--plan", plan)[1])
+    assert re.split(" {2,}", totals[0])[-1] == "paper"
+    assert re.split(" {2,}", line(totals, "parameters"))[1:] == ["2,866,496", "3,504,872", "-638,376", "2.7690M"]
+    assert re.split(" {2,}", line(totals, "MACs"))[-1] == "269.0790M"
+    assert totals[-1].strip() == "paper: as the compact-CNN papers count; without the plan 3.4000M and 300.0000M"
+    found = json.loads(run("mobilenetv2_100", "--plan", plan, "--json")[1])
+    assert found["with_the_plan"]["paper"] == {"params": 2_768_960, "macs": 269_079_040}
+    assert found["without"]["paper"] == {"params": 3_400_000, "macs": 300_000_000}
+    assert found["difference"]["paper"] == {"params": -631_040, "macs": -30_920_960}
+    for arguments in ((*SMALL, "--plan", "timm:eca after blocks.2.1"), SMALL):
+        assert "paper" not in run(*arguments)[1]
+
+
+def test_long_numbers_are_shortened_and_not_broken(run):
+    out = run("resnet50", "--input-size", 448, "--depth", 0, "--plan", "se after layer4.2")[1]
+    _, totals = tree_of(out)
+    assert max(map(len, totals)) <= 80
+    assert re.split(" {2,}", line(totals, "MACs"))[1:3] == ["16.3511G", "16.3506G"]
+    full = tree_of(run("resnet50", "--input-size", 448, "--depth", 0, "--plan", "se after layer4.2", columns=100)[1])[1]
+    assert re.split(" {2,}", line(full, "MACs"))[1].replace(",", "").startswith("16351")
+
+
 def test_csv(run, tmp_path):
     code, out, _ = run(*SMALL, "--plan", "se replacing blocks.2.1", "--csv", "-")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert code == 0
     assert rows[0]["kind"] == "EfficientNet"
     assert {row["change"] for row in rows} == {"", "added", "removed"}
-    file = tmp_path / "cost.csv"
+    file = tmp_path / "new" / "cost.csv"
     code, drawn, _ = run(*SMALL, "--plan", "se replacing blocks.2.1", "--csv", file)
     assert code == 0
     assert file.read_text() == out
@@ -185,7 +210,9 @@ def test_paper_counting_has_totals_alone(run):
         (["--depth", "-1"], "--depth -1: it is at least 0"),
         (["--json", "--csv", "-"], "both print to the terminal"),
         (["--counting", "paper", "--csv", "-"], "paper counting has totals only"),
-        (["--csv", "no/such/folder/cost.csv"], "cannot write no/such/folder/cost.csv"),
+        (["--csv", f"{__file__}/cost.csv"], f"cannot write {__file__}/cost.csv: {__file__} is no folder"),
+        (["--csv", ""], "--csv '' is a folder: name a file in it"),
+        (["--csv", "/"], "--csv '/' is a folder: name a file in it"),
     ],
 )
 def test_what_cannot_be_printed(run, arguments, said):

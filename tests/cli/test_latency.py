@@ -48,7 +48,7 @@ def test_without_a_reference(run):
 
 def test_json_and_csv(run, tmp_path):
     options = ("--reference", "test_resnet", "--memory-format", "contiguous", "--memory-format", "channels_last")
-    file = tmp_path / "latency.csv"
+    file = tmp_path / "new" / "latency.csv"
     code, out, _ = run(*QUICK, *options, "--json", "--csv", file)
     found = json.loads(out)
     assert code == 0
@@ -65,7 +65,9 @@ def test_json_and_csv(run, tmp_path):
     [
         (["--json", "--csv", "-"], "both print to the terminal"),
         (["--batch-size", "0"], "batch_size=0: write a whole number of at least 1"),
-        (["--csv", "no/such/folder/latency.csv"], "cannot write no/such/folder/latency.csv"),
+        (["--csv", f"{__file__}/latency.csv"], f"cannot write {__file__}/latency.csv"),
+        (["--csv", "."], "--csv '.' is a folder: name a file in it"),
+        (["--threads", "0"], "threads=0: write a whole number of at least 1"),
     ],
 )
 def test_errors_are_one_line(run, arguments, said):

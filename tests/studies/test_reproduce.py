@@ -237,6 +237,11 @@ def test_csv_has_a_line_for_each_cell(everything, tmp_path):
     lines = list(csv.DictReader(io.StringIO(file.read_text("utf-8"))))
     assert len(lines) == len(everything.cells)
     assert [line["ours"] for line in lines] == [cell.ours for cell in everything.cells]
+    for folder in ("", tmp_path):
+        with pytest.raises(fv.FoveateError, match="is a folder: name a file in it"):
+            everything.write_csv(folder)
+        with pytest.raises(fv.FoveateError, match="is a folder: name a file in it"):
+            everything.write_page(folder)
     (tmp_path / "taken").touch()
     with pytest.raises(fv.FoveateError, match="cannot write"):
         everything.write_csv(tmp_path / "taken" / "cells.csv")
@@ -344,6 +349,10 @@ def test_command(capsys, tmp_path):
         (["overhaed"], "did you mean 'overhead'"),
         (["overhead", "--page", str(tmp_path / "page.md")], "--page shows all tables"),
         (["overhead", "--json", "--csv", "-"], "give --csv a file"),
+        (["overhead", "--csv", ""], "--csv '' is a folder"),
+        (["--page", str(tmp_path)], "is a folder: name a file in it"),
+        (["--page", str(tmp_path / "cells.csv" / "page.md")], "is no folder to write in"),
+        (["overhead", "--csv", str(tmp_path)], "name a file in it"),
     ):
         code, _, err = run(capsys, "reproduce", *arguments)
         assert code == 2
