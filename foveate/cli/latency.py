@@ -109,8 +109,8 @@ def _numbers(row: dict[str, Any]) -> dict[str, str]:
         "MB": _megabytes(row["peak_bytes"]),
     }
     if row["ratio"] is not None:
-        found["reference ms"] = _digits(1000 * row["reference_seconds"])
-        found["reference MB"] = _megabytes(row["reference_peak_bytes"])
+        found["ref. ms"] = _digits(1000 * row["reference_seconds"])
+        found["ref. MB"] = _megabytes(row["reference_peak_bytes"])
         found["ratio"], found["95%"] = f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
     return found
 

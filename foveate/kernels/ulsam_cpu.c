@@ -15,58 +15,67 @@ least, and by the softmax the whole map of its group: as in the definition. */
 
 /* ---- scores, channels last ---- */
 
-/* One place. x: NULL outside the image. top, mid: this column in the two rows above; top is overwritten by this row.
-   far, near: the maxima of the two columns before; far is overwritten by this column's. Gives the sum of the products,
-   or the products themselves. */
-static inline REAL place(const STORED *restrict x, const REAL *restrict scale, const REAL *restrict shift,
-                               const REAL *restrict point, REAL *restrict top, const REAL *restrict mid,
-                               REAL *restrict far, const REAL *restrict near, REAL *restrict products, size n) {
-    REAL sum = 0;
-    for (size c = 0; c < n; c++) {
-        const REAL z = x ? max(0, load(x[c]) * scale[c] + shift[c]) : 0;
-        const REAL v = max(z, max(top[c], mid[c]));
-        const REAL product = point[c] * max(v, max(far[c], near[c]));
-        if (x) top[c] = z;
-        far[c] = v;
-        if (products) products[c] = product;
-        else sum += product;
+/* LANES channels of one row: add their products to the scores of the row above it. x: NULL below the image; n: how many
+   channels there are. top, mid: what the ReLU gives in the two rows above; top is overwritten by this row. */
+static inline __attribute__((always_inline)) void row_of_scores(const STORED *x, size n, size w, size C, Lanes scale,
+                                                               Lanes shift, Lanes point, Lanes *top, const Lanes *mid,
+                                                               Lanes *score, const STORED *next) {
+    Lanes far = all(0), near = all(0);
+    for (size p = 0; p < w; p++) {
+        Lanes here = all(0);
+        if (x) {
+            here = greater(all(0), load_lanes(x + p * C, n) * scale + shift);
+            __builtin_prefetch(next + p * C);
+        }
+        const Lanes v = greater(here, greater(top[p], mid[p]));
+        if (x) top[p] = here;
+        if (p) score[p - 1] += point * greater(v, greater(far, near));
+        far = near, near = v;
     }
-    return sum;
+    score[w - 1] += point * greater(far, near);
 }
 
-/* Add channels c0 .. c1, of one group or whole groups, to the scores of rows y0 .. y1. */
-static void scores_last(const Setting *s, const STORED *x, const REAL *folded, size c0, size c1, size y0, size y1,
-                              REAL *score, REAL *scratch) {
-    const size C = s->C, G = C / s->g, h = s->h, w = s->w, K = c1 - c0;
-    const REAL *scale = folded + c0, *shift = folded + C + c0, *point = folded + 2 * C + c0;
-    REAL *top = scratch, *mid = top + w * K, *columns = mid + w * K, *zero = columns + 2 * K, *products = zero + K;
-    for (size i = 0; i < (2 * w + 3) * K; i++) scratch[i] = 0;
-    score += c0 / G * h * w;
-    for (size y = y0 > 0 ? y0 - 1 : 0; y <= y1; y++) {
-        REAL *far = columns, *near = columns + K, *swap;
-        for (size i = 0; i < 2 * K; i++) columns[i] = 0;
-        for (size column = 0; column <= w; column++) {
-            const STORED *here = y < h && column < w ? x + (y * w + column) * C + c0 : NULL;
-            if (y + 1 < h && column < w) fetch_ahead(x + ((y + 1) * w + column) * C + c0, K);
-            REAL *old = column < w ? top + column * K : zero, *recent = column < w ? mid + column * K : zero;
-            REAL *done = score + (y - 1) * w + column - 1;
-            const int inside = y > y0 && column > 0;
-            if (K <= G) {
-                const REAL sum = place(here, scale, shift, point, old, recent, far, near, NULL, K);
-                if (inside) *done += sum;
-            } else {
-                place(here, scale, shift, point, old, recent, far, near, products, K);
-                for (size n = 0; inside && n < K / G; n++) {
-                    REAL sum = 0;
-                    for (size c = n * G; c < (n + 1) * G; c++) sum += products[c];
-                    done[n * h * w] += sum;
-                }
-            }
-            swap = far, far = near, near = swap;
-        }
-        swap = top;
-        top = mid, mid = swap;
+/* Add what was found for one row, and begin again; lanes: of which group each is, or NULL: all of the first. */
+static void add_row(Lanes *found, size w, const size *lanes, size n, REAL *score, size hw) {
+    for (size p = 0; p < w; p++) {
+        REAL sum = 0;
+        for (size c = 0; c < LANES; c++) sum += found[p][c];
+        if (!lanes)
+            score[p] += sum;
+        else
+            for (size c = 0; c < n; c++) score[lanes[c] * hw + p] += found[p][c];
+        found[p] = all(0);
     }
+}
+
+/* Add channels c0 .. c1 to the scores of rows y0 .. y1. */
+static void scores_last(const Setting *s, const STORED *x, const REAL *folded, size c0, size c1, size y0, size y1,
+                        REAL *score, REAL *scratch) {
+    const size C = s->C, G = C / s->g, h = s->h, w = s->w, hw = h * w, columns = parts(c1 - c0, LANES);
+    Lanes *rows = (Lanes *)scratch, *found = rows + 2 * w * columns;
+    for (size i = 0; i < 2 * w * columns + w; i++) rows[i] = all(0);
+    for (size y = y0 > 0 ? y0 - 1 : 0; y <= y1; y++)
+        for (size k = 0; k < columns; k++) {
+            const size c = c0 + k * LANES, n = least(c1 - c, LANES), group = c / G, last = (c + n - 1) / G;
+            const Lanes scale = some(folded + c, n), shift = some(folded + C + c, n);
+            const Lanes point = some(folded + 2 * C + c, n);
+            const STORED *here = y < h ? x + y * w * C + c : NULL, *next = y + 1 < h ? here + w * C : here;
+            Lanes *top = rows + (2 * k + y % 2) * w, *mid = rows + (2 * k + 1 - y % 2) * w;
+            REAL *done = score + (y - 1) * w;
+            if (n == LANES)
+                row_of_scores(here, LANES, w, C, scale, shift, point, top, mid, found, next);
+            else
+                row_of_scores(here, n, w, C, scale, shift, point, top, mid, found, next);
+            if (y <= y0) { /* only what the rows below it need */
+                for (size p = 0; p < w; p++) found[p] = all(0);
+            } else if (group != last) {
+                size lanes[LANES];
+                for (size i = 0; i < n; i++) lanes[i] = (c + i) / G;
+                add_row(found, w, lanes, n, done, hw);
+            } else if (k + 1 == columns || least(c + 2 * LANES, c1) > (group + 1) * G) {
+                add_row(found, w, NULL, n, done + group * hw, hw);
+            }
+        }
 }
 
 /* ---- scores, planes ---- */
@@ -118,10 +127,8 @@ static void scores_of(const Setting *s, const Arguments *a, size b, size n0, siz
             for (size y = y0; y < y1; y += rows)
                 scores_planes(s, x, a->folded, n, y, least(y + rows, y1), score, scratch);
     } else {
-        const size whole = G < BLOCK ? BLOCK / G : 1; /* groups; of a larger one a part at a time */
-        for (size n = n0; n < n1; n += whole)
-            for (size c = n * G, end = least(n + whole, n1) * G; c < end; c += BLOCK)
-                scores_last(s, x, a->folded, c, least(c + BLOCK, end), y0, y1, score, scratch);
+        for (size c = n0 * G; c < n1 * G; c += BLOCK)
+            scores_last(s, x, a->folded, c, least(c + BLOCK, n1 * G), y0, y1, score, scratch);
     }
 }
 

@@ -121,12 +121,6 @@ static inline void store_lanes(STORED *x, Lanes value, ptrdiff_t n) {
 static inline size least(size a, size b) { return a < b ? a : b; }
 static inline size parts(size whole, size part) { return (whole + part - 1) / part; }
 
-/* Ask for n elements that are needed soon: where channels come last, the processor does not foresee the next place of a
-   block. */
-static inline void fetch_ahead(const STORED *x, size n) {
-    for (size i = 0; i < n; i += 64 / (size)sizeof(STORED)) __builtin_prefetch(x + i);
-}
-
 /* ---- the work and the threads ---- */
 
 /* Channels that are taken together where they come last, so that their rows stay in the first cache: BLOCK; in the

@@ -91,7 +91,7 @@ def _setting(x: Tensor, groups: int, numbers: int = 0) -> _Setting:
 
 def _forward_scratch(x: Tensor) -> int:
     width = x.shape[3]
-    return 4 * (max(_STRIP, width) + 2 * width) + 8 if x.is_contiguous() else (2 * width + 4) * _BLOCK
+    return 4 * (max(_STRIP, width) + 2 * width) + 8 if x.is_contiguous() else width * (2 * _BLOCK + 8)
 
 
 def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
