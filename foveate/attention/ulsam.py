@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from foveate.errors import FoveateError
 from foveate.kernels import ulsam_op
 from foveate.kernels.backends import backend_for
+from foveate.kernels.children import are_as_built
 from foveate.kernels.ulsam import reweight, spatial_softmax
 
 __all__ = ["ULSAM"]
@@ -110,15 +111,10 @@ class ULSAM(nn.Module):
 
     def _is_as_built(self) -> bool:
         """Whether the children are those of ``__init__`` and nobody watches them."""
-        children: list[Any] = list(self._modules.values())
-        for child, kind in zip(children, _CHILDREN, strict=True):
-            if type(child) is not kind or child._forward_hooks or child._forward_pre_hooks:
-                return False
-            if child._backward_hooks or child._backward_pre_hooks:
-                return False
-            if kind is nn.BatchNorm2d and not (child.affine and child.track_running_stats and child.momentum):
-                return False
-        return True
+        if not are_as_built(self._modules, _CHILDREN):
+            return False
+        norms: tuple[Any, Any] = (self.bn_dws, self.bn_point)
+        return all(norm.affine and norm.track_running_stats and bool(norm.momentum) for norm in norms)
 
     def fuse(self) -> None:
         """Keep both batch norms folded into four vectors, for inference; ``train()`` and new weights discard them."""
@@ -151,7 +147,12 @@ class ULSAM(nn.Module):
         return 2 * channels, 2 * channels * height * width
 
 
-_CHILDREN: tuple[Any, ...] = (nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d)
+_CHILDREN = {
+    "conv_dws": nn.Conv2d,
+    "bn_dws": nn.BatchNorm2d,
+    "conv_point": nn.Conv2d,
+    "bn_point": nn.BatchNorm2d,
+}
 
 
 def _join_subspaces(module: ULSAM, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -70,7 +70,6 @@ static inline REAL keep(REAL value, MASK mask) {
 
 typedef REAL Lanes __attribute__((vector_size(32)));
 typedef MASK Bits __attribute__((vector_size(32)));
-typedef REAL LooseLanes __attribute__((vector_size(32), aligned(sizeof(STORED)), may_alias));
 enum { LANES = 32 / sizeof(REAL) };
 
 static inline Lanes all(REAL value) {

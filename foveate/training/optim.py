@@ -73,7 +73,7 @@ def create_optimiser(model: nn.Module, head: Iterable[nn.Parameter], recipe: Rec
 
 
 def _in_one_pass(name: str, groups: list[dict[str, Any]]) -> dict[str, bool]:
-    """``fused=True`` where torch has such a form: it takes a fifth of the time, which for compact networks tells."""
+    """``fused=True`` where torch has such a form: of a compact network's step the optimiser is a part that tells."""
     made = timm.optim.get_optimizer_class(name, bind_defaults=False)
     known = made.__module__.startswith("torch.optim.") and "fused" in inspect.signature(made).parameters
     parameters = [parameter for group in groups for parameter in group["params"]]

@@ -242,10 +242,9 @@ def test_equal_maxima_give_their_gradient_to_the_first_as_torch_does():
 
 
 @pytest.mark.parametrize("modes", MODES)
-@pytest.mark.parametrize(
-    "layout,unwatched", [("contiguous", True), ("channels_last", False)]
-)  # without torch's operation, with
+@pytest.mark.parametrize("layout,unwatched", [("contiguous", True), ("channels_last", False)])
 def test_gradcheck(modes, layout, unwatched, monkeypatch):
+    """Watched it goes through torch.library's operation, else past it."""
     torch.manual_seed(0)
     module = as_after_training(ULSAM(4, groups=2)).double()
     x = laid_out(torch.randn(2, 4, 3, 4, dtype=torch.float64), layout).requires_grad_()
