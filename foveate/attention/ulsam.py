@@ -78,22 +78,26 @@ class ULSAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x + A * x, subspace by subspace."""
-        if not backend_for(x) or not self._is_as_built():
+        if not backend_for(x) or not are_as_built(self._modules, _CHILDREN):
             return reweight(x, self.attend(x))
-        wanted = torch.is_grad_enabled()
-        if self.folded is not None and not (wanted and x.requires_grad):
-            return ulsam_op.infer(x, self.folded, self.groups)
-        dws, point = self.bn_dws, self.bn_point
-        wanted = wanted and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        if not wanted and not dws.training and not point.training:
-            return ulsam_op.evaluate(x, *self._statistics())
-        if (dws.training or point.training) and x.numel() == self.channels:
-            return reweight(x, self.attend(x))  # one value for each channel has no variance: torch says so
-        return self._train(x)
+        learning, folded = torch.is_grad_enabled(), self._buffers["folded"]
+        if folded is not None and not (learning and x.requires_grad):
+            return ulsam_op.infer(x, folded, self.groups)
+        children: Any = self._modules  # an attribute that is a child is a function call
+        learning = learning and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        if not learning and not children["bn_dws"].training and not children["bn_point"].training:
+            out = ulsam_op.evaluate(x, *self._statistics())
+        else:
+            out = self._train(x)
+        return reweight(x, self.attend(x)) if out is None else out
 
-    def _train(self, x: Tensor) -> Tensor:
-        """Forward with gradients; each batch norm by its own mode, as in ``attend``."""
+    def _train(self, x: Tensor) -> Tensor | None:
+        """Forward with gradients; each batch norm by its own mode, as in ``attend``. None: not as a fused step."""
         norms: tuple[Any, Any] = (self.bn_dws, self.bn_point)
+        if not all(norm.affine and norm.track_running_stats and norm.momentum for norm in norms):
+            return None
+        if x.numel() == self.channels and any(norm.training for norm in norms):
+            return None  # one value for each channel has no variance: torch says so
         parameters: list[Any] = [
             p for m in (self.conv_dws, norms[0], self.conv_point, norms[1]) for p in m._parameters.values()
         ]
@@ -109,27 +113,20 @@ class ULSAM(nn.Module):
                 norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)
         return out
 
-    def _is_as_built(self) -> bool:
-        """Whether the children are those of ``__init__`` and nobody watches them."""
-        if not are_as_built(self._modules, _CHILDREN):
-            return False
-        norms: tuple[Any, Any] = (self.bn_dws, self.bn_point)
-        return all(norm.affine and norm.track_running_stats and bool(norm.momentum) for norm in norms)
-
     def fuse(self) -> None:
         """Keep both batch norms folded into four vectors, for inference; ``train()`` and new weights discard them."""
         with torch.no_grad():
             self.folded = ulsam_op.fold(*self._statistics())
 
-    def _statistics(self) -> tuple[list[Tensor], int, float, float]:
+    def _statistics(self) -> tuple[list[Any], int, float, float]:
         """What ``fold`` takes."""
         children: Iterable[Any] = self._modules.values()
         conv, norm, point, point_norm = children
-        vectors: list[Tensor] = []
-        for convolution, batch_norm in ((conv, norm), (point, point_norm)):
-            mean, var, _ = batch_norm._buffers.values()
-            vectors += [*convolution._parameters.values(), *batch_norm._parameters.values(), mean, var]
-        return vectors, self.groups, norm.eps, point_norm.eps
+        mean, var, _ = norm._buffers.values()
+        point_mean, point_var, _ = point_norm._buffers.values()
+        first = [*conv._parameters.values(), *norm._parameters.values(), mean, var]
+        second = [*point._parameters.values(), *point_norm._parameters.values(), point_mean, point_var]
+        return first + second, self.groups, norm.eps, point_norm.eps
 
     def train(self, mode: bool = True) -> ULSAM:
         """As in torch; what ``fuse`` prepared is discarded when training starts."""

@@ -13,17 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 
-from foveate.kernels.switch import enabled
+from foveate.kernels import switch
 
 __all__ = [
     "BACKENDS",
     "GATES",
+    "PLAIN",
     "backend_for",
     "dense",
     "in_the_strides_of",
     "is_ready",
+    "kind_of",
     "passes",
     "unwatched",
     "wide",
@@ -34,6 +36,9 @@ BACKENDS = {"cpu": "foveate.kernels.ulsam_cpu", "cuda": "foveate.kernels.ulsam_t
 
 GATES = {"cuda": "foveate.kernels.gates_triton"}
 """Likewise for the gates SE and CBAM. On a CPU the plain definition serves."""
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Classes of tensors whose data can be read past torch."""
 
 _FAMILIES = {"ulsam": BACKENDS, "gates": GATES}
 
@@ -51,27 +56,39 @@ def is_ready(device: str, dtype: torch.dtype, family: str = "ulsam") -> bool:
 _is_ready_constant = torch.compiler.assume_constant_result(is_ready.__wrapped__)
 
 
+# Bound here, and asked in this order: between large tensors the interpreter's own memory is out of the caches, and each
+# name that is looked up, each object that is made costs a fetch of its own. So does a device's name.
+_is_compiling = torch.compiler.is_dynamo_compiling  # what torch.export traces otherwise is no plain tensor
+_is_tracing = torch._C._is_tracing
+_transform = torch._C._functorch.peek_interpreter_stack
+_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+
+
+def kind_of(x: Tensor) -> str:
+    """The type of its device."""
+    return "cpu" if x.is_cpu else x.device.type
+
+
 def backend_for(x: Tensor, family: str = "ulsam") -> bool:
     """Whether the fused operations take this input: a plain tensor with data, in eager mode or while it is compiled.
 
     What is exported or traced holds PyTorch's own operations only; so does what torch.func or forward mode transforms.
     """
-    if not enabled() or type(x) is not Tensor or x.ndim != 4 or x.numel() == 0:
+    if not switch.enabled() or type(x) is not Tensor:
         return False
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and _is_ready_constant(x.device.type, x.dtype, family)
-    if (
-        torch._C._is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    ):
+    if _is_compiling():
+        if x.ndim != 4 or x.numel() == 0 or torch.compiler.is_exporting():
+            return False
+        return _is_ready_constant(x.device.type, x.dtype, family)
+    if _is_tracing() or _transform() is not None or forward_ad._current_level >= 0:
         return False
-    return is_ready(x.device.type, x.dtype, family)
+    shape = x.shape
+    return len(shape) == 4 and 0 not in shape and is_ready(kind_of(x), x.dtype, family)
 
 
 def passes(x: Tensor, family: str = "ulsam") -> Any:
     """The module with the passes for the device of x."""
-    name = _FAMILIES[family][x.device.type]
+    name = _FAMILIES[family][kind_of(x)]
     return sys.modules.get(name) or importlib.import_module(name)
 
 
@@ -96,9 +113,4 @@ def in_the_strides_of(x: Tensor, dy: Tensor) -> Tensor:
 
 def unwatched() -> bool:
     """Whether no mode, profiler or compiler follows the operations: then torch's dispatcher would only take time."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._autograd._profiler_enabled()
-    )
+    return not (_is_compiling() or _modes() or _function_modes() or profiler._is_profiler_enabled)

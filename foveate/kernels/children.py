@@ -29,8 +29,9 @@ def are_as_built(children: Mapping[str, Any], kinds: Mapping[str, type[Any]]) ->
         kinds: their classes by name; a child without one is not as built.
     """
     for name, child in children.items():
-        if type(child) is not kinds.get(name) or child._forward_hooks or child._forward_pre_hooks:
+        if type(child) is not kinds.get(name):
             return False
-        if child._backward_hooks or child._backward_pre_hooks:
+        own = child.__dict__  # asked in each forward pass: a lookup in it is half of one by attribute
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
             return False
     return True

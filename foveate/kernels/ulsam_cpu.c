@@ -15,67 +15,99 @@ least, and by the softmax the whole map of its group: as in the definition. */
 
 /* ---- scores, channels last ---- */
 
-/* LANES channels of one row: add their products to the scores of the row above it. x: NULL below the image; n: how many
-   channels there are. top, mid: what the ReLU gives in the two rows above; top is overwritten by this row. */
-static inline __attribute__((always_inline)) void row_of_scores(const STORED *x, size n, size w, size C, Lanes scale,
-                                                               Lanes shift, Lanes point, Lanes *top, const Lanes *mid,
-                                                               Lanes *score, const STORED *next) {
-    Lanes far = all(0), near = all(0);
-    for (size p = 0; p < w; p++) {
-        Lanes here = all(0);
-        if (x) {
-            here = greater(all(0), load_lanes(x + p * C, n) * scale + shift);
-            __builtin_prefetch(next + p * C);
+/* LANES channels: what is folded of them; the two places before this one, of each the maximum of its three rows. */
+typedef struct {
+    Lanes scale, shift, point, far, near;
+} Slice;
+
+static inline Slice slice(const REAL *folded, size n, size C) {
+    return (Slice){some(folded, n), some(folded + C, n), some(folded + 2 * C, n), all(0), all(0)};
+}
+
+/* sum, and the product at the place before, now that this place is known. x: NULL below the image; top, mid: what the ReLU
+   gives in the two rows above; top is overwritten by this row. zero: as a constant it would be one instruction more. */
+static inline __attribute__((always_inline)) Lanes add_before(Lanes sum, Slice *k, const STORED *x, size n, Lanes zero,
+                                                             Lanes *top, const Lanes *mid) {
+    const Lanes here = x ? greater(zero, load_lanes(x, n) * k->scale + k->shift) : zero;
+    const Lanes v = greater(here, greater(*top, *mid));
+    sum += k->point * greater(v, greater(k->far, k->near));
+    if (x) *top = here;
+    k->far = k->near, k->near = v;
+    return sum;
+}
+
+/* n channels of one row: add their products to the scores of the row above it, of which score[-1] is no place. next: what
+   is read after this row. */
+static inline __attribute__((always_inline)) void row_of_scores(const STORED *x, size n, size w, size C,
+                                                               const REAL *folded, Lanes zero, Lanes *top,
+                                                               const Lanes *mid, Lanes *score, const STORED *next) {
+    const size first = least(n, LANES), second = n - first, vectors = second ? 2 : 1;
+    Slice a = slice(folded, first, C), b = second ? slice(folded + LANES, second, C) : a;
+    for (size p = 0; p < w; p++, top += vectors, mid += vectors) {
+        Lanes sum = add_before(score[p - 1], &a, x ? x + p * C : NULL, first, zero, top, mid);
+        if (second) sum = add_before(sum, &b, x ? x + p * C + LANES : NULL, second, zero, top + 1, mid + 1);
+        score[p - 1] = sum;
+        if (x) __builtin_prefetch(next + p * C, 0, 2); /* not into the first cache, where far strides meet */
+    }
+    score[w - 1] += a.point * greater(a.far, a.near);
+    if (second) score[w - 1] += b.point * greater(b.far, b.near);
+}
+
+/* Add what was found for one row. The last channels that it is of: c .. to, which end the group of c, or lie across. */
+static void add_row(const Lanes *found, size w, size c, size to, size G, REAL *score, size hw) {
+    size group = c / G;
+    if (to <= (group + 1) * G) {
+        for (size p = 0; p < w; p++) {
+            REAL sum = 0;
+            for (size i = 0; i < LANES; i++) sum += found[p][i];
+            score[group * hw + p] += sum;
         }
-        const Lanes v = greater(here, greater(top[p], mid[p]));
-        if (x) top[p] = here;
-        if (p) score[p - 1] += point * greater(v, greater(far, near));
-        far = near, near = v;
+        return;
     }
-    score[w - 1] += point * greater(far, near);
-}
-
-/* Add what was found for one row, and begin again; lanes: of which group each is, or NULL: all of the first. */
-static void add_row(Lanes *found, size w, const size *lanes, size n, REAL *score, size hw) {
-    for (size p = 0; p < w; p++) {
-        REAL sum = 0;
-        for (size c = 0; c < LANES; c++) sum += found[p][c];
-        if (!lanes)
-            score[p] += sum;
-        else
-            for (size c = 0; c < n; c++) score[lanes[c] * hw + p] += found[p][c];
-        found[p] = all(0);
+    for (size from = c; from < to; group++) {
+        const size end = least((group + 1) * G, to);
+        for (size p = 0; p < w; p++) {
+            REAL sum = found[p][from - c];
+            for (size i = from + 1 - c; i < end - c; i++) sum += found[p][i];
+            score[group * hw + p] += sum;
+        }
+        from = end;
     }
 }
 
-/* Add channels c0 .. c1 to the scores of rows y0 .. y1. */
+static volatile const REAL nothing = 0;
+
+/* Add channels c0 .. c1 to the scores of rows y0 .. y1. then: the rows that are read next, from c0 on. */
 static void scores_last(const Setting *s, const STORED *x, const REAL *folded, size c0, size c1, size y0, size y1,
-                        REAL *score, REAL *scratch) {
-    const size C = s->C, G = C / s->g, h = s->h, w = s->w, hw = h * w, columns = parts(c1 - c0, LANES);
-    Lanes *rows = (Lanes *)scratch, *found = rows + 2 * w * columns;
-    for (size i = 0; i < 2 * w * columns + w; i++) rows[i] = all(0);
-    for (size y = y0 > 0 ? y0 - 1 : 0; y <= y1; y++)
-        for (size k = 0; k < columns; k++) {
-            const size c = c0 + k * LANES, n = least(c1 - c, LANES), group = c / G, last = (c + n - 1) / G;
-            const Lanes scale = some(folded + c, n), shift = some(folded + C + c, n);
-            const Lanes point = some(folded + 2 * C + c, n);
-            const STORED *here = y < h ? x + y * w * C + c : NULL, *next = y + 1 < h ? here + w * C : here;
-            Lanes *top = rows + (2 * k + y % 2) * w, *mid = rows + (2 * k + 1 - y % 2) * w;
-            REAL *done = score + (y - 1) * w;
-            if (n == LANES)
-                row_of_scores(here, LANES, w, C, scale, shift, point, top, mid, found, next);
+                        REAL *score, REAL *scratch, const STORED *then) {
+    const size C = s->C, G = C / s->g, h = s->h, w = s->w, hw = h * w, first = y0 > 0 ? y0 - 1 : 0;
+    const Lanes zero = all(nothing);
+    Lanes *found = (Lanes *)scratch + 1, *rows = found + w;
+    for (size i = -1; i < w + 2 * w * parts(c1 - c0, LANES); i++) found[i] = zero;
+    for (size y = first; y <= y1; y++) {
+        const STORED *row = y < h ? x + y * w * C : NULL, *next = y < least(y1, h - 1) ? row + w * C + c0 : then;
+        size group = c0 / G, end = (group + 1) * G, n;
+        Lanes *two = rows;
+        for (size c = c0; c < c1; c += n) {
+            n = G % LANES ? least(LANES, c1 - c) : least(2 * LANES, least(end, c1) - c);
+            const STORED *here = row ? row + c : NULL, *after = next + (c - c0);
+            const size vectors = parts(n, LANES) * w, to = c + n;
+            Lanes *top = two + y % 2 * vectors, *mid = two + (1 - y % 2) * vectors;
+            two += 2 * vectors;
+            if (n == 2 * LANES && here)
+                row_of_scores(here, 2 * LANES, w, C, folded + c, zero, top, mid, found, after);
+            else if (n == 2 * LANES)
+                row_of_scores(NULL, 2 * LANES, w, C, folded + c, zero, top, mid, found, after);
+            else if (n == LANES)
+                row_of_scores(here, LANES, w, C, folded + c, zero, top, mid, found, after);
             else
-                row_of_scores(here, n, w, C, scale, shift, point, top, mid, found, next);
-            if (y <= y0) { /* only what the rows below it need */
-                for (size p = 0; p < w; p++) found[p] = all(0);
-            } else if (group != last) {
-                size lanes[LANES];
-                for (size i = 0; i < n; i++) lanes[i] = (c + i) / G;
-                add_row(found, w, lanes, n, done, hw);
-            } else if (k + 1 == columns || least(c + 2 * LANES, c1) > (group + 1) * G) {
-                add_row(found, w, NULL, n, done + group * hw, hw);
-            }
+                row_of_scores(here, n, w, C, folded + c, zero, top, mid, found, after);
+            if (to < c1 && least(to + LANES, c1) <= end) continue; /* the next ones are of the same group */
+            if (y > y0) add_row(found, w, c, to, G, score + (y - 1) * w, hw);
+            for (size p = 0; p < w; p++) found[p] = zero;
+            group = to / G, end = (group + 1) * G;
         }
+    }
 }
 
 /* ---- scores, planes ---- */
@@ -107,11 +139,19 @@ static void scores_planes(const Setting *s, const STORED *x, const REAL *folded,
 
 /* ---- scores: either format ---- */
 
-/* Groups that are taken together: where channels come last all, so that an image is read and written from its start to
-   its end, unless the threads would have nothing to do. */
+/* Strips of rows of an image. Where channels come last no more than the threads need, for a strip lies together in memory
+   and is read from its start to its end; each reads a row above and a row below it, too. */
+static size strips_of(const Setting *s) {
+    if (!s->last) return strips_for(s, s->B * s->g, parts(s->h, 4));
+    return least(parts(s->threads, s->B), parts(s->h, 4));
+}
+
+/* Groups that are taken together: where channels come last all, unless the threads would have nothing to do. */
 static size together(const Setting *s) {
     if (!s->last) return 1;
-    return s->B >= s->threads ? s->g : least(parts(ENOUGH, s->C / s->g), s->g);
+    const size blocks = parts(s->threads, s->B * strips_of(s)), few = parts(ENOUGH, s->C / s->g);
+    const size k = parts(s->g, blocks);
+    return least(k > few ? k : few, s->g);
 }
 
 static void scores_of(const Setting *s, const Arguments *a, size b, size n0, size n1, size y0, size y1,
@@ -127,8 +167,11 @@ static void scores_of(const Setting *s, const Arguments *a, size b, size n0, siz
             for (size y = y0; y < y1; y += rows)
                 scores_planes(s, x, a->folded, n, y, least(y + rows, y1), score, scratch);
     } else {
-        for (size c = n0 * G; c < n1 * G; c += BLOCK)
-            scores_last(s, x, a->folded, c, least(c + BLOCK, n1 * G), y0, y1, score, scratch);
+        const STORED *row = x + (y0 > 0 ? y0 - 1 : 0) * s->w * C;
+        for (size c = n0 * G; c < n1 * G; c += BLOCK) {
+            const STORED *then = c + BLOCK < n1 * G ? row + c + BLOCK : b + 1 < s->B ? row + C * hw + n0 * G : row;
+            scores_last(s, x, a->folded, c, least(c + BLOCK, n1 * G), y0, y1, score, scratch, then);
+        }
     }
 }
 
@@ -144,12 +187,23 @@ static void scores_task(const Setting *s, const Arguments *a, size task, REAL *s
 
 /* softmax(relu(map)), in place. Many values may be equal, for which sums in float32 are always rounded the same way. */
 static void softmax(REAL *restrict map, size hw) {
+    const size whole = hw - hw % LANES;
+    const Lanes zero = all(0);
+    Lanes highest = zero;
+    double sums[LANES] = {0}, sum = 0;
+    for (size i = 0; i < whole; i += LANES) highest = greater(some(map + i, LANES), highest);
     REAL most = 0;
-    double sum = 0;
-    for (size i = 0; i < hw; i++) most = max(map[i], most);
-    for (size i = 0; i < hw; i++) {
-        map[i] = exponential(max(0, map[i]) - most);
-        sum += map[i];
+    for (size c = 0; c < LANES; c++) most = max(highest[c], most);
+    for (size i = whole; i < hw; i++) most = max(map[i], most);
+    for (size i = 0; i < whole; i += LANES) {
+        const Lanes e = exponentials(greater(zero, some(map + i, LANES)) - all(most));
+        __builtin_memcpy(map + i, &e, sizeof e);
+        add_lanes(sums, e, LANES);
+    }
+    for (size c = 0; c < LANES; c++) sum += sums[c];
+    for (size i = whole; i < hw; i++) {
+        const REAL e = exponentials(all(max(0, map[i]) - most))[0];
+        sum += map[i] = e;
     }
     const REAL share = 1 / sum;
     for (size i = 0; i < hw; i++) map[i] *= share;
@@ -221,22 +275,32 @@ void fold(const REAL *const *v, size C, size g, double eps, double point_eps, RE
     }
 }
 
-void infer(const Setting *s, const STORED *x, const REAL *folded, REAL *score, STORED *out) {
-    Arguments a = {.x = x, .folded = folded, .score = score, .map = score, .out = out, .strips = 1};
+/* memory: for the maps; after them for what is folded, unless it is given. */
+typedef struct {
+    Setting setting;
+    const STORED *x;
+    STORED *out;
+    REAL *memory;
+    const REAL *folded;
+    double eps, point_eps; /* from here on only without folded */
+    const REAL *vectors[12];
+} Inference;
+
+void infer(const Inference *in) {
+    const Setting *s = &in->setting;
+    REAL *folded = in->memory + s->B * s->g * s->h * s->w;
+    if (!in->folded) fold(in->vectors, s->C, s->g, in->eps, in->point_eps, folded);
+    Arguments a = {.x = in->x, .folded = in->folded ? in->folded : folded, .score = in->memory, .map = in->memory,
+                   .out = in->out, .strips = strips_of(s)};
     const size tasks = s->B * parts(s->g, together(s));
-    if (tasks >= s->threads) {
+    if (a.strips == 1) {
         run(s, tasks, infer_task, &a);
         return;
     }
-    a.strips = strips_for(s, tasks, parts(s->h, 4));
-    run(s, tasks * a.strips, scores_task, &a);
-    run(s, s->B * s->g, softmax_task, &a);
-    a.strips = strips_for(s, s->B, s->h);
-    run(s, s->B * a.strips, weigh_task, &a);
-}
-
-void evaluate(const Setting *s, const STORED *x, const REAL *const *vectors, double eps, double point_eps, REAL *memory,
-              STORED *out) {
-    fold(vectors, s->C, s->g, eps, point_eps, memory);
-    infer(s, x, memory, memory + 3 * s->C + s->g, out);
+    Arguments last = a;
+    last.strips = parts(s->threads, s->B);
+    const Step steps[] = {{scores_task, &a, tasks * a.strips},
+                          {softmax_task, &a, s->B * s->g},
+                          {weigh_task, &last, s->B * last.strips}};
+    run_steps(s, steps, 3);
 }

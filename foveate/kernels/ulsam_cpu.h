@@ -1,6 +1,7 @@
 /* ULSAM on a CPU: the type of the elements, the threads, small functions. See ulsam_cpu.c. */
 
 #include <math.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,24 +15,10 @@ typedef int64_t MASK;
 static const REAL TINY = 1e-150;
 static inline REAL load(STORED value) { return value; }
 static inline STORED store(REAL value) { return value; }
-static inline REAL exponential(REAL x) { return exp(x); }
 #else
 typedef float REAL;
 typedef int32_t MASK;
 static const REAL TINY = 1e-20f; /* far from the denormals, also times a gradient */
-
-/* exp(x) for x <= 0, to 2e-7; below -87 it stays at exp(-87). NaN stays NaN. */
-static inline REAL exponential(REAL x) {
-    x = x < -87.0f ? -87.0f : x;
-    const int32_t n = (int32_t)(x * 1.44269504f - 0.5f);
-    const float r = x - (float)n * 0.693147181f;
-    const float e = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666672f + r * (0.0416664667f + r * (0.00833337288f
-                    + r * 0.00139304355f)))));
-    const int32_t bits = (n + 127) << 23;
-    float power;
-    __builtin_memcpy(&power, &bits, 4);
-    return e * power;
-}
 
 #if defined(BFLOAT16)
 typedef uint16_t STORED;
@@ -84,6 +71,23 @@ static inline Lanes greater(Lanes a, Lanes b) {
     for (int c = 0; c < LANES; c++) out[c] = a[c] > b[c] ? a[c] : b[c];
     return out;
 }
+
+#if defined(FLOAT64)
+static inline Lanes exponentials(Lanes x) {
+    for (int c = 0; c < LANES; c++) x[c] = exp(x[c]);
+    return x;
+}
+#else
+/* exp(x) for x <= 0, to 2e-7; below -87 it stays at exp(-87). NaN stays NaN. */
+static inline Lanes exponentials(Lanes x) {
+    x = greater(all(-87), x);
+    const Bits n = __builtin_convertvector(x * 1.44269504f - 0.5f, Bits);
+    const Lanes r = x - __builtin_convertvector(n, Lanes) * 0.693147181f;
+    const Lanes e = 1 + r * (1 + r * (0.5f + r * (0.166666672f + r * (0.0416664667f + r * (0.00833337288f
+                    + r * 0.00139304355f)))));
+    return e * (Lanes)((n + 127) << 23);
+}
+#endif
 
 static inline Lanes keep_lanes(Lanes value, Bits mask) { return (Lanes)((Bits)value & mask); }
 
@@ -150,42 +154,76 @@ typedef struct {
 
 typedef void (*task_fn)(const Setting *, const Arguments *, size task, REAL *scratch);
 
-enum { MOST = 256 }; /* threads */
+/* One pass over the data: its tasks need what the step before wrote, not each other's. */
+typedef struct {
+    task_fn task;
+    const Arguments *arguments;
+    size tasks;
+} Step;
 
-/* Each thread has a part of the tasks, always the same ones, so that what it wrote in the call before is in its own cache;
-   one that is ready early takes from the others' parts. next: of each part, a line of the cache apart. */
+enum { MOST = 256, STEPS = 3 }; /* threads; steps at a time */
+
+/* Of each step each thread has a part of the tasks, always the same ones, so that what it wrote in the call before is in
+   its own cache; one that is ready early takes from the others' parts. next: of each part, a line of the cache apart. */
 typedef struct {
     const Setting *setting;
-    const Arguments *arguments;
-    task_fn task;
-    size tasks, seats;
-    size next[MOST][8];
+    const Step *steps;
+    size count, seats;
+    size done[STEPS][8], next[STEPS][MOST][8];
 } Job;
+
+/* Until the others are ready with what they have begun. Nobody waits for a thread that has not begun. */
+static void wait_for(const size *done, size tasks) {
+    for (size k = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < tasks; k++) {
+        if (k > 20000) sched_yield();
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
 
 static void work(void *shared) {
     Job *job = shared;
     const Setting *s = job->setting;
     const size threads = least(s->threads, MOST), seat = __atomic_fetch_add(&job->seats, 1, __ATOMIC_RELAXED);
     const size own = s->number ? s->number() : seat;
-    for (size i = 0; i < threads; i++) {
-        const size part = (own + i) % threads, end = (part + 1) * job->tasks / threads;
-        for (;;) {
-            const size task = __atomic_fetch_add(&job->next[part][0], 1, __ATOMIC_RELAXED);
-            if (task >= end) break;
-            job->task(s, job->arguments, task, (REAL *)(s->scratch + seat * s->scratch_bytes));
+    for (size k = 0; k < job->count; k++) {
+        const Step step = job->steps[k];
+        size ready = 0;
+        for (size i = 0; i < threads; i++) {
+            const size part = (own + i) % threads, end = (part + 1) * step.tasks / threads;
+            for (;; ready++) {
+                const size task = __atomic_fetch_add(&job->next[k][part][0], 1, __ATOMIC_RELAXED);
+                if (task >= end) break;
+                step.task(s, step.arguments, task, (REAL *)(s->scratch + seat * s->scratch_bytes));
+            }
         }
+        if (k + 1 == job->count) break; /* whoever called waits for all */
+        __atomic_fetch_add(&job->done[k][0], ready, __ATOMIC_RELEASE);
+        wait_for(&job->done[k][0], step.tasks);
     }
 }
 
-static void run(const Setting *s, size tasks, task_fn task, const Arguments *arguments) {
+/* One step after the other, without going back to one thread in between. */
+static void run_steps(const Setting *s, const Step *steps, size count) {
     Job job; /* not cleared as a whole: it is long */
-    job.setting = s, job.arguments = arguments, job.task = task, job.tasks = tasks, job.seats = 0;
+    job.setting = s, job.steps = steps, job.count = count, job.seats = 0;
     const size threads = least(s->threads, MOST);
-    for (size part = 0; part < threads; part++) job.next[part][0] = part * tasks / threads;
-    if (s->parallel && threads > 1 && tasks > 1)
+    size most = 0;
+    for (size k = 0; k < count; k++) {
+        job.done[k][0] = 0;
+        for (size part = 0; part < threads; part++) job.next[k][part][0] = part * steps[k].tasks / threads;
+        most = steps[k].tasks > most ? steps[k].tasks : most;
+    }
+    if (s->parallel && threads > 1 && most > 1)
         s->parallel(work, &job, (unsigned)threads, 0);
     else
         work(&job);
+}
+
+static void run(const Setting *s, size tasks, task_fn task, const Arguments *arguments) {
+    const Step step = {task, arguments, tasks};
+    run_steps(s, &step, 1);
 }
 
 /* Into how many strips a whole of so many parts is cut, so that each thread has work. */

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
-from array import array
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.kernels.backends import dense, in_the_strides_of, wide
+from foveate.kernels.backends import PLAIN, dense, in_the_strides_of, wide
 from foveate.kernels.compiled import library, openmp
 from foveate.kernels.ulsam_train import Trained
 
@@ -34,28 +33,25 @@ _FILES = tuple(
 _BLOCK, _LINE, _STRIP = 128, 16, 4096  # as in ulsam_cpu.h
 
 
-class _Setting(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_ssize_t) for name in ("B", "C", "g", "h", "w", "last", "threads", "scratch_bytes")),
-        ("scratch", ctypes.c_void_p),
-        ("parallel", ctypes.c_void_p),
-        ("number", ctypes.c_void_p),
-    ]
+# As in ulsam_cpu.h. Packed, for objects of ctypes and many arguments take longer than a small input.
+_SETTING = "8n3P"  # B, C, g, h, w, last, threads, scratch_bytes; scratch, parallel, number
+_setting = struct.Struct(_SETTING).pack
+_inference = struct.Struct(_SETTING + "4P").pack  # x, out, memory, folded
+_inference_with = struct.Struct(_SETTING + "4P2d12P").pack  # ..., eps, point_eps, vectors
 
 
 @functools.cache
 def _functions(dtype: torch.dtype) -> Any:
     lib = library(_FILES, _DEFINES[dtype])
     if lib is not None:
-        pointer, setting, size, number = ctypes.c_void_p, ctypes.POINTER(_Setting), ctypes.c_ssize_t, ctypes.c_double
+        pointer, size, number = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double
         lib.fold.argtypes = [pointer, size, size, number, number, pointer]
-        lib.infer.argtypes = [setting, *[pointer] * 4]
-        lib.evaluate.argtypes = [setting, pointer, pointer, number, number, *[pointer] * 2]
-        lib.train_forward.argtypes = [setting, pointer, pointer, number, number, *[pointer] * 7]
-        lib.train_backward.argtypes = [setting, pointer, pointer, pointer, number, number, *[pointer] * 7]
-        for function in (lib.fold, lib.infer, lib.evaluate, lib.train_forward, lib.train_backward):
+        lib.infer.argtypes = [pointer]
+        lib.train_forward.argtypes = [pointer, pointer, pointer, number, number, *[pointer] * 7]
+        lib.train_backward.argtypes = [pointer, pointer, pointer, pointer, number, number, *[pointer] * 7]
+        for function in (lib.fold, lib.infer, lib.train_forward, lib.train_backward):
             function.restype = None
-        lib.training_bytes.argtypes, lib.training_bytes.restype = [setting], size
+        lib.training_bytes.argtypes, lib.training_bytes.restype = [pointer], size
     return lib
 
 
@@ -64,34 +60,42 @@ def available(dtype: torch.dtype) -> bool:
     return _functions(dtype) is not None
 
 
-class _Own(threading.local):
-    """The memory that the threads of one caller work in; it is kept, for it is small."""
+class _Scratch:
+    """Memory that one call at a time works in. It is kept, for it is small."""
 
-    scratch = torch.empty(0, dtype=torch.uint8)
+    __slots__ = ("address", "size", "tensor")
+
+    def __init__(self) -> None:
+        self.address = self.size = 0
+        self.tensor: Tensor | None = None
+
+    def grow(self, size: int) -> None:
+        """To so many bytes at least."""
+        if self.size < size:
+            self.tensor = torch.empty(size, dtype=torch.uint8)
+            self.address, self.size = self.tensor.data_ptr(), size
 
 
-_own = _Own()
+_free: list[_Scratch] = []
+_KEPT = 1 << 18  # bytes of maps
 
 
-@functools.lru_cache(maxsize=256)
-def _sizes(caller: int, shape: torch.Size, groups: int, last: bool, threads: int, each: int) -> _Setting:  # noqa: ARG001
-    return _Setting(*shape[:2], groups, *shape[2:], last, threads, each, None, *openmp())
-
-
-def _setting(x: Tensor, groups: int, numbers: int = 0) -> _Setting:
-    """The sizes, and the memory to work in: ``numbers`` of float32 or float64 for each thread. For one caller."""
+def _sizes(x: Tensor, groups: int, each: int, scratch: _Scratch, more: int = 0) -> tuple[int, ...]:
+    """What a setting has, with ``each`` bytes of the scratch for each thread, and ``more`` behind them."""
+    batch, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    each = numbers * (8 if x.dtype is torch.float64 else 4)
-    setting = _sizes(threading.get_ident(), x.shape, groups, not x.is_contiguous(), threads, each)
-    if _own.scratch.numel() < threads * each:
-        _own.scratch = torch.empty(threads * each, dtype=torch.uint8)
-    setting.scratch = _own.scratch.data_ptr()
-    return setting
+    if scratch.size < threads * each + more:
+        scratch.grow(threads * each + more)
+    last = not x.is_contiguous()
+    return batch, channels, groups, height, width, last, threads, each, scratch.address, *openmp()
 
 
 def _forward_scratch(x: Tensor) -> int:
-    width = x.shape[3]
-    return 4 * (max(_STRIP, width) + 2 * width) + 8 if x.is_contiguous() else width * (2 * _BLOCK + 8)
+    """Bytes for each thread."""
+    width, size = x.shape[3], 8 if x.dtype is torch.float64 else 4
+    if x.is_contiguous():
+        return size * (4 * (max(_STRIP, width) + 2 * width) + 8)
+    return size * (width + 1) * (2 * _BLOCK + 8)
 
 
 def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
@@ -105,30 +109,41 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     """
     channels = vectors[2].numel()
     folded = torch.empty(3 * channels + groups)
-    addresses = _addresses(vectors)
-    _functions(torch.float32).fold(_start(addresses), channels, groups, eps, point_eps, folded.data_ptr())
+    _functions(torch.float32).fold(_addresses(vectors), channels, groups, eps, point_eps, folded.data_ptr())
     return folded
 
 
 def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     """x + A x, everything in one go, (B, C, h, w)."""
-    setting = _setting(x, groups, _forward_scratch(x))
-    score = torch.empty((x.shape[0], groups, *x.shape[2:]), dtype=folded.dtype)
-    out = torch.empty_like(x)
-    _functions(x.dtype).infer(setting, x.data_ptr(), folded.data_ptr(), score.data_ptr(), out.data_ptr())
-    return out
+    return _infer(x, groups, _inference, (), folded.data_ptr())
 
 
-def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
-    """``infer`` with what ``fold`` gives for the same vectors, in one call: for small inputs calls take the time."""
+def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor | None:
+    """``infer`` with what ``fold`` gives for the same vectors, in one call: for small inputs calls take the time.
+
+    None where a vector is not float32, contiguous and on the CPU, or x is float64.
+    """
+    kind, given = torch.float32, [eps, point_eps]
+    for v in vectors:
+        if type(v) not in PLAIN or v.dtype is not kind or not v.is_cpu or not v.is_contiguous():
+            return None
+        given.append(v.data_ptr())
+    return None if x.dtype is torch.float64 else _infer(x, groups, _inference_with, given)
+
+
+def _infer(x: Tensor, groups: int, pack: Callable[..., bytes], given: Sequence[float], folded: int = 0) -> Tensor:
     batch, channels, height, width = x.shape
-    work = torch.empty(batch * groups * height * width + 3 * channels + groups)
-    out = torch.empty_like(x)
-    addresses = _addresses(vectors)
-    _functions(x.dtype).evaluate(
-        _setting(x, groups, _forward_scratch(x)),
-        *(x.data_ptr(), _start(addresses), eps, point_eps, work.data_ptr(), out.data_ptr()),
-    )
+    size, scratch = 8 if x.dtype is torch.float64 else 4, _free.pop() if _free else _Scratch()
+    memory = size * (batch * groups * height * width + (0 if folded else 3 * channels + groups))
+    each, out = _forward_scratch(x), torch.empty_like(x)
+    if memory > _KEPT:
+        maps = torch.empty(memory, dtype=torch.uint8)
+        sizes, address = _sizes(x, groups, each, scratch), maps.data_ptr()
+    else:
+        sizes = _sizes(x, groups, each, scratch, memory)
+        address = scratch.address + sizes[6] * each
+    _functions(x.dtype).infer(pack(*sizes, x.data_ptr(), out.data_ptr(), address, folded, *given))
+    _free.append(scratch)
     return out
 
 
@@ -138,14 +153,16 @@ def train_forward(x: Tensor, parameters: list[Tensor], running: list[Tensor], ep
     vectors, kind = _vectors(x, [*parameters, *running]), wide(x)
     channels, groups = x.shape[1], parameters[5].numel()
     batch, point_batch = not running[0].numel(), not running[2].numel()
-    setting = _setting(x, groups, _forward_scratch(x))
+    scratch = _free.pop() if _free else _Scratch()
+    setting = _setting(*_sizes(x, groups, _forward_scratch(x), scratch))
     maps = (x.shape[0], groups, *x.shape[2:])
     out, attention, score = torch.empty_like(x), torch.empty(maps, dtype=kind), torch.empty(maps, dtype=kind)
     mean, var = (torch.empty(channels * batch, dtype=kind) for k in range(2))
     observed = torch.empty(2 * channels * batch + 2 * groups * point_batch, dtype=kind)
     made = (out, attention, score, mean, var, observed, _work(x, setting))
-    addresses, given = _addresses(vectors), [tensor.data_ptr() for tensor in made]
-    _functions(x.dtype).train_forward(setting, x.data_ptr(), _start(addresses), eps, point_eps, *given)
+    given = [tensor.data_ptr() for tensor in made]
+    _functions(x.dtype).train_forward(setting, x.data_ptr(), _addresses(vectors), eps, point_eps, *given)
+    _free.append(scratch)
     return made[:6]
 
 
@@ -165,23 +182,28 @@ def train_backward(
     x = dense(x)
     dy = in_the_strides_of(x, dy)
     vectors, kind, groups = _vectors(x, [*parameters, *running]), wide(x), map.shape[1]
-    setting = _setting(x, groups, _backward_scratch(x))
+    scratch = _free.pop() if _free else _Scratch()
+    setting = _setting(*_sizes(x, groups, _backward_scratch(x), scratch))
     dx, work = torch.empty_like(x), _work(x, setting)
     gradients = [torch.empty(p.shape, dtype=kind) for p in parameters]
-    given, wanted = _addresses(vectors), _addresses(gradients)
     maps = [tensor.data_ptr() for tensor in (map, score, mean, var, dx)]
+    given, wanted = _addresses(vectors), _addresses(gradients)
     _functions(x.dtype).train_backward(
-        *(setting, x.data_ptr(), dy.data_ptr(), _start(given), eps, point_eps, *maps, _start(wanted), work.data_ptr())
+        *(setting, x.data_ptr(), dy.data_ptr(), given, eps, point_eps, *maps, wanted, work.data_ptr())
     )
+    _free.append(scratch)
     return dx, [g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True)]
 
 
 def _backward_scratch(x: Tensor) -> int:
-    width = x.shape[3]
-    return 8 * (max(_STRIP, 4 * width) + 4 * width + 4) if x.is_contiguous() else 18 * (width + 2) * _LINE
+    """Bytes for each thread."""
+    width, size = x.shape[3], 8 if x.dtype is torch.float64 else 4
+    if x.is_contiguous():
+        return size * 8 * (max(_STRIP, 4 * width) + 4 * width + 4)
+    return size * 18 * (width + 2) * _LINE
 
 
-def _work(x: Tensor, setting: _Setting) -> Tensor:
+def _work(x: Tensor, setting: bytes) -> Tensor:
     """The memory between the passes."""
     return torch.empty(_functions(x.dtype).training_bytes(setting), dtype=torch.uint8)
 
@@ -191,10 +213,6 @@ def _vectors(x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t if t.dtype is kind and t.is_contiguous() else t.to(kind).contiguous() for t in tensors]
 
 
-def _addresses(tensors: Sequence[Tensor]) -> array[int]:
-    """Of the first element of each, NULL of an empty one. The caller keeps it as long as C reads it."""
-    return array("Q", [tensor.data_ptr() for tensor in tensors])
-
-
-def _start(numbers: array[int]) -> int:
-    return numbers.buffer_info()[0]
+def _addresses(tensors: Sequence[Tensor]) -> bytes:
+    """Of the first element of each, NULL of an empty one."""
+    return struct.pack(f"{len(tensors)}P", *(tensor.data_ptr() for tensor in tensors))

@@ -199,7 +199,7 @@ void train_forward(const Setting *s, const STORED *x, const REAL *const *v, doub
     }
     fold_for_training(s, v, v[MEAN] ? v[MEAN] : mean, v[MEAN] ? v[VAR] : var, eps, m.folded);
     Arguments a = {.x = x, .folded = m.folded, .score = score, .by_group = m.by_group, .made = map, .map = map, .out = out};
-    a.strips = strips_for(s, s->B * parts(s->g, together(s)), parts(s->h, 4));
+    a.strips = strips_of(s);
     run(s, s->B * parts(s->g, together(s)) * a.strips, scores_task, &a);
     norm_of_scores(s, v, score, point_eps, &m, observed);
     run(s, s->B * s->g, map_task, &a);

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from foveate.kernels.backends import dense, is_ready, passes, unwatched, wide
+from foveate.kernels.backends import PLAIN, dense, is_ready, passes, unwatched, wide
 from foveate.kernels.switch import enabled
 from foveate.kernels.ulsam_train import Trained, plain
 
@@ -47,7 +47,7 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
         eps: of the first batch norm.
         point_eps: of the second.
     """
-    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors, vectors[0].get_device())
+    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors)
     if fused and is_ready(vectors[0].device.type, torch.float32):
         return passes(vectors[0]).fold(vectors, groups, eps, point_eps)
     kind = wide(vectors[0])
@@ -58,15 +58,9 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     return torch.cat([w * factor, (b - mean) * factor + bias, point, (pb - pmean) * point_factor + pbias])
 
 
-def _are_plain(vectors: Sequence[Tensor], device: int) -> bool:
-    kind = torch.float32
-    for v in vectors:  # written out, for it is called in each forward pass
-        if type(v) not in _PLAIN or v.dtype is not kind or v.get_device() != device or not v.is_contiguous():
-            return False
-    return True
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+def _are_plain(vectors: Sequence[Tensor]) -> bool:
+    kind, device = torch.float32, vectors[0].device
+    return all(type(v) in PLAIN and v.dtype is kind and v.device == device and v.is_contiguous() for v in vectors)
 
 
 def scores_folded(x: Tensor, folded: Tensor, groups: int) -> Tensor:
@@ -89,11 +83,15 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     return _infer(x, folded, groups) if unwatched() else torch.ops.foveate.ulsam_infer.default(x, folded, groups)
 
 
-def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
-    """``infer`` with what ``fold`` gives for the same vectors, in fewer steps where nobody watches them."""
-    if unwatched() and x.dtype is not torch.float64 and _are_plain(vectors, x.get_device()):
-        return passes(x).evaluate(dense(x), vectors, groups, eps, point_eps)
-    return infer(x, fold(vectors, groups, eps, point_eps), groups)
+def evaluate(x: Tensor, vectors: Sequence[Tensor | None], groups: int, eps: float, point_eps: float) -> Tensor | None:
+    """``infer`` with what ``fold`` gives for the same vectors, in fewer steps where nobody watches them.
+
+    None where a vector is missing: then the definition serves.
+    """
+    at_once = getattr(passes(x), "evaluate", None)
+    out = at_once(dense(x), vectors, groups, eps, point_eps) if at_once and unwatched() else None
+    present = [v for v in vectors if v is not None] if out is None else []
+    return infer(x, fold(present, groups, eps, point_eps), groups) if len(present) == len(vectors) else out
 
 
 def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:

@@ -23,7 +23,6 @@ __all__ = [
     "TYPES",
     "add_affine_",
     "available",
-    "evaluate",
     "fold",
     "gradients",
     "infer",
@@ -145,11 +144,6 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     sizes = (channels, channels // groups, groups)
     _launch("forward.fold", folded, grid, *vectors, folded, *sizes, eps, point_eps, CHANNELS=256)
     return folded
-
-
-def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
-    """``infer`` with what ``fold`` gives for the same vectors."""
-    return infer(x, fold(vectors, groups, eps, point_eps), groups)
 
 
 def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
