@@ -1,6 +1,7 @@
 """The fused ULSAM on a CPU against the plain definition: outputs, gradients, statistics."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ LAYOUTS = ["contiguous", "channels_last", "every second column", "transposed"]
 MODES = [(False, False), (True, True), (True, False), (False, True)]
 # One for each way through the C source: rows and columns of one, many groups with the channels last, blocks of
 # channels, strips of a plane, fewer tasks than threads, a strip that is empty, groups that do not fill a block or are
-# larger than one.
+# larger than one, that end in half of what is taken at a time, or several of which lie in one vector.
 SHAPES = [
     ((2, 32, 7, 9), 4),
     ((1, 16, 1, 1), 4),
@@ -34,6 +35,9 @@ SHAPES = [
     ((1, 4, 9, 1100), 2),
     ((2, 160, 3, 5), 4),
     ((2, 600, 3, 2), 3),
+    ((1, 160, 9, 5), 4),
+    ((3, 144, 4, 3), 1),
+    ((2, 20, 5, 4), 5),
 ]
 
 
@@ -175,12 +179,13 @@ def test_inference_at_any_shape(groups, per_group, batch, places, layout, dtype)
 
 
 @pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_threads(threads, dtype, bound):
     torch.set_num_threads(threads)
     for layout in LAYOUTS[:2]:
-        fused, _, truth = inferred((5, 24, 9, 8), 2, layout, dtype)
-        assert relative(fused, truth) <= bound
+        for shape in ((5, 24, 9, 8), (1, 160, 13, 4), (1, 640, 3, 3), (2, 32, 30, 2)):
+            fused, _, truth = inferred(shape, 2, layout, dtype)
+            assert relative(fused, truth) <= bound
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
@@ -292,3 +297,18 @@ def test_only_what_needs_a_gradient_gets_one():
 def test_one_value_for_each_channel_is_refused_as_by_torch():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         ULSAM(8).train()(torch.randn(1, 8, 1, 1))
+
+
+def test_callers_in_several_threads_do_not_share_their_memory():
+    module = as_after_training(ULSAM(24, groups=2)).eval()
+    inputs = [torch.randn(1 + k % 3, 24, 9 + k, 8) for k in range(8)]
+
+    def infer(x):
+        with torch.no_grad():
+            return [module(x) for _ in range(20)]
+
+    with use_fused(False), torch.no_grad():
+        expected = [module(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for outputs, truth in zip(pool.map(infer, inputs), expected, strict=True):
+            assert all(relative(out, truth) <= 1e-5 for out in outputs)

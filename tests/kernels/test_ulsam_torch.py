@@ -123,6 +123,28 @@ def test_another_child_is_respected(module, x, change):
     assert torch.equal(module(x), expected)
 
 
+@pytest.mark.parametrize("child,name", [("conv_dws", "bias"), ("bn_dws", "weight"), ("bn_point", "running_var")])
+def test_a_part_that_is_missing_is_left_to_the_definition(module, x, child, name):
+    setattr(getattr(module, child), name, None)
+    if name == "running_var":
+        module.bn_point.running_mean = None
+    with torch.no_grad():
+        assert not fused_operations(module, x)
+        out = module(x)
+        with fv.use_fused(False):
+            assert torch.equal(out, module(x))
+
+
+@pytest.mark.parametrize("change", [{"momentum": None}, {"track_running_stats": False}])
+def test_how_statistics_are_kept_does_not_matter_to_inference(module, x, change):
+    vars(module.bn_dws).update(change)
+    with torch.no_grad():
+        assert fused_operations(module, x)
+        out = module(x)
+        with fv.use_fused(False):
+            torch.testing.assert_close(out, module(x), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("momentum", [0.1, 0.9, 1.0])
 def test_running_statistics_as_batch_norm_keeps_them(module, x, momentum):
     module.bn_dws.momentum = module.bn_point.momentum = momentum
