@@ -90,8 +90,8 @@ class CBAM(nn.Module):
             pooled.append(x.mean(dim=(2, 3)))
         if self.channel_pool != "avg":
             pooled.append(x.amax(dim=(2, 3)))
-        scores = sum(self.fc2(F.relu(self.fc1(vector))) for vector in pooled)
-        return torch.as_tensor(scores).sigmoid()[:, :, None, None]
+        first, *others = (self.fc2(F.relu(self.fc1(vector))) for vector in pooled)
+        return sum(others, start=first).sigmoid()[:, :, None, None]
 
     def attend_places(self, x: Tensor) -> Tensor:
         """Ms, (B, 1, h, w)."""

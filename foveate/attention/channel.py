@@ -20,6 +20,8 @@ from foveate.kernels.softmax_attention import softmax_attention, softmax_map
 
 __all__ = ["ChannelAttention"]
 
+torch.fx.wrap("softmax_attention")  # one step of torch.fx's trace, for it asks for shapes
+
 FORMS = ("nearest", "farthest")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +27,8 @@ from foveate.kernels.relu_pairs import relu_pairs
 from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
 
 __all__ = ["NonLocal"]
+
+torch.fx.wrap("softmax_attention")  # one step of torch.fx's trace, for it asks for shapes
 
 FORMS = ("embedded_gaussian", "gaussian", "dot", "concat")
 SUB_SAMPLES = ("none", "after", "before")

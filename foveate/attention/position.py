@@ -20,6 +20,8 @@ from foveate.kernels.softmax_attention import places, softmax_attention, softmax
 
 __all__ = ["PositionAttention"]
 
+torch.fx.wrap("softmax_attention")  # one step of torch.fx's trace, for it asks for shapes
+
 
 class PositionAttention(nn.Module):
     """Position attention.

@@ -28,6 +28,9 @@ from foveate.kernels.sparse import local_attention, local_pattern, pattern_map, 
 
 __all__ = ["StridedSparseAttention"]
 
+torch.fx.wrap("local_attention")  # one step of torch.fx's trace, for it asks for shapes
+torch.fx.wrap("strided_attention")  # one step of torch.fx's trace, for it asks for shapes
+
 ARRANGEMENTS = ("steps", "heads")
 
 

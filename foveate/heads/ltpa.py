@@ -36,6 +36,8 @@ from foveate.kernels.softmax_attention import places, softmax_attention
 
 __all__ = ["LearnToPayAttention"]
 
+torch.fx.wrap("softmax_attention")  # one step of torch.fx's trace, for it asks for shapes
+
 SCORES = ("dot", "parameterised")
 JOINS = ("concat", "separate")
 PROJECTS = ("features", "pooled")

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.kernels.ulsam_triton import TYPES, _parts, _power, _processors_and_cache, available
+from foveate.kernels.launches import divide_up, power_of_two, processors_and_cache
+from foveate.kernels.ulsam_triton import TYPES, available
 
 __all__ = ["TYPES", "available", "gate", "pool_channels", "pool_places"]
 
@@ -37,8 +38,8 @@ def _launch(kernel: str, x: Tensor, grid: int, *arguments: Any, **constants: int
 
 def _tile(along: int, across: int, most: int) -> tuple[int, int]:
     """Powers of 2: at most ``most`` of the axis along the memory, and what fits of the other."""
-    along = min(_power(along), most, _TILE)
-    return along, min(_power(across), _TILE // along)
+    along = min(power_of_two(along), most, _TILE)
+    return along, min(power_of_two(across), _TILE // along)
 
 
 def pool_places(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
@@ -78,15 +79,15 @@ def _pool(x: Tensor, scores: Tensor | None, most: bool, mean: bool, over_places:
     else:
         steps = 1, kept
         kept_tile, reduced_tile = _tile(kept, reduced, 64)
-    programs = batch * _parts(kept, kept_tile)
-    parts = min(_parts(reduced, reduced_tile * _LEAST), _parts(8 * _processors_and_cache(x.device)[0], programs))
+    programs = batch * divide_up(kept, kept_tile)
+    parts = min(divide_up(reduced, reduced_tile * _LEAST), divide_up(8 * processors_and_cache(x.device)[0], programs))
     out = torch.empty((batch, most + mean, kept), dtype=x.dtype, device=x.device)
     found = out if parts == 1 else out.new_empty((batch, most + mean, parts, kept), dtype=torch.float32)
     kind = {"MOST": int(most), "MEAN": int(mean)}
     tile = {"BACKWARDS": int(scores is not None), "KEPT": kept_tile, "REDUCED": reduced_tile}
     _launch("pool", x, programs * parts, x, scores, found, kept, reduced, *steps, parts, **kind, **tile)
     if parts > 1:
-        grid = batch * (most + mean) * _parts(kept, 256)
+        grid = batch * (most + mean) * divide_up(kept, 256)
         _launch("join", x, grid, found, out, kept, parts, **kind, KEPT=256)
     return out
 
@@ -107,7 +108,7 @@ def gate(x: Tensor, channels: Tensor | None, places: Tensor | None) -> Tensor:
     else:
         steps = 1, count
         across, along = _tile(count, length, 512)
-    grid = batch * _parts(count, across) * _parts(length, along)
+    grid = batch * divide_up(count, across) * divide_up(length, along)
     backwards = int(channels is None or places is None)
     tile = {"BACKWARDS": backwards, "CHANNELS": across, "PLACES": along}
     _launch("gate", x, grid, x, channels, places, out, count, length, *steps, **tile)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.kernels.launches import divide_up, power_of_two, processors_and_cache
 from foveate.kernels.ulsam import spatial_softmax
 from foveate.kernels.ulsam_train import train_backward, train_forward
 
@@ -90,7 +91,7 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
 
 def _tile(x: Tensor, channels: int, elements: int = _TILE, most: int = 64) -> dict[str, int]:
     """Powers of 2: the longer side along the memory, at most ``most`` channels where these come last."""
-    channels, places = _power(channels), _power(x.shape[2] * x.shape[3])
+    channels, places = power_of_two(channels), power_of_two(x.shape[2] * x.shape[3])
     if x.is_contiguous():
         places = min(places, elements // 8)
         return {"CHANNELS": min(channels, elements // places), "PLACES": places}
@@ -98,31 +99,14 @@ def _tile(x: Tensor, channels: int, elements: int = _TILE, most: int = 64) -> di
     return {"CHANNELS": channels, "PLACES": min(places, elements // channels)}
 
 
-def _power(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def _parts(whole: int, part: int) -> int:
-    return -(-whole // part)
-
-
 def _by_group(kernel: str, x: Tensor, groups: int, *tensors: Tensor, warps: int = 4, **tile: int) -> None:
     """One program for each group of each image and each tile of places."""
-    grid = (x.shape[0] * groups, _parts(x.shape[2] * x.shape[3], tile["PLACES"]))
+    grid = (x.shape[0] * groups, divide_up(x.shape[2] * x.shape[3], tile["PLACES"]))
     _launch(kernel, x, grid, *tensors, *_sizes(x, groups), warps=warps, **tile)
 
 
 def _maps(x: Tensor, groups: int) -> Tensor:
     return torch.empty((x.shape[0], groups, *x.shape[2:]), dtype=torch.float32, device=x.device)
-
-
-@functools.cache
-def _processors_and_cache(device: torch.device) -> tuple[int, int]:
-    """How many multiprocessors there are, and the bytes of the L2 cache."""
-    if device.type == "cpu":  # the interpreter
-        return 4, 2**20
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.L2_cache_size
 
 
 # ---- forward ----
@@ -140,7 +124,7 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     vectors = [vector.detach() for vector in vectors]
     channels = vectors[2].numel()
     folded = vectors[0].new_empty(3 * channels + groups)
-    grid = (_parts(channels, 256),)
+    grid = (divide_up(channels, 256),)
     sizes = (channels, channels // groups, groups)
     _launch("forward.fold", folded, grid, *vectors, folded, *sizes, eps, point_eps, CHANNELS=256)
     return folded
@@ -154,7 +138,7 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     """
     batch, channels, height, width = x.shape
     out = torch.empty_like(x)
-    processors, cache = _processors_and_cache(x.device)
+    processors, cache = processors_and_cache(x.device)
     each = channels // groups * height * width
     live = min(batch * groups, 4 * processors) * each * x.element_size()
     if (batch * groups >= processors or each <= _ALONE) and 4 * live <= 3 * cache:
@@ -173,8 +157,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (biased) of each channel, (C) and (C)."""
     batch, channels, height, width = x.shape
     tile = _tile(x, channels)
-    across, units = _parts(channels, tile["CHANNELS"]), batch * _parts(height * width, tile["PLACES"])
-    parts = min(units, _parts(4 * _processors_and_cache(x.device)[0], across))
+    across, units = divide_up(channels, tile["CHANNELS"]), batch * divide_up(height * width, tile["PLACES"])
+    parts = min(units, divide_up(4 * processors_and_cache(x.device)[0], across))
     found = torch.empty((parts, 3, channels), dtype=torch.float32, device=x.device)
     _launch("forward.moments", x, (across, parts), x, found, batch, channels, height * width, parts, **tile)
     count, means, squares = found.double().unbind(1)
@@ -227,9 +211,9 @@ def gradients(
     (batch, channels, height, width), groups = x.shape, attention.shape[1]
     last = not x.is_contiguous()  # then fewer elements and threads: the addresses take more registers
     tile = _tile(x, channels // groups, _WINDOW_TILE // 2, 32) if last else _tile(x, channels // groups, _WINDOW_TILE)
-    tiles = _parts(height * width, tile["PLACES"])
-    across = _parts(channels // groups, tile["CHANNELS"])
-    parts = min(tiles, _parts(8 * _processors_and_cache(x.device)[0], batch * groups * across))
+    tiles = divide_up(height * width, tile["PLACES"])
+    across = divide_up(channels // groups, tile["CHANNELS"])
+    parts = min(tiles, divide_up(8 * processors_and_cache(x.device)[0], batch * groups * across))
     dx = torch.empty_like(x)
     sums = torch.empty((batch * parts, 3, channels), dtype=torch.float32, device=x.device)
     tensors = (x, dy, folded, attention, dscore, centre, dx, sums)
@@ -242,6 +226,6 @@ def gradients(
 def add_affine_(dx: Tensor, x: Tensor, constant: Tensor, factor: Tensor) -> None:
     """``dx += constant + factor * x``, (C) each, in place."""
     tile = _tile(x, x.shape[1])
-    grid = (x.shape[0], _parts(x.shape[1], tile["CHANNELS"]), _parts(x.shape[2] * x.shape[3], tile["PLACES"]))
+    grid = (x.shape[0], divide_up(x.shape[1], tile["CHANNELS"]), divide_up(x.shape[2] * x.shape[3], tile["PLACES"]))
     affine = torch.cat([constant, factor])
     _launch("backward.add_affine", x, grid, dx, x, affine, x.shape[1], x.shape[2] * x.shape[3], **tile)

@@ -184,6 +184,14 @@ def test_torch_export(name):
     torch.testing.assert_close(program.module()(other), module(other), rtol=1e-5, atol=1e-6)
 
 
+def test_symbolic_trace(name):
+    module = make(name)
+    traced = torch.fx.symbolic_trace(module)
+    for places in ((6, 5), (3, 4)):
+        x = torch.randn(2, CHANNELS, *places)
+        torch.testing.assert_close(traced(x), module(x), rtol=1e-5, atol=1e-6)
+
+
 def test_compiles_in_one_graph(name):
     torch._dynamo.reset()
     module, x = make(name), torch.randn(2, CHANNELS, 6, 5)

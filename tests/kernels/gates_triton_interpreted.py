@@ -105,7 +105,7 @@ def test_passes_in_several_tiles_and_parts(shape, memory_format, small_tiles, la
 
 @each_format
 def test_no_more_parts_than_there_are_processors_for(memory_format, small_tiles, launched, monkeypatch):
-    monkeypatch.setattr(gates_triton, "_processors_and_cache", lambda _: (1, 2**20))
+    monkeypatch.setattr(gates_triton, "processors_and_cache", lambda _: (1, 2**20))
     x = image((8, 2, 6, 8), memory_format)
     near(gates_op.pool_places(x, most=True, mean=True), gates_op.pool_places_plain(x.double(), None, True, True))
     assert launched == ["pool"]

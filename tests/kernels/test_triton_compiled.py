@@ -77,7 +77,7 @@ def instead_of_launching(passes, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     made = Compiler(90, tmp_path, passes)
     monkeypatch.setattr(passes, "_kernel", made.kernel)
-    monkeypatch.setattr(passes, "_processors_and_cache", lambda _: (132, 50 * 2**20))
+    monkeypatch.setattr(passes, "processors_and_cache", lambda _: (132, 50 * 2**20))
     return made
 
 

@@ -33,7 +33,7 @@ def seed(nan_memory):
 def small_tiles(monkeypatch):
     """Loops over channels and over places."""
     monkeypatch.setattr(ulsam_triton, "_tile", lambda *_: {"CHANNELS": 2, "PLACES": 16})
-    monkeypatch.setattr(ulsam_triton, "_processors_and_cache", lambda _: (1, 2**20))
+    monkeypatch.setattr(ulsam_triton, "processors_and_cache", lambda _: (1, 2**20))
 
 
 def image(shape, memory_format, dtype=torch.float32):
@@ -73,7 +73,7 @@ def test_each_way_to_infer(cache, launches, memory_format, monkeypatch):
     """All groups at once; one image after the other; two images, two, and one."""
     seen = []
     launch = ulsam_triton._launch
-    monkeypatch.setattr(ulsam_triton, "_processors_and_cache", lambda _: (5, cache))
+    monkeypatch.setattr(ulsam_triton, "processors_and_cache", lambda _: (5, cache))
     monkeypatch.setattr(ulsam_triton, "_launch", lambda name, *a, **k: [seen.append(name), launch(name, *a, **k)])
     x, folded = image((5, 6, 4, 5), memory_format), folded_for((5, 6), 1)
     near(ulsam_triton.infer(x, folded, 1), infer_truth(x, folded, 1))
@@ -93,7 +93,7 @@ def test_a_large_group_alone_is_shared_by_all_programs(monkeypatch):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("cache", [2**20, 1])
 def test_not_a_number_goes_where_the_definition_has_it(cache, value, memory_format, monkeypatch):
-    monkeypatch.setattr(ulsam_triton, "_processors_and_cache", lambda _: (1, cache))
+    monkeypatch.setattr(ulsam_triton, "processors_and_cache", lambda _: (1, cache))
     for place in ((0, 0) if cache == 1 else (1, 2),):
         x, folded = image((2, 4, 3, 4), memory_format), folded_for((2, 4), 2)
         folded[2] = 0.0  # a scale
