@@ -7,14 +7,15 @@ nothing   the blocks at the paper's positions 13, 14, 16, 17 taken out
 ulsam     ULSAM with four subspaces in their place, fused kernels
 plain     the same without fused kernels
 
-Each round times each network once; the ratio to ``nothing`` is taken within the round. Eager mode runs with the
-channels last, after ``foveate.fuse`` where it says so; onnxruntime runs what ``torch.onnx.export`` gives.
+Each round times each network once, in a random order; the ratio to ``nothing`` is taken within the round. Eager mode
+runs with the channels last, after ``foveate.fuse`` where it says so; onnxruntime runs what ``torch.onnx.export`` gives.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import random
 import statistics
 import tempfile
 import time
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "models.csv")
     options = parser.parse_args()
+    draw = random.Random(0)  # noqa: S311
     warnings.simplefilter("ignore")  # the exporter's and the compiler's remarks
     same = {"device": device_name("cpu"), "torch": torch.__version__, "threads": torch.get_num_threads()}
     columns = [*same, "engine", "batch", "network", "rounds", "ms", "over_nothing", "q1", "q3"]
@@ -98,9 +100,10 @@ def main() -> None:
                 for call in made.values():
                     for _ in range(2):
                         call()
-                start = time.perf_counter()
+                order, start = list(made.items()), time.perf_counter()
                 while time.perf_counter() - start < options.seconds or len(times["nothing"]) < 5:
-                    for name, call in made.items():
+                    draw.shuffle(order)
+                    for name, call in order:
                         before = time.perf_counter()
                         call()
                         times[name].append((time.perf_counter() - before) * 1e3)
