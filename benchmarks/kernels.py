@@ -3,10 +3,12 @@
     python benchmarks/kernels.py --device cpu                 # writes benchmarks/kernels_cpu.csv
     python benchmarks/kernels.py --device cuda                # writes benchmarks/kernels_cuda.csv
     python benchmarks/kernels.py --sizes 512@14 --batches 1 32 --groups 4 --seconds 10
+    TRITON_INTERPRET=1 python benchmarks/kernels.py --sizes 8@7 --batches 1 3 --groups 1 4 --seconds 0.1
 
 Each round times each form once, in a random order, for each finds the caches as the one before it left them; a ratio is
 taken within its round, and the table has the median and the quartiles of the ratios. On a CPU combinations of more than
-``--elements`` are left out, and named.
+``--elements`` are left out, and named. Under Triton's interpreter the CUDA kernels run on a CPU, which shows that the
+script works, and no times.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 import foveate as fv
 from foveate.attention.ulsam import ULSAM
 from foveate.cli.allocator import keep_freed_memory
+from foveate.kernels import backends, ulsam_triton
 
 SIZES = ("64@112", "128@56", "256@28", "512@14", "160@7", "1024@7")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -156,7 +159,12 @@ def main() -> None:
     parser.add_argument("--append", action="store_true", help="add to the file instead of writing it anew")
     parser.add_argument("--output", type=Path, help="CSV; default benchmarks/kernels_DEVICE.csv")
     options = parser.parse_args()
-    output = options.output or Path(__file__).parent / f"kernels_{options.device}.csv"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    name = "interpreted" if interpreted else options.device
+    output = options.output or Path(__file__).parent / f"kernels_{name}.csv"
+    if interpreted:
+        ulsam_triton.available = lambda _: True
+        backends.BACKENDS["cpu"] = ulsam_triton.__name__
     same = {"device": device_name(options.device), "torch": torch.__version__, "threads": torch.get_num_threads()}
     same["allocator"] = "kept" if options.keep_freed and keep_freed_memory() else "as it is"
     warnings.simplefilter("ignore")  # the compiler's remarks
