@@ -143,8 +143,8 @@ class CBAM(nn.Module):
         """What the sigmoid of Mc gets, (B, m); the MLP takes both pools as one batch."""
         most, mean = self.channel_pool != "avg", self.channel_pool != "max"
         pooled = gates_op.pool_places(x, places, most=most, mean=mean)
-        scores: Tensor = self.fc2(F.relu(self.fc1(pooled)))
-        return scores.sum(dim=1)
+        first, *others = self.fc2(F.relu(self.fc1(pooled))).unbind(1)
+        return sum(others, start=first)
 
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """Parameters and MACs as the ULSAM paper's table counts them: 2 m^2 / r + 98, and 2 m^2 / r + 98 hw."""
