@@ -103,6 +103,8 @@ class ULSAM(nn.Module):
         ]
         empty = x.new_empty(0, dtype=torch.float32)
         running = [t for m in norms for t in ([empty] * 2 if m.training else [m.running_mean, m.running_var])]
+        if any(t is None for t in (*parameters, *running)):
+            return None
         out, observed = ulsam_op.train(x, parameters, running, norms[0].eps, norms[1].eps)
         with torch.no_grad():
             for norm in (norm for norm in norms if norm.training):
@@ -115,8 +117,11 @@ class ULSAM(nn.Module):
 
     def fuse(self) -> None:
         """Keep both batch norms folded into four vectors, for inference; ``train()`` and new weights discard them."""
+        vectors, groups, eps, point_eps = self._statistics()
+        if any(v is None for v in vectors):
+            return  # the definition serves
         with torch.no_grad():
-            self.folded = ulsam_op.fold(*self._statistics())
+            self.folded = ulsam_op.fold(vectors, groups, eps, point_eps)
 
     def _statistics(self) -> tuple[list[Any], int, float, float]:
         """What ``fold`` takes."""

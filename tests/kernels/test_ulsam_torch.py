@@ -83,6 +83,12 @@ def test_taken_by_itself(module, x):
     assert not fused_operations(module.half(), x.half())
 
 
+def test_a_profiler_sees_the_operation(module, x):
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        module(x)
+    assert "foveate::ulsam_infer" in {event.key for event in seen.key_averages()}
+
+
 def test_use_fused(module, x):
     assert fv.use_fused(False)
     try:
@@ -128,11 +134,13 @@ def test_a_part_that_is_missing_is_left_to_the_definition(module, x, child, name
     setattr(getattr(module, child), name, None)
     if name == "running_var":
         module.bn_point.running_mean = None
-    with torch.no_grad():
-        assert not fused_operations(module, x)
-        out = module(x)
-        with fv.use_fused(False):
-            assert torch.equal(out, module(x))
+    fv.fuse(module)
+    for learning in (False, True):
+        with torch.set_grad_enabled(learning):
+            assert not fused_operations(module, x)
+            out = module(x)
+            with fv.use_fused(False):
+                assert torch.equal(out, module(x))
 
 
 @pytest.mark.parametrize("change", [{"momentum": None}, {"track_running_stats": False}])
