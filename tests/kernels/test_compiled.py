@@ -63,6 +63,18 @@ def test_a_link_is_not_followed(source, tmp_path):
         compiled._load((source,), "ONE")
 
 
+@needs_compiler
+def test_a_compiler_that_knows_fewer_flags_serves_too(source, monkeypatch, tmp_path):
+    real = next(filter(None, map(shutil.which, compiled.COMPILERS)))
+    refused = "|".join([*compiled.GCC_FLAGS, "-march=native"])
+    (tmp_path / "cc").write_text(
+        f'#!/bin/sh\nfor a in "$@"; do case "$a" in {refused}) exit 1;; esac; done\nexec {real} "$@"\n'
+    )
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert compiled._load((source,), "ONE").answer() == 42
+
+
 @pytest.mark.parametrize("obstacle", ["no compiler", "source that does not compile", "a file in the folder's place"])
 def test_whatever_fails_is_one_log_line(source, obstacle, monkeypatch, tmp_path, caplog):
     if obstacle == "no compiler":
