@@ -1,4 +1,4 @@
-"""How many programs a launch on CUDA needs, and how many run at a time."""
+"""How many programs a launch on CUDA needs, and how many run at a time. Triton has two of them, but comes in late."""
 
 from __future__ import annotations
 
