@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from foveate.errors import FoveateError
 from foveate.kernels import ulsam_op
 from foveate.kernels.backends import backend_for
-from foveate.kernels.children import are_as_built
+from foveate.kernels.children import are_as_built, wants_gradients
 from foveate.kernels.ulsam import reweight, spatial_softmax
 
 __all__ = ["ULSAM"]
@@ -80,12 +80,12 @@ class ULSAM(nn.Module):
         """x + A * x, subspace by subspace."""
         if not backend_for(x) or not are_as_built(self._modules, _CHILDREN):
             return reweight(x, self.attend(x))
-        learning, folded = torch.is_grad_enabled(), self._buffers["folded"]
-        if folded is not None and not (learning and x.requires_grad):
+        folded = self._buffers["folded"]
+        if folded is not None and not (x.requires_grad and torch.is_grad_enabled()):
             return ulsam_op.infer(x, folded, self.groups)
         children: Any = self._modules  # an attribute that is a child is a function call
-        learning = learning and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        if not learning and not children["bn_dws"].training and not children["bn_point"].training:
+        training = children["bn_dws"].training or children["bn_point"].training
+        if not training and not wants_gradients(self, x):
             out = ulsam_op.evaluate(x, *self._statistics())
         else:
             out = self._train(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
 
-from foveate.kernels import switch
+from foveate.kernels.switch import enabled
 
 __all__ = [
     "BACKENDS",
@@ -25,7 +25,6 @@ __all__ = [
     "dense",
     "in_the_strides_of",
     "is_ready",
-    "kind_of",
     "passes",
     "unwatched",
     "wide",
@@ -64,7 +63,7 @@ _transform = torch._C._functorch.peek_interpreter_stack
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 
 
-def kind_of(x: Tensor) -> str:
+def _kind_of(x: Tensor) -> str:
     """The type of its device."""
     return "cpu" if x.is_cpu else x.device.type
 
@@ -74,7 +73,7 @@ def backend_for(x: Tensor, family: str = "ulsam") -> bool:
 
     What is exported or traced holds PyTorch's own operations only; so does what torch.func or forward mode transforms.
     """
-    if not switch.enabled() or type(x) is not Tensor:
+    if not enabled() or type(x) is not Tensor:
         return False
     if _is_compiling():
         if x.ndim != 4 or x.numel() == 0 or torch.compiler.is_exporting():
@@ -83,12 +82,12 @@ def backend_for(x: Tensor, family: str = "ulsam") -> bool:
     if _is_tracing() or _transform() is not None or forward_ad._current_level >= 0:
         return False
     shape = x.shape
-    return len(shape) == 4 and 0 not in shape and is_ready(kind_of(x), x.dtype, family)
+    return len(shape) == 4 and 0 not in shape and is_ready(_kind_of(x), x.dtype, family)
 
 
 def passes(x: Tensor, family: str = "ulsam") -> Any:
     """The module with the passes for the device of x."""
-    name = _FAMILIES[family][kind_of(x)]
+    name = _FAMILIES[family][_kind_of(x)]
     return sys.modules.get(name) or importlib.import_module(name)
 
 

@@ -86,7 +86,7 @@ static void scores_last(const Setting *s, const STORED *x, const REAL *folded, s
     for (size i = -1; i < w + 2 * w * parts(c1 - c0, LANES); i++) found[i] = zero;
     for (size y = first; y <= y1; y++) {
         const STORED *row = y < h ? x + y * w * C : NULL, *next = y < least(y1, h - 1) ? row + w * C + c0 : then;
-        size group = c0 / G, end = (group + 1) * G, n;
+        size end = (c0 / G + 1) * G, n; /* of the group */
         Lanes *two = rows;
         for (size c = c0; c < c1; c += n) {
             n = G % LANES ? least(LANES, c1 - c) : least(2 * LANES, least(end, c1) - c);
@@ -105,7 +105,7 @@ static void scores_last(const Setting *s, const STORED *x, const REAL *folded, s
             if (to < c1 && least(to + LANES, c1) <= end) continue; /* the next ones are of the same group */
             if (y > y0) add_row(found, w, c, to, G, score + (y - 1) * w, hw);
             for (size p = 0; p < w; p++) found[p] = zero;
-            group = to / G, end = (group + 1) * G;
+            end = (to / G + 1) * G;
         }
     }
 }

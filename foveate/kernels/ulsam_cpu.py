@@ -70,14 +70,20 @@ class _Scratch:
         self.tensor: Tensor | None = None
 
     def grow(self, size: int) -> None:
-        """To so many bytes at least."""
-        if self.size < size:
-            self.tensor = torch.empty(size, dtype=torch.uint8)
-            self.address, self.size = self.tensor.data_ptr(), size
+        """To so many bytes."""
+        self.tensor = torch.empty(size, dtype=torch.uint8)
+        self.address, self.size = self.tensor.data_ptr(), size
 
 
 _free: list[_Scratch] = []
 _KEPT = 1 << 18  # bytes of maps
+
+
+def _take() -> _Scratch:
+    try:
+        return _free.pop()  # not "if _free": another thread may take the last one in between
+    except IndexError:
+        return _Scratch()
 
 
 def _sizes(x: Tensor, groups: int, each: int, scratch: _Scratch, more: int = 0) -> tuple[int, ...]:
@@ -133,7 +139,7 @@ def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, poin
 
 def _infer(x: Tensor, groups: int, pack: Callable[..., bytes], given: Sequence[float], folded: int = 0) -> Tensor:
     batch, channels, height, width = x.shape
-    size, scratch = 8 if x.dtype is torch.float64 else 4, _free.pop() if _free else _Scratch()
+    size, scratch = 8 if x.dtype is torch.float64 else 4, _take()
     memory = size * (batch * groups * height * width + (0 if folded else 3 * channels + groups))
     each, out = _forward_scratch(x), torch.empty_like(x)
     if memory > _KEPT:
@@ -153,7 +159,7 @@ def train_forward(x: Tensor, parameters: list[Tensor], running: list[Tensor], ep
     vectors, kind = _vectors(x, [*parameters, *running]), wide(x)
     channels, groups = x.shape[1], parameters[5].numel()
     batch, point_batch = not running[0].numel(), not running[2].numel()
-    scratch = _free.pop() if _free else _Scratch()
+    scratch = _take()
     setting = _setting(*_sizes(x, groups, _forward_scratch(x), scratch))
     maps = (x.shape[0], groups, *x.shape[2:])
     out, attention, score = torch.empty_like(x), torch.empty(maps, dtype=kind), torch.empty(maps, dtype=kind)
@@ -182,7 +188,7 @@ def train_backward(
     x = dense(x)
     dy = in_the_strides_of(x, dy)
     vectors, kind, groups = _vectors(x, [*parameters, *running]), wide(x), map.shape[1]
-    scratch = _free.pop() if _free else _Scratch()
+    scratch = _take()
     setting = _setting(*_sizes(x, groups, _backward_scratch(x), scratch))
     dx, work = torch.empty_like(x), _work(x, setting)
     gradients = [torch.empty(p.shape, dtype=kind) for p in parameters]

@@ -89,9 +89,12 @@ def evaluate(x: Tensor, vectors: Sequence[Tensor | None], groups: int, eps: floa
     None where a vector is missing: then the definition serves.
     """
     at_once = getattr(passes(x), "evaluate", None)
-    out = at_once(dense(x), vectors, groups, eps, point_eps) if at_once and unwatched() else None
-    present = [v for v in vectors if v is not None] if out is None else []
-    return infer(x, fold(present, groups, eps, point_eps), groups) if len(present) == len(vectors) else out
+    if at_once is not None and unwatched():
+        out: Tensor | None = at_once(dense(x), vectors, groups, eps, point_eps)
+        if out is not None:
+            return out
+    present = [v for v in vectors if v is not None]
+    return infer(x, fold(present, groups, eps, point_eps), groups) if len(present) == len(vectors) else None
 
 
 def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:

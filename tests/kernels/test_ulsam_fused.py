@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.attention.ulsam import ULSAM
-from foveate.kernels import ulsam_op
+from foveate.kernels import ulsam_cpu, ulsam_op
 from foveate.kernels.backends import backend_for
 from foveate.kernels.switch import use_fused
 
@@ -297,6 +297,17 @@ def test_only_what_needs_a_gradient_gets_one():
 def test_one_value_for_each_channel_is_refused_as_by_torch():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         ULSAM(8).train()(torch.randn(1, 8, 1, 1))
+
+
+def test_memory_that_another_thread_takes_first_is_made_anew(monkeypatch):
+    class Taken(list):  # as if it were emptied between the look and the grasp
+        def __bool__(self):
+            return True
+
+    monkeypatch.setattr(ulsam_cpu, "_free", Taken())
+    fused, plain, _ = inferred((2, 8, 5, 4), 2, "channels_last", torch.float32)
+    assert relative(fused, plain) <= 1e-5
+    compare((2, 8, 5, 4), 2, "contiguous", (True, True), torch.float32)
 
 
 def test_callers_in_several_threads_do_not_share_their_memory():
