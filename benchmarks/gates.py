@@ -23,7 +23,7 @@ from kernels import FORMATS, TYPES, device_name, rows, timed, unfused
 from torch import Tensor, nn
 
 from foveate import registry
-from foveate.kernels.backends import backend_for
+from foveate.kernels.dispatch import backend_for
 
 SIZES = ("64@112", "256@28", "512@14", "1024@7")
 FORMS = ("plain", "plain compiled", "fused")

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 import foveate as fv
 from foveate.attention.ulsam import ULSAM
 from foveate.cli.allocator import keep_freed_memory
-from foveate.kernels import backends, ulsam_triton
+from foveate.kernels import dispatch as backends
+from foveate.kernels.ulsam import triton_launch as ulsam_triton
 
 SIZES = ("64@112", "128@56", "256@28", "512@14", "160@7", "1024@7")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

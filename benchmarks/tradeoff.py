@@ -5,9 +5,9 @@
 
 Inference in float32 with random weights, one thread, at the pixels of the table. Speed: each network takes turns with
 ResNet-50, BATCH images at a time, ROUNDS times or SECONDS long (three times at least); the ratio is the median over the
-turns, with a 95% interval of it (``foveate.accounting.timing``). Memory, in a process of its own: the peak of resident
-memory with FEW and with MANY images, less what was resident before the network was built, with an allocator that gives
-freed memory back. The paper's column is for 256 images: the peak grows by a constant for each image, so it is drawn on
+turns, with a 95% interval of it (``foveate.accounting.profiling.timer``). Memory, in a process of its own: the peak of
+resident memory with FEW and with MANY images, less what was resident before the network was built, with an allocator
+that gives freed memory back. The paper's column is for 256 images: the peak grows by a constant for each image, so it is drawn on
 from FEW and MANY to 256, which this machine's memory need not hold. A network that fails has the reason in the last
 column. On stderr at the end: Spearman's rank correlation of both ratios with the paper's.
 """
@@ -32,14 +32,14 @@ COLUMNS = [
 
 
 def rows():
-    from foveate.studies.printed import read_table
+    from foveate.studies.reproduction.paper_tables import read_table
 
     return {row.name: row for row in read_table(TABLE).rows}
 
 
 def prepared(name):
     """The network in eval mode, and (channels, height, width) of its images."""
-    from foveate.studies.counted import SUBJECTS
+    from foveate.studies.reproduction.counters import SUBJECTS
 
     arguments = dict(rows()[name].ours)
     subject = SUBJECTS[arguments.pop("of")](**arguments)
@@ -56,7 +56,7 @@ def runner(name):
 
 def speed(name):
     """Rounds, median seconds of a batch; ResNet-50's seconds for one of the network's: median, low and high end."""
-    from foveate.accounting.timing import Spread, interleaved
+    from foveate.accounting.profiling.timer import Spread, interleaved
 
     taken = interleaved([runner(REFERENCE), runner(name)], ROUNDS, warmup=1, seconds=SECONDS)
     ratio = Spread.of([one / other for one, other in taken])
@@ -65,7 +65,7 @@ def speed(name):
 
 def memory(name):
     """MiB with FEW and with MANY images."""
-    from foveate.accounting.resident import forget_peak, highest, now
+    from foveate.accounting.profiling.rss import forget_peak, highest, now
 
     forget_peak()
     before, peaks, run = now(), [], runner(name)
@@ -118,7 +118,7 @@ def main():
     import timm
     import torch
 
-    from foveate.studies.measured import spearman
+    from foveate.studies.reproduction.measured import spearman
 
     with torch.device("meta"):
         pixels = {name: prepared(name)[1][1] for name in rows()}

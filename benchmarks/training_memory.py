@@ -62,7 +62,7 @@ def measure(name: str, batch_size: int, side: int, onednn: bool) -> int:
 
 
 def row(name: str, batch_size: int, side: int) -> dict[str, object]:
-    from foveate.accounting import training_memory
+    from foveate.accounting.memory import training_memory
 
     with torch.device("meta"):
         model = timm.create_model(name)

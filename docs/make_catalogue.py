@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
 from foveate import registry
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.attention import _timm
 from foveate.networks import names as network_names
 from foveate.surgery.presets import PRESETS

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 import foveate as fv
 from foveate.explanations.overlay import colours, is_uniform
 from foveate.images import Preprocess, open_image
-from foveate.training import FeatureCache
+from foveate.training.input.feature_cache import FeatureCache
 
 OUTPUT = Path(__file__).parent / "images"
 # Behind the end of a block this network's features have a standard deviation of about 6, and a softmax over products of

@@ -14,17 +14,17 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from foveate.accounting.count import tally
-from foveate.accounting.given import network_in
+from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.given import network_in
+from foveate.accounting.counting.paper import Counted, as_printed, parameters_of, with_the_plan
 from foveate.accounting.memory import saved_bytes
-from foveate.accounting.paper import Counted, as_printed, parameters_of, with_the_plan
+from foveate.accounting.profiling.module_times import time_shares
 from foveate.accounting.rows import ModuleCost, rows_of
-from foveate.accounting.shares import time_shares
 from foveate.errors import FoveateError, first_line, near
-from foveate.surgery import plan_of
-from foveate.surgery.graft import part, record_of, take_out
-from foveate.surgery.holders import HeadPlace, Replacement
-from foveate.surgery.probe import copied, input_size_of, on_a_copy
+from foveate.surgery.apply import part, record_of, take_out
+from foveate.surgery.insert import plan_of
+from foveate.surgery.trace import copied, input_size_of, on_a_copy
+from foveate.surgery.wrappers import HeadPlace, Replacement
 
 __all__ = ["Cost", "ModuleCost", "cost"]
 

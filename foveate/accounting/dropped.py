@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from foveate.accounting.cost import cost
-from foveate.accounting.given import network_in
+from foveate.accounting.counting.given import network_in
 from foveate.accounting.rows import ModuleCost
 from foveate.surgery.insert import replaced_by
 

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from foveate.accounting.given import network_in
-from foveate.accounting.peak import measured_peak
-from foveate.accounting.runners import Setting, device_of, dtype_of, ready
-from foveate.accounting.timing import Spread, interleaved
+from foveate.accounting.counting.given import network_in
+from foveate.accounting.profiling.peak_memory import measured_peak
+from foveate.accounting.profiling.runners import Setting, device_of, dtype_of, ready
+from foveate.accounting.profiling.timer import Spread, interleaved
 from foveate.errors import FoveateError, first_line
-from foveate.surgery import plan_of
-from foveate.surgery.graft import take_out
-from foveate.surgery.probe import copied, input_size_of
+from foveate.surgery.apply import take_out
+from foveate.surgery.insert import plan_of
+from foveate.surgery.trace import copied, input_size_of
 
 __all__ = ["Latency", "Timing", "latency"]
 

@@ -11,11 +11,11 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from foveate.accounting.given import network_in
-from foveate.accounting.live import LiveBytes, LiveMode, kept_by_the_model
-from foveate.accounting.passes import images_for, run, total
+from foveate.accounting.counting.allocations import LiveBytes, LiveMode, kept_by_the_model
+from foveate.accounting.counting.forward import images_for, run, total
+from foveate.accounting.counting.given import network_in
 from foveate.errors import FoveateError, first_line
-from foveate.surgery.probe import input_size_of, on_a_copy
+from foveate.surgery.trace import input_size_of, on_a_copy
 
 __all__ = ["saved_bytes", "training_memory"]
 

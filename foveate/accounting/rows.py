@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from foveate.accounting.count import Tally
-from foveate.surgery.holders import HeadPlace, Replacement, mechanism_of
+from foveate.accounting.counting.dispatch_counter import Tally
+from foveate.surgery.wrappers import HeadPlace, Replacement, mechanism_of
 
 __all__ = ["ModuleCost", "rows_of"]
 

@@ -1,4 +1,4 @@
-"""When SE and CBAM take the passes of ``foveate.kernels.gates_op`` instead of their definition."""
+"""When SE and CBAM take the passes of ``foveate.kernels.gates.op`` instead of their definition."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from foveate.kernels.backends import GATES, backend_for
 from foveate.kernels.children import are_as_built, wants_gradients
+from foveate.kernels.dispatch import GATES, backend_for
 
 __all__ = ["in_passes"]
 

@@ -8,7 +8,7 @@ Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module, ECCV 2018, ht
 
 As in the authors' code: a batch norm after the spatial convolution, which the paper does not mention.
 The options are the ablations of the paper's tables 1 to 3.
-On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates_op``, with ``spatial="pool"`` and in any order;
+On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates.op``, with ``spatial="pool"`` and in any order;
 ``attend`` is the definition.
 """
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from foveate.attention._gates import in_passes
 from foveate.errors import FoveateError, near
-from foveate.kernels import gates_op
+from foveate.kernels.gates import op as gates_op
 
 __all__ = ["CBAM"]
 

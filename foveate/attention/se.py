@@ -5,7 +5,7 @@ Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018, https://
     z = mean_hw(x)        s = sigmoid(W2 relu(W1 z))        out = s * x
 
 As in the authors' code: both layers have biases (``bias=False`` gives the paper's printed count, 2 m^2 / r).
-On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates_op``; ``attend`` is the definition.
+On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates.op``; ``attend`` is the definition.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from foveate.attention._gates import in_passes
 from foveate.errors import FoveateError
-from foveate.kernels import gates_op
+from foveate.kernels.gates import op as gates_op
 
 __all__ = ["SE"]
 

@@ -11,7 +11,7 @@ Unlike the authors' code: the g subspaces are computed together (a grouped convo
 number of operations does not depend on g; and the momentum of the batch norms is 0.1. Their 0.9 reads like
 TensorFlow's convention: in PyTorch it makes the running statistics 90% the last batch.
 
-Where ``foveate.kernels.ulsam_op`` has a fused kernel for the input, ``forward`` takes it; ``attend`` is the definition.
+Where ``foveate.kernels.ulsam.op`` has a fused kernel for the input, ``forward`` takes it; ``attend`` is the definition.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
-from foveate.kernels import ulsam_op
-from foveate.kernels.backends import backend_for
 from foveate.kernels.children import are_as_built, wants_gradients
-from foveate.kernels.ulsam import reweight, spatial_softmax
+from foveate.kernels.dispatch import backend_for
+from foveate.kernels.ulsam import op as ulsam_op
+from foveate.kernels.ulsam.reference import reweight, spatial_softmax
 
 __all__ = ["ULSAM"]
 

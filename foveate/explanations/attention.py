@@ -15,8 +15,8 @@ from foveate.explanations.borrow import borrowed
 from foveate.explanations.layers import check_logits, chosen_classes
 from foveate.explanations.result import Map
 from foveate.pooling.gap import GlobalAveragePool
-from foveate.surgery.graft import part, record_of
-from foveate.surgery.holders import Gate, mechanism_of
+from foveate.surgery.apply import part, record_of
+from foveate.surgery.wrappers import Gate, mechanism_of
 
 __all__ = ["Reader", "attention_maps", "readers"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
 from foveate.explanations.borrow import borrowed
-from foveate.surgery.probe import run
+from foveate.surgery.trace import run
 
 __all__ = ["Layer", "Slopes", "check_logits", "chosen_classes", "find_layer", "slopes"]
 

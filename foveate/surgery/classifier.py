@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line
-from foveate.surgery.graft import host_of
-from foveate.surgery.probe import Seen, copied
+from foveate.surgery.apply import host_of
 from foveate.surgery.sites import Site
+from foveate.surgery.trace import Seen, copied
 
 __all__ = ["check_pooled_by_mean", "classifier_of", "last_map", "maps_for_head"]
 

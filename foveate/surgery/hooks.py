@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.surgery.holders import attended
+from foveate.surgery.wrappers import attended
 
 __all__ = ["HOOKS", "attend_after", "attend_with", "keep_map", "pool_with"]
 

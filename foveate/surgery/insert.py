@@ -10,12 +10,12 @@ from torch import nn
 
 from foveate.errors import FoveateError, first_line, near
 from foveate.spec import Plan
+from foveate.surgery.apply import Record, Step, carried_plan, graft, part, record_of, take_out
 from foveate.surgery.classifier import check_pooled_by_mean
-from foveate.surgery.graft import Record, Step, carried_plan, graft, part, record_of, take_out
-from foveate.surgery.holders import Gate, mechanism_of
-from foveate.surgery.probe import Seen, copied, input_size_of, on_a_copy, probe, run
+from foveate.surgery.resolve import STARTS, build_step, check_shape, resolve_plan
 from foveate.surgery.sites import list_sites
-from foveate.surgery.steps import STARTS, build_step, check_shape, resolve_plan
+from foveate.surgery.trace import Seen, copied, input_size_of, on_a_copy, probe, run
+from foveate.surgery.wrappers import Gate, mechanism_of
 
 __all__ = ["attentions", "insert", "plan_of", "remove", "replaced_by", "unwrapped"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from foveate.errors import FoveateError, near
-from foveate.surgery.probe import Seen, input_size_of, probe
+from foveate.surgery.trace import Seen, input_size_of, probe
 
 __all__ = ["Site", "list_sites", "resolve", "sites"]
 

@@ -11,13 +11,13 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.surgery.apply import record_of
 from foveate.surgery.classifier import classifier_of
-from foveate.surgery.graft import record_of
-from foveate.surgery.holders import HeadPlace
-from foveate.surgery.probe import probe
-from foveate.training.guard import own_batchnorms
-from foveate.training.order import mix
+from foveate.surgery.trace import probe
+from foveate.surgery.wrappers import HeadPlace
+from foveate.training.input.sampler import mix
 from foveate.training.recipe import Recipe
+from foveate.training.restore import own_batchnorms
 
 __all__ = ["adapt", "draw_small", "replace_classifier", "write_config"]
 

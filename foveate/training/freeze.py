@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from foveate.errors import FoveateError, near
+from foveate.surgery.apply import host_of, record_of
 from foveate.surgery.classifier import classifier_of
-from foveate.surgery.graft import host_of, record_of
 from foveate.surgery.insert import attentions
-from foveate.surgery.probe import eval_mode
+from foveate.surgery.trace import eval_mode
 
 __all__ = ["Frozen", "find_frozen", "freeze_parameters", "is_chain", "tail", "trunk_features"]
 

@@ -1,142 +1,254 @@
-"""Training a classifier: everything is checked and lent first, then a run goes from its step to its end."""
+"""A run from its first step, or the one where it was interrupted, to its end."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import hashlib
+import json
+import math
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from rich.progress import TaskID
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
-from foveate.data.opening import open_data
-from foveate.errors import FoveateError
-from foveate.training.cache import FeatureCache
-from foveate.training.classifier import adapt
-from foveate.training.folder import RunFolder
-from foveate.training.freeze import freeze_parameters
-from foveate.training.guard import kept_random, lent, memory_advice, synchronised
-from foveate.training.optim import check_optimiser
-from foveate.training.processes import Team, accelerated, rank_and_count
+from foveate.surgery.classifier import classifier_of
+from foveate.surgery.insert import plan_of
+from foveate.surgery.trace import eval_mode
+from foveate.training.checkpoint import Position, read_state, save_state
+from foveate.training.distillation import Teacher, state_digest
+from foveate.training.distributed import Team
+from foveate.training.input.pipeline import Feed, Supply
+from foveate.training.input.sampler import Batch, Order, of_whole
+from foveate.training.metrics import Diverged, Evaluation, measure, predict
+from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
 from foveate.training.progress import Report
 from foveate.training.recipe import Recipe
-from foveate.training.running import Fit, Run
-from foveate.training.supply import Supply
-from foveate.training.teacher import taught
+from foveate.training.restore import compiled
+from foveate.training.run_folder import RunFolder
+from foveate.training.train_step import Stepper
 
 if TYPE_CHECKING:
     from foveate.data.split import ImageData
 
-__all__ = ["Fit", "fit"]
+__all__ = ["Fit", "Run"]
+
+_LOOK_EVERY = 16  # steps between two looks at the losses on a GPU
 
 
-def fit(
-    model: nn.Module,
-    data: ImageData | str | os.PathLike[str],
-    recipe: Recipe | None = None,
-    *,
-    output: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    cache: FeatureCache | None = None,
-    teacher: nn.Module | None = None,
-    tracker: Any = None,
-    timeout_seconds: float = 600,
-) -> Fit:
-    """Train a classifier, in place.
-
-    A classifier with another number of classes than the data is replaced. ``model.pretrained_cfg`` then says how
-    images are prepared and what the classes are called. Everything else of the model (mode, gradients, device,
-    ``requires_grad``, memory format) and the global random numbers are left as found; after an error the weights, too.
-
-    In a program that torchrun started, the processes train one model together: each step on ``batch_size`` images of
-    every process, with the mean gradient over all of them.
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a training run gave.
 
     Args:
-        model: a classifier of RGB or grey images, with or without inserted attention.
-        data: from ``open_data``, or what it opens.
-        recipe: how to train; without it, the defaults.
-        output: a folder for checkpoints and results, in timm's layout; without it nothing is written.
-        resume: go on with the run that ``output`` holds, to the same weights, bit for bit on a CPU, as without the
-            interruption; a finished run gives its result; without a run there, start.
-        progress: show bars and a line per epoch on stderr.
-        cache: to share prepared images and a frozen trunk's features among several calls.
-        teacher: a trained model to learn from, instead of the recipe's ``teacher``; left as found.
-        tracker: log each epoch by one of Accelerate's trackers, such as "tensorboard", which must be installed.
-        timeout_seconds: with several processes, how long one waits for another before it gives up.
-
-    Returns:
-        History, evaluation of the final weights, speed.
-
-    Raises:
-        FoveateError: recipe, model, data or folder do not fit each other, or an image cannot be read.
-        Diverged: the loss or a weight is NaN or infinite; the last good checkpoint is kept.
-        OutOfMemory: there is not enough memory for a step.
-        ProcessLost: another process of the run has ended or hangs.
+        history: a row per epoch, with the columns of ``summary.csv``.
+        evaluation: of the final weights on the validation images.
+        seconds: wall time of the whole run, the parts before a ``resume`` included.
+        images_per_second: training images per second of training steps, of all processes together.
+        folder: the output folder, or None.
+        recipe: the recipe.
     """
-    recipe = recipe or Recipe()
-    rank = rank_and_count()[0]
-    with Report(progress and rank == 0) as report, kept_random(), memory_advice(recipe.batch_size):
-        ready = report.task("getting ready")
-        check_optimiser(recipe.optimiser)
-        data = open_data(data)
-        _require_images(data)
-        folder = RunFolder(output, resume=resume, writes=rank == 0) if output is not None else None
-        options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
-        with accelerated(recipe.amp, **options) as accelerator, lent(model, accelerator.device):
-            team = Team(accelerator)
-            _announce(recipe, team, report)
-            preprocess = adapt(model, data.classes, recipe)
-            team.follow([model])
-            supply = Supply(model, data, recipe, preprocess, report, FeatureCache() if cache is None else cache, team)
-            with (
-                freeze_parameters(model, supply.frozen),
-                taught(teacher, recipe, preprocess, data.classes, accelerator.device) as guide,
-                _synchronised(model, recipe, team),
-            ):
-                run = Run(model, data, recipe, supply, team, report, folder, guide)
-                report.end(ready)
-                with _tracked(accelerator, tracker, run.described):
-                    return run.run()
+
+    history: tuple[dict[str, float], ...]
+    evaluation: Evaluation
+    seconds: float
+    images_per_second: float
+    folder: Path | None
+    recipe: Recipe = field(repr=False)
 
 
-def _require_images(data: ImageData) -> None:
-    for split, least in ((data.train, 2), (data.val, 1)):
-        if len(split) < least:
-            raise FoveateError(
-                f"{data.name} has {len(split)} {split.name} images, and training needs at least {least}: add images"
-            )
+class Run:
+    """The epochs of one run: steps, evaluation, and what is kept.
 
+    Args:
+        model: adapted to the data, on its device.
+        data: both splits.
+        recipe: how to train.
+        supply: the batches.
+        team: the processes.
+        report: shows the progress.
+        folder: where to keep what comes of it, or None.
+        teacher: to learn from, or None.
+    """
 
-def _announce(recipe: Recipe, team: Team, report: Report) -> None:
-    changes = " ".join(f"{name}={value!r}" for name, value in recipe.changes().items())
-    report.line(f"recipe: {changes or 'the defaults'}")
-    if team.count > 1:
-        images = recipe.batch_size * recipe.accumulate * team.count
-        kind = "all processes" if recipe.sync_bn else "each process"
-        report.line(
-            f"{team.count} processes on {team.accelerator.device.type}, {images} images in a step, mean gradient, "
-            f"BatchNorm over the images of {kind}"
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        recipe: Recipe,
+        supply: Supply,
+        team: Team,
+        report: Report,
+        folder: RunFolder | None,
+        teacher: Teacher | None,
+    ) -> None:
+        self.model, self.recipe, self.supply, self.classes = model, recipe, supply, data.classes
+        self.team, self.report, self.folder, self.teacher = team, report, folder, teacher
+        of_head = classifier_of(model) if recipe.head_learning_rate_scale != 1 else ()
+        head = [parameter for name in of_head for parameter in model.get_submodule(name).parameters()]
+        self.optimiser = create_optimiser(model, head, recipe)
+        self.prepared = team.accelerator.prepare_optimizer(self.optimiser)
+        self.ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+        self.modules = {"model": model, **({"ema": self.ema.module} if self.ema else {})}
+        self.judged: nn.Module = self.ema.module if self.ema else model
+        config = getattr(model, "pretrained_cfg", {})
+        named = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
+        self.described = {
+            "model": named or type(model).__name__,
+            "plan": str(plan_of(model) or ""),
+            "recipe": recipe.to_dict(),
+            "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},
+            "processes": team.count,
+            "teacher": state_digest(teacher.model) if teacher else "",
+        }
+
+    def run(self) -> Fit:
+        """Train from where the run stands to its end."""
+        recipe, folder, team = self.recipe, self.folder, self.team
+        position = self.begin()
+        self.seconds_before = position.seconds
+        val, evaluation = self.supply.val(), None
+        if position.epoch < recipe.epochs:
+            start = (position.epoch, position.step)
+            train = self.supply.train()
+            sizes = {"accumulate": recipe.accumulate, "rank": team.rank, "processes": team.count}
+            order = Order(train.count, recipe.batch_size, recipe.seed, recipe.epochs, start, **sizes)
+            guide = (len(self.classes), self.ema, self.teacher)
+            self.stepper = Stepper(self.model, recipe, train, team, self.prepared, *guide)
+            stream, done = train.batches(order), position.epoch * order.images_per_epoch + position.images
+            bar = self.report.task("", order.images_per_epoch * recipe.epochs, done)
+            with compiled(self.model, recipe.compile):
+                while position.epoch < recipe.epochs:
+                    self.train_epoch(stream, position, order, bar)
+                    evaluation = self.end_epoch(position, val, order)
+        evaluation = evaluation or self.evaluate(val)
+        team.follow([self.judged])
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+        speeds = [row["images_per_second"] for row in position.history]
+        return Fit(
+            history=tuple(position.history),
+            evaluation=evaluation,
+            seconds=position.seconds,
+            images_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else 0.0,
+            folder=folder.path if folder is not None else None,
+            recipe=recipe,
         )
 
+    def begin(self) -> Position:
+        """Where the run stands, read from the folder; what the run is, written to it."""
+        folder, position = self.folder, Position()
+        digest = hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()
+        held = folder is not None and folder.state.exists()
+        self.team.agree("runs or output folders", f"{digest} {held}")
+        if folder is not None:
+            if held:
+                scaler = self.team.accelerator.scaler
+                position = read_state(folder.state, self.modules, self.optimiser, self.described, scaler)
+            elif folder.resume:
+                self.report.line(f"{folder.path} holds no checkpoint to resume from: starting at the beginning")
+            self.team.wait()  # nobody writes before everybody has read
+            folder.write_args(self.described, self.recipe)
+        return position
 
-def _synchronised(model: nn.Module, recipe: Recipe, team: Team) -> contextlib.AbstractContextManager[None]:
-    if not recipe.sync_bn or team.count == 1:
-        return contextlib.nullcontext()
-    if team.accelerator.device.type != "cuda":
-        raise FoveateError("sync_bn works between GPUs only: take sync_bn=False")
-    return synchronised(model)
+    def train_epoch(self, stream: Iterator[Batch], position: Position, order: Order, bar: TaskID) -> None:
+        """Do the steps of the epoch that are left."""
+        recipe = self.recipe
+        self.model.train()
+        for name in self.supply.frozen.modules:
+            self.model.get_submodule(name).eval()
+        self.report.advance(bar, 0, f"epoch {position.epoch + 1}/{recipe.epochs}")
+        began = time.perf_counter() - position.train_seconds
+        waiting: list[tuple[Tensor, int, float]] = []
+        for at in range(position.step, order.steps_per_epoch):
+            step = position.epoch * order.steps_per_epoch + at
+            rate = set_learning_rate(self.optimiser, recipe, step, order.steps_per_epoch)
+            loss = self.step(stream, order, position.epoch, at)
+            waiting.append((loss, order.images(at), rate))
+            save = recipe.checkpoint_every is not None and (step + 1) % recipe.checkpoint_every == 0
+            if save or loss.device.type == "cpu" or len(waiting) == _LOOK_EVERY or at + 1 == order.steps_per_epoch:
+                self.look(waiting, position, bar)
+                position.train_seconds = time.perf_counter() - began
+            if save:
+                self.save_state(position)
 
+    def look(self, waiting: list[tuple[Tensor, int, float]], position: Position, bar: TaskID) -> None:
+        """Account for steps that were done, and stop at the first loss that is not finite."""
+        losses = torch.stack([loss.double() for loss, _, _ in waiting]).tolist()
+        for loss, (_, images, rate) in zip(losses, waiting, strict=True):
+            if not math.isfinite(loss):
+                raise self.diverged(loss, position, rate)
+            position.step += 1
+            position.loss += loss * images
+            position.images += images
+            self.report.advance(bar, images)
+        waiting.clear()
 
-@contextlib.contextmanager
-def _tracked(accelerator: Any, tracker: Any, run: dict[str, Any]) -> Iterator[None]:
-    if tracker is None:
-        yield
-        return
-    named = {"model": run["model"], "plan": run["plan"], "data": run["data"]["name"], **run["recipe"]}
-    accelerator.init_trackers("foveate", config={key: value for key, value in named.items() if value is not None})
-    try:
-        yield
-    finally:
-        for one in accelerator.trackers:
-            one.finish()
+    def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:
+        """One step of the optimiser; returns the loss ()."""
+        return self.stepper.step(stream, order, epoch, at)
+
+    def evaluate(self, val: Feed) -> Evaluation:
+        """Measure the weights on the validation images, each process a share of them."""
+        team = self.team
+        team.follow([self.judged])  # BatchNorm's running statistics are each process's own
+        batches = val.batches(of_whole(val.count, self.recipe.batch_size, team.rank, team.count))
+        with eval_mode(self.judged):
+            shown = self.report.track(batches, "evaluating", -(-val.count // team.count))
+            found = predict(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
+        return measure(*(team.gather(rows, val.count) for rows in found))
+
+    def end_epoch(self, position: Position, val: Feed, order: Order) -> Evaluation:
+        """Evaluate, write a row of history, and keep what is worth keeping."""
+        began, folder = time.perf_counter(), self.folder
+        evaluation = self.evaluate(val)
+        last_step = (position.epoch + 1) * order.steps_per_epoch - 1
+        best = max((row["eval_top1"] for row in position.history), default=-1.0)
+        row = {
+            "epoch": position.epoch,
+            "train_loss": position.loss / position.images,
+            "eval_loss": evaluation.loss,
+            "eval_top1": evaluation.top1,
+            "eval_top5": evaluation.top5,
+            "lr": self.recipe.learning_rate * learning_rate_factor(self.recipe, last_step, order.steps_per_epoch),
+            "eval_macro_f1": evaluation.macro_f1,
+            "seconds": round(position.train_seconds + time.perf_counter() - began, 3),
+            "images_per_second": round(position.images / position.train_seconds, 3),
+        }
+        position.end_epoch(row)
+        if folder is not None:
+            info = {**self.described, **row}
+            if evaluation.top1 > best:
+                folder.save_model("model_best", self.judged, info)
+            folder.save_model("last", self.judged, info)
+            folder.write_summary(position.history)
+            folder.write_evaluation(evaluation.to_dict(self.classes))
+        if self.team.accelerator.trackers:
+            self.team.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
+        # The state comes last: a run that is killed before it does this epoch again, to the same result.
+        self.save_state(position)
+        self.report.line(
+            f"epoch {position.epoch}/{self.recipe.epochs}  train loss {row['train_loss']:.4f}  "
+            f"eval loss {row['eval_loss']:.4f}  top-1 {row['eval_top1']:.4f}  macro-F1 {row['eval_macro_f1']:.4f}  "
+            f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s"
+        )
+        return evaluation
+
+    def save_state(self, position: Position) -> None:
+        """Write the checkpoint that ``resume`` reads."""
+        position.seconds = self.seconds_before + self.report.seconds
+        if self.folder is not None:
+            scaler = self.team.accelerator.scaler
+            self.folder.save_state(save_state, self.modules, self.optimiser, position, self.described, scaler)
+
+    def diverged(self, loss: float, position: Position, rate: float) -> Diverged:
+        """The error for a loss that is not finite."""
+        kept = f"; the last good checkpoint is kept in {self.folder.path}" if self.folder is not None else ""
+        return Diverged(
+            f"the loss is {loss} in epoch {position.epoch + 1}, step {position.step + 1}: take a learning rate lower "
+            f"than {rate:g}, or gradient_clip=1{kept}"
+        )

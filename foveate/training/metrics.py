@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
-from foveate.surgery.probe import eval_mode
-from foveate.training.loaders import Batch, Source
-from foveate.training.order import of_whole
+from foveate.surgery.trace import eval_mode
+from foveate.training.input.loaders import Source
+from foveate.training.input.sampler import Batch, of_whole
 from foveate.training.progress import Report
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from foveate.training.loaders import Batch
+from foveate.training.input.sampler import Batch
 
 __all__ = ["Report"]
 

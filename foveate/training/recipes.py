@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.errors import FoveateError, near
 from foveate.training.recipe import Recipe
-from foveate.training.strict_yaml import read_flat, write_flat
+from foveate.training.recipe_yaml import read_flat, write_flat
 
 __all__ = ["NAMED", "Named", "as_yaml", "open_recipe"]
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import flex_attention
 
 import foveate as fv
-from foveate.accounting import Cost
+from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
 
 SIZE = 16

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import foveate as fv
-from foveate.accounting.resident import forget_peak, highest, now
-from foveate.accounting.shares import time_shares
+from foveate.accounting.profiling.module_times import time_shares
+from foveate.accounting.profiling.rss import forget_peak, highest, now
 from foveate.errors import FoveateError
-from foveate.surgery.probe import copied
+from foveate.surgery.trace import copied
 
 CALLS = []
 
@@ -168,7 +168,7 @@ def test_a_network_without_data_is_refused():
 
 def test_onnxruntime_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr("foveate.accounting.runners.exported", lambda *_: None)
+    monkeypatch.setattr("foveate.accounting.profiling.runners.exported", lambda *_: None)
     with pytest.raises(FoveateError, match="needs the package onnxruntime: pip install"):
         quick(Named("A"), backend="onnxruntime")
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate as fv
-from foveate.accounting import training_memory
+from foveate.accounting.memory import training_memory
 from foveate.errors import FoveateError
 
 SIZE, FLOAT = 16, 4

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from foveate import registry
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.attention import cbam, se
 
 M, H, W = 512, 14, 14

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.attention.cbam import CBAM
 from foveate.errors import FoveateError
 

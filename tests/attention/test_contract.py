@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from foveate import registry
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.errors import FoveateError
 from foveate.spec import Spec
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.attention.channel import ChannelAttention
 from foveate.attention.danet import DANet
 from foveate.attention.position import PositionAttention

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.attention.sparse import StridedSparseAttention
 from foveate.errors import FoveateError
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.attention.ulsam import ULSAM
 from foveate.errors import FoveateError
 from foveate.kernels.switch import use_fused

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.dense import DANetHead
 from foveate.errors import FoveateError
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import foveate as fv
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.dense import Segmenter
 from foveate.errors import FoveateError
 

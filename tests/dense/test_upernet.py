@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.dense import FCNHead, UPerHead
 from foveate.dense.upernet import UperNetDecoder
 from foveate.errors import FoveateError

@@ -4,9 +4,9 @@ from torch import nn
 
 from foveate import registry
 from foveate.errors import FoveateError
-from foveate.explanations import explain
 from foveate.explanations.attention import split_map
-from foveate.surgery import attentions, insert
+from foveate.explanations.explain import explain
+from foveate.surgery.insert import attentions, insert
 
 
 @pytest.mark.parametrize("start", ["mechanism", "identity"])

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
-from foveate.explanations import explain
+from foveate.explanations.explain import explain
 from foveate.networks import create_model
 
 

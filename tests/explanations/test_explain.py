@@ -9,9 +9,9 @@ from PIL import Image
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.explanations import METHODS, explain
+from foveate.explanations.explain import METHODS, explain
 from foveate.images import Preprocess
-from foveate.surgery import insert
+from foveate.surgery.insert import insert
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
-from foveate.explanations import explain
+from foveate.explanations.explain import explain
 from foveate.explanations.layers import find_layer
-from foveate.surgery import insert
+from foveate.surgery.insert import insert
 
 
 def features(model, images, layer="body"):

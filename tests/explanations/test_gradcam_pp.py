@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foveate.explanations import explain
+from foveate.explanations.explain import explain
 from foveate.explanations.gradcam_pp import gradcam_pp, place_weights
 from foveate.explanations.layers import find_layer, slopes
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foveate.explanations import explain
+from foveate.explanations.explain import explain
 from foveate.explanations.layers import find_layer
 
 GRADIENT_METHODS = ["gradcam", "gradcam++", "hirescam"]

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.explanations import Explanation, Map
 from foveate.explanations.overlay import COLUMNS, MOST, colours, draw, is_uniform, scale_words
+from foveate.explanations.result import Explanation, Map
 
 GREY = Image.new("RGB", (40, 24), (120, 120, 120))
 

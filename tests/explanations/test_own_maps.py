@@ -7,10 +7,10 @@ from torch import nn
 
 from foveate import registry
 from foveate.errors import FoveateError
-from foveate.explanations import explain
 from foveate.explanations.attention import readers
+from foveate.explanations.explain import explain
 from foveate.networks import create_model
-from foveate.surgery import attentions, insert
+from foveate.surgery.insert import attentions, insert
 
 PLANS = [
     *(f"{name} after body" for name in registry.names("attention")),

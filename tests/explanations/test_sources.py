@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from foveate.errors import FoveateError
-from foveate.explanations import explain
+from foveate.explanations.explain import explain
 from foveate.explanations.sources import files_of
 
 

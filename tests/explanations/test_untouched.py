@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.explanations import METHODS, explain
-from foveate.surgery import attentions, insert
+from foveate.explanations.explain import METHODS, explain
+from foveate.surgery.insert import attentions, insert
 
 
 class Noisy(nn.Module):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from foveate.kernels import gates_triton, ulsam_triton
+from foveate.kernels.gates import triton_launch as gates_triton
+from foveate.kernels.ulsam import triton_launch as ulsam_triton
 
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402

@@ -10,7 +10,7 @@ from timm.optim import param_groups_weight_decay
 from torch.nn import functional as F
 
 import foveate as fv
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.errors import FoveateError
 from foveate.networks._patchconvnet_layers import Block, ClassLinear, PatchProjection
 from foveate.networks._patchconvnet_weights import checkpoint_filter_fn

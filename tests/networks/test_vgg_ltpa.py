@@ -5,7 +5,7 @@ import timm
 import torch
 
 import foveate as fv
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.errors import FoveateError
 
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveate import registry
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.errors import FoveateError
 from foveate.kernels.switch import use_fused
 from foveate.pooling.attention_pool import AttentionPool

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from foveate.accounting.count import tally
+from foveate.accounting.counting.dispatch_counter import tally
 from foveate.pooling.gap import GlobalAveragePool
 
 

@@ -6,7 +6,7 @@ import torch
 from torchvision import models
 
 import foveate as fv
-from foveate.surgery.graft import host_of
+from foveate.surgery.apply import host_of
 
 SIDE = 128
 IMAGE = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from torch import nn
 import foveate as fv
 from foveate.errors import FoveateError
 from foveate.registry import _REGISTERED
-from foveate.surgery.holders import HeadPlace, PerClass, PoolGate
+from foveate.surgery.wrappers import HeadPlace, PerClass, PoolGate
 
 
 class MaxPool(nn.Module):

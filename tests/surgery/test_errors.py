@@ -7,7 +7,7 @@ from torch import nn
 import foveate as fv
 from foveate import registry
 from foveate.errors import FoveateError
-from foveate.surgery.graft import KEY
+from foveate.surgery.apply import KEY
 
 CASES = [
     ("ulsm after stage1.0", "no mechanism is called 'ulsm'; did you mean 'ulsam'"),

@@ -8,7 +8,7 @@ from torch import nn
 
 import foveate as fv
 from foveate.errors import FoveateError
-from foveate.surgery.holders import Gate, Replacement
+from foveate.surgery.wrappers import Gate, Replacement
 
 
 def state(model):

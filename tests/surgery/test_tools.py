@@ -14,7 +14,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import foveate as fv
-from foveate.surgery.holders import Gate
+from foveate.surgery.wrappers import Gate
 
 PLAN = "ulsam(groups=2) after stage1.0; se(reduction=4) replacing stage2.1; cbam(start='identity') after stage2"
 

@@ -9,7 +9,7 @@ import sys
 
 from conftest import RECIPE, make_data, make_net
 
-from foveate.training import fit
+from foveate.training.fit import fit
 
 
 def main(output: str, changes: str, die_at: int) -> None:

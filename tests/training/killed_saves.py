@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from conftest import make_net
 
-from foveate.surgery import load
-from foveate.surgery.checkpoint import save
-from foveate.training.folder import RunFolder
-from foveate.training.state import Position, read_state, save_state
+from foveate.surgery.saving.checkpoint import load, save
+from foveate.training.checkpoint import Position, read_state, save_state
+from foveate.training.run_folder import RunFolder
 
 
 def save_for_ever(folder: Path) -> None:

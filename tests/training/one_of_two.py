@@ -11,7 +11,7 @@ from pathlib import Path
 from conftest import RECIPE, make_data, make_norm_net, make_plain_net
 from safetensors.torch import save_file
 
-from foveate.training import fit
+from foveate.training.fit import fit
 
 
 def main(folder: str, changes: str, fault: str) -> None:

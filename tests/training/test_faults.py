@@ -16,9 +16,10 @@ from PIL import Image
 from foveate.data import ImageData, Split
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
-from foveate.training import fit, loaders
-from foveate.training.loaders import Source
-from foveate.training.order import of_whole
+from foveate.training.fit import fit
+from foveate.training.input import loaders
+from foveate.training.input.loaders import Source
+from foveate.training.input.sampler import of_whole
 
 HERE = Path(__file__).parent
 

@@ -9,9 +9,12 @@ from torch import nn
 
 from foveate.data import ImageData, Split
 from foveate.errors import FoveateError
-from foveate.surgery import insert, load, plan_of
-from foveate.training import Diverged, Fit, Recipe, evaluate, fit
-from foveate.training.guard import own_batchnorms
+from foveate.surgery.insert import insert, plan_of
+from foveate.surgery.saving.checkpoint import load
+from foveate.training.fit import Fit, fit
+from foveate.training.metrics import Diverged, evaluate
+from foveate.training.recipe import Recipe
+from foveate.training.restore import own_batchnorms
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.surgery import insert
+from foveate.surgery.insert import insert
 from foveate.training.freeze import find_frozen, freeze_parameters, is_chain, tail, trunk_features
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

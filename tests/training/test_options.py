@@ -15,14 +15,17 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
-from foveate.training import FeatureCache, Recipe, evaluate, fit
-from foveate.training.decoded import decode
-from foveate.training.guard import OutOfMemory, compiled, memory_advice
-from foveate.training.mixing import Mixing
-from foveate.training.objective import Objective
+from foveate.training.distillation import Teacher, state_digest
+from foveate.training.fit import fit
+from foveate.training.input.feature_cache import FeatureCache
+from foveate.training.input.image_cache import decode
+from foveate.training.input.mixup import Mixing
+from foveate.training.loss import Objective
+from foveate.training.metrics import evaluate
 from foveate.training.progress import Report
+from foveate.training.recipe import Recipe
 from foveate.training.recipes import open_recipe
-from foveate.training.teacher import Teacher, state_digest
+from foveate.training.restore import OutOfMemory, compiled, memory_advice
 
 PLAIN = Preprocess((16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from foveate.errors import FoveateError
 from foveate.training.recipe import Recipe
+from foveate.training.recipe_yaml import read_flat, write_flat
 from foveate.training.recipes import NAMED, as_yaml, open_recipe
-from foveate.training.strict_yaml import read_flat, write_flat
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from foveate.errors import FoveateError
-from foveate.training import fit
-from foveate.training.running import Run
+from foveate.training.fit import fit
+from foveate.training.loop import Run
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
 
@@ -165,7 +165,7 @@ def test_another_recipe_is_not_resumed(tmp_path, data, new_net, recipe, changes,
 def test_other_data_plan_or_model_is_not_resumed(tmp_path, data, new_data, new_net, recipe):
     import timm
 
-    from foveate.surgery import insert
+    from foveate.surgery.insert import insert
 
     fit(new_net(), data, recipe, output=tmp_path / "a", progress=False)
     with pytest.raises(FoveateError, match=r"data\.fingerprint is"):
@@ -199,7 +199,7 @@ def test_another_optimiser_state_that_cannot_be_kept_is_refused(tmp_path, data, 
         def state_dict(self):
             return {"state": {0: {"strange": object()}}, "param_groups": []}
 
-    from foveate.training.state import Position, save_state
+    from foveate.training.checkpoint import Position, save_state
 
     model = new_net()
     with pytest.raises(FoveateError, match="this optimiser's state cannot be kept"):
@@ -208,8 +208,8 @@ def test_another_optimiser_state_that_cannot_be_kept_is_refused(tmp_path, data, 
 
 
 def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(tmp_path, new_net):
+    from foveate.training.checkpoint import Position, save_state
     from foveate.training.metrics import Diverged
-    from foveate.training.state import Position, save_state
 
     model, path = new_net(), tmp_path / "state"
     optimiser = torch.optim.SGD(model.parameters())

@@ -1,0 +1,66 @@
+"""Bytes of the tensors that are alive, from the weak references of their storages."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from foveate.accounting.counting.formulas import is_dense, rule_of, tensors_in
+from foveate.accounting.counting.forward import quick_output
+
+__all__ = ["LiveBytes", "LiveMode", "kept_by_the_model"]
+
+
+def kept_by_the_model(model: nn.Module) -> dict[int, int]:
+    """The bytes of each storage of the parameters and buffers, by the storage's address."""
+    tensors = filter(is_dense, (*model.parameters(), *model.buffers()))
+    return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+
+
+class LiveBytes:
+    """How many bytes are alive, and how many there were at most. A storage that several tensors share counts once.
+
+    Args:
+        leave_out: addresses of storages that do not count.
+    """
+
+    def __init__(self, leave_out: Iterable[int] = ()) -> None:
+        self.now = self.peak = 0
+        self._leave_out = frozenset(leave_out)
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def see(self, tensors: Iterable[Tensor]) -> None:
+        """Count the storages of tensors from now until they are freed."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            address = storage._cdata
+            if address in self._alive or address in self._leave_out:
+                continue
+            size = storage.nbytes()
+            self._alive[address] = weakref.ref(storage, functools.partial(self._freed, address, size))
+            self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _freed(self, address: int, size: int, _reference: object) -> None:
+        del self._alive[address]
+        self.now -= size
+
+
+class LiveMode(TorchDispatchMode):
+    """While it is active, what operations give is seen by a ``LiveBytes``."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        super().__init__()
+        self.live = live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = quick_output(rule_of(func).name, args)
+        if result is None:
+            result = func(*args, **(kwargs or {}))
+        self.live.see(tensors_in([result]))
+        return result

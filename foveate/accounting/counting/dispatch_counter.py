@@ -1,0 +1,145 @@
+"""Count operation by operation, each for the module that it runs in, in one pass.
+
+Every operation that reaches the dispatcher is looked up in the tables of ``operations``. What is made of other
+operations is taken apart by the dispatcher before, so nothing counts twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from foveate.accounting.counting.allocations import LiveBytes, kept_by_the_model
+from foveate.accounting.counting.formulas import Rule, rule_of, tensors_in, traffic
+from foveate.accounting.counting.forward import images_for, quick_output, run
+
+__all__ = ["Tally", "tally"]
+
+logger = logging.getLogger("foveate")
+_told: set[str] = set()
+
+
+@dataclass
+class Tally:
+    """What runs in one module.
+
+    Args:
+        macs: multiply-adds.
+        activations: elements that matrix products, convolutions and attention products write.
+        element_ops: element operations, see ``operations``.
+        bytes_read: inputs of the operations, parameters among them.
+        bytes_written: outputs of the operations.
+        peak_bytes: of the tensors that are alive at once, without parameters and buffers; of the whole model alone.
+        uncounted: operations without a formula.
+    """
+
+    macs: int = 0
+    activations: int = 0
+    element_ops: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    peak_bytes: int = 0
+    uncounted: set[str] = field(default_factory=set)
+
+    def add(self, other: Tally) -> None:
+        """Take in what runs in a part."""
+        self.macs += other.macs
+        self.activations += other.activations
+        self.element_ops += other.element_ops
+        self.bytes_read += other.bytes_read
+        self.bytes_written += other.bytes_written
+        self.uncounted |= other.uncounted
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.tallies = {name: Tally() for name, _ in model.named_modules()}
+        self.stack = [""]
+        self.live = LiveBytes(kept_by_the_model(model))
+        self.rules: dict[Any, Rule] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = self.rules.get(func) or self.rules.setdefault(func, rule_of(func))
+        if rule.composite:  # as in torch.inference_mode, where the dispatcher leaves this to us
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = quick_output(rule.name, args)
+        if result is None:
+            result = func(*args, **kwargs)
+        tally = self.tallies[self.stack[-1]]
+        if next(tensors_in([args, result], dense=False), None) is not None:  # the formulas are those of dense tensors
+            tally.uncounted.add(f"{rule.name} (sparse or nested)")
+        else:
+            self._work(tally, rule, args, kwargs, result)
+        read, written = traffic(rule, args, kwargs, result)
+        tally.bytes_read += read
+        tally.bytes_written += written
+        self.live.see(tensors_in([result]))
+        return result
+
+    @staticmethod
+    def _work(tally: Tally, rule: Rule, args: Any, kwargs: Any, result: Any) -> None:
+        if rule.macs is not None:
+            tally.macs += rule.macs(args, kwargs, result)
+            tally.activations += next(tensors_in([result])).numel()
+        if rule.element_ops is not None:
+            tally.element_ops += rule.element_ops(args, kwargs, result)
+        elif next(tensors_in(args), None) is not None:  # without a tensor it makes one
+            tally.uncounted.add(rule.name)
+
+
+def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
+    """Run a model once on one image of zeros and count.
+
+    Args:
+        model: a copy in eval mode, best a skeleton, whose tensors have shapes and no data.
+        size: (channels, height, width) of the image.
+
+    Returns:
+        For each module by dotted name what runs in it and in its parts; "" is the whole model.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    counter = _Counter(model)
+    handles = []
+    for name, module in model.named_modules():
+        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks: what contains it counts
+            enter = lambda _module, _args, name=name: counter.stack.append(name)  # noqa: E731
+            leave = lambda _module, _args, _output: counter.stack.pop() and None  # noqa: E731
+            # Around everything that belongs to the module, the hook that calls its attention included. A module that
+            # fails is left, too: what contains it may go on.
+            handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+    images = images_for(model, size)
+    counter.live.see([images])
+    try:
+        with torch.no_grad(), counter:
+            run(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    tallies = counter.tallies
+    for name in reversed(tallies):  # parts stand behind what they are part of
+        if name:
+            tallies[name.rpartition(".")[0]].add(tallies[name])
+    tallies[""].peak_bytes = counter.live.peak
+    _tell(tallies[""].uncounted)
+    return tallies
+
+
+def _tell(uncounted: set[str]) -> None:
+    """Name each operation without a formula once."""
+    new = sorted(uncounted - _told)
+    if new:
+        _told.update(new)
+        logger.warning("not counted, for there is no formula: %s", ", ".join(new))

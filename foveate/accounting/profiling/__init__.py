@@ -1,0 +1,1 @@
+"""Measuring on this machine: time beside a reference, and peak memory."""

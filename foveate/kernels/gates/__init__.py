@@ -1,0 +1,1 @@
+"""The passes of SE and CBAM on CUDA."""

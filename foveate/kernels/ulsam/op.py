@@ -1,0 +1,220 @@
+"""ULSAM as operations that torch knows: which device takes which kernel, shapes without data, gradients, counts.
+
+    foveate::ulsam_infer(x, folded, groups)          -> x + A x
+    foveate::ulsam_train(x, parameters, running, ..) -> x + A x, and what the backward pass and the batch norms need
+    foveate::ulsam_train_backward(..)                -> gradients of x and of the parameters
+
+What computes them is a backend's, see ``backends``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from foveate.kernels.dispatch import PLAIN, dense, is_ready, passes, unwatched, wide
+from foveate.kernels.switch import enabled
+from foveate.kernels.ulsam.reference_training import Trained, plain
+
+__all__ = ["evaluate", "fold", "infer", "scores_folded", "train"]
+
+_library = torch.library.Library("foveate", "FRAGMENT")
+_library.define("ulsam_infer(Tensor x, Tensor folded, int groups) -> Tensor")
+_library.define(
+    "ulsam_train(Tensor x, Tensor[] parameters, Tensor[] running, float eps, float point_eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "ulsam_train_backward(Tensor dy, Tensor x, Tensor[] parameters, Tensor[] running, float eps, float point_eps, "
+    "Tensor map, Tensor score, Tensor mean, Tensor var) -> (Tensor, Tensor[])"
+)
+
+
+# ---- inference ----
+
+
+def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
+    """Both batch norms folded into four vectors, (3C + g): scale (C), shift (C), point (C), bias (g).
+
+    Args:
+        vectors: of DW weight and bias, of its batch norm weight, bias, running mean and variance; the same six of PW.
+        groups: g.
+        eps: of the first batch norm.
+        point_eps: of the second.
+    """
+    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors)
+    if fused and is_ready(vectors[0].device.type, torch.float32):
+        return passes(vectors[0]).fold(vectors, groups, eps, point_eps)
+    kind = wide(vectors[0])
+    w, b, weight, bias, mean, var, pw, pb, pweight, pbias, pmean, pvar = (v.flatten().to(kind) for v in vectors)
+    factor = weight * torch.rsqrt(var + eps)
+    point_factor = pweight * torch.rsqrt(pvar + point_eps)
+    point = (pw.view(groups, -1) * point_factor.unsqueeze(1)).flatten()
+    return torch.cat([w * factor, (b - mean) * factor + bias, point, (pb - pmean) * point_factor + pbias])
+
+
+def _are_plain(vectors: Sequence[Tensor]) -> bool:
+    kind, device = torch.float32, vectors[0].device
+    return all(type(v) in PLAIN and v.dtype is kind and v.device == device and v.is_contiguous() for v in vectors)
+
+
+def scores_folded(x: Tensor, folded: Tensor, groups: int) -> Tensor:
+    """The plain definition of the scores from folded vectors, (B, g, h, w): what the softmax's ReLU gets."""
+    channels = x.shape[1]
+    scale, shift, point, bias = folded.to(x.dtype).split([channels, channels, channels, groups])
+    hidden = F.relu(torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1)))
+    pooled = F.max_pool2d(hidden, kernel_size=3, stride=1, padding=1)
+    return F.conv2d(pooled, point.view(groups, -1, 1, 1), bias, groups=groups)
+
+
+def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
+    """x + A x from folded vectors, without gradients.
+
+    Args:
+        x: (B, C, h, w), for which ``backend_for`` holds.
+        folded: (3C + g), of ``fold``.
+        groups: g.
+    """
+    return _infer(x, folded, groups) if unwatched() else torch.ops.foveate.ulsam_infer.default(x, folded, groups)
+
+
+def evaluate(x: Tensor, vectors: Sequence[Tensor | None], groups: int, eps: float, point_eps: float) -> Tensor | None:
+    """``infer`` with what ``fold`` gives for the same vectors, in fewer steps where nobody watches them.
+
+    None where a vector is missing: then the definition serves.
+    """
+    at_once = getattr(passes(x), "evaluate", None)
+    if at_once is not None and unwatched():
+        out: Tensor | None = at_once(dense(x), vectors, groups, eps, point_eps)
+        if out is not None:
+            return out
+    present = [v for v in vectors if v is not None]
+    return infer(x, fold(present, groups, eps, point_eps), groups) if len(present) == len(vectors) else None
+
+
+def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
+    x = dense(x)
+    if folded.dtype is not torch.float32 or x.dtype is torch.float64:
+        folded = folded.to(wide(x))
+    return passes(x).infer(x, folded, groups)
+
+
+# ---- training ----
+
+
+def train(
+    x: Tensor, parameters: list[Tensor], running: list[Tensor], eps: float, point_eps: float
+) -> tuple[Tensor, Tensor]:
+    """x + A x with gradients; the batch norms take the statistics of the batch, or running ones where they are given.
+
+    Args:
+        x: (B, C, h, w), for which ``backend_for`` holds.
+        parameters: DW weight and bias, its batch norm's weight and bias; the same four of PW.
+        running: mean and variance of the first batch norm, of the second; an empty tensor: of the batch.
+        eps: of the first batch norm.
+        point_eps: of the second.
+
+    Returns:
+        The result; and what a running average takes in: mean and unbiased variance of both batch norms' inputs, of each
+        where it is of the batch, (2C + 2g).
+    """
+    if unwatched():
+        out, observed = _Step.apply(eps, point_eps, x, *parameters, *running)
+    else:
+        out, *_, observed = torch.ops.foveate.ulsam_train.default(x, parameters, running, eps, point_eps)
+    return out, observed
+
+
+class _Step(torch.autograd.Function):
+    """``ulsam_train`` where nobody watches: the way through torch.library takes longer than a small step itself."""
+
+    @staticmethod
+    def forward(ctx: Any, eps: float, point_eps: float, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
+        made = passes(x).train_forward(x, vectors[:8], vectors[8:], eps, point_eps)
+        _save(ctx, (x, vectors[:8], vectors[8:], eps, point_eps), made)
+        ctx.mark_non_differentiable(made[5])
+        return made[0], made[5]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        dx, small, *_ = _backward(ctx, gradients[0])
+        return None, None, dx, *small, *[None] * 4
+
+
+def _train(x: Tensor, *rest: Any) -> Trained:
+    return passes(x).train_forward(x, *rest)
+
+
+def _train_backward(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
+    return passes(x).train_backward(dy, x, *rest)
+
+
+# ---- shapes without data, gradients ----
+
+
+def _infer_shape(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(dense(x))
+
+
+def _train_shape(x: Tensor, parameters: list[Tensor], running: list[Tensor], *_: Any) -> Trained:
+    channels, groups = x.shape[1], parameters[5].numel()
+    batch, point_batch = not running[0].numel(), not running[2].numel()
+    attention, score = (x.new_empty((x.shape[0], groups, *x.shape[2:]), dtype=wide(x)) for k in range(2))
+    lengths = (channels * batch, channels * batch, 2 * channels * batch + 2 * groups * point_batch)
+    mean, var, observed = (x.new_empty(n, dtype=wide(x)) for n in lengths)
+    return torch.empty_like(dense(x)), attention, score, mean, var, observed
+
+
+def _train_backward_shape(_: Tensor, x: Tensor, parameters: list[Tensor], *__: Any) -> tuple[Tensor, list[Tensor]]:
+    return torch.empty_like(dense(x)), [torch.empty_like(p) for p in parameters]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Trained) -> None:
+    x, parameters, running, ctx.eps, ctx.point_eps = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, *parameters, *running, *output[1:5])
+
+
+def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if dy is None:
+        return None, [None] * 8, [None] * 4, None, None
+    x, *rest = ctx.saved_tensors
+    parameters, running, saved = rest[:8], rest[8:12], rest[12:]
+    if torch.is_grad_enabled():  # create_graph: the plain definition, which can be differentiated again
+        out = plain(x, parameters, running, ctx.eps, ctx.point_eps)
+        wanted = [t for t in (x, *parameters) if t.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, dy, create_graph=True, allow_unused=True))
+        dx, *small = (next(found) if t.requires_grad else None for t in (x, *parameters))
+    else:
+        run = passes(x).train_backward if unwatched() else torch.ops.foveate.ulsam_train_backward.default
+        dx, small = run(dy, x, parameters, running, ctx.eps, ctx.point_eps, *saved)
+    return dx, small, [None] * 4, None, None
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("ulsam_infer", _infer, _device)
+    _library.impl("ulsam_train", _train, _device)
+    _library.impl("ulsam_train_backward", _train_backward, _device)
+torch.library.register_fake("foveate::ulsam_infer", _infer_shape, lib=_library)
+torch.library.register_fake("foveate::ulsam_train", _train_shape, lib=_library)
+torch.library.register_fake("foveate::ulsam_train_backward", _train_backward_shape, lib=_library)
+torch.library.register_autograd("foveate::ulsam_train", _backward, setup_context=_save, lib=_library)
+
+
+def _flops(x: torch.Size, *_: Any, **__: Any) -> int:
+    """2 for each MAC, as torch counts: DW and PW have one MAC for each element of x each."""
+    return 4 * x.numel()
+
+
+def _backward_flops(dy: torch.Size, *_: Any, **__: Any) -> int:
+    """The gradients of the input and of the weights of both."""
+    return 8 * dy.numel()
+
+
+register_flop_formula([torch.ops.foveate.ulsam_infer, torch.ops.foveate.ulsam_train])(_flops)
+register_flop_formula(torch.ops.foveate.ulsam_train_backward)(_backward_flops)

@@ -1,0 +1,200 @@
+"""Plans side by side, fairly: the same weights at the start, the same images in the same order, several seeds."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from foveate.data import ImageData, open_data
+from foveate.errors import FoveateError
+from foveate.networks import create_model
+from foveate.spec import Plan
+from foveate.studies.comparison.config import BASELINE, RUNS, Setup
+from foveate.studies.comparison.lr_search import Tuning, check_learning_rates, choose, tuning_data
+from foveate.studies.comparison.results import Comparison, Networks, Row, collect
+from foveate.studies.comparison.run import Run, RunResult, digest_of
+from foveate.studies.comparison.scheduler import Grid, Job
+from foveate.surgery.insert import insert
+from foveate.training.input.feature_cache import FeatureCache
+from foveate.training.metrics import Diverged
+from foveate.training.recipe import Recipe
+
+__all__ = ["BASELINE", "Comparison", "Row", "compare"]
+
+Model = str | nn.Module | Callable[[int], nn.Module]
+
+
+def compare(
+    model: Model,
+    plans: str | Plan | Sequence[str | Plan] | Mapping[str, str | Plan],
+    data: str | os.PathLike[str] | ImageData,
+    recipe: Recipe | None = None,
+    seeds: int | Sequence[int] = 3,
+    *,
+    start: str | None = None,
+    pretrained: bool = False,
+    learning_rates: Sequence[float] = (),
+    output: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    cache: FeatureCache | None = None,
+) -> Comparison:
+    """Train a network without attention and with each plan, for several seeds, and compare.
+
+    For one seed every plan starts from the same shared weights, and sees the same images in the same order.
+
+    With ``output``, the same call again goes on where it was broken off: finished runs are read, and a run that was
+    under way continues from its last checkpoint. Several processes, on several machines that share the folder, may
+    make the same call at once; they share the runs and all get the same result. Another recipe or other data are
+    other runs beside these.
+
+    Args:
+        model: a name for ``create_model``, a network (copied, never changed), or a function seed -> network.
+        plans: one plan, several, or label -> plan. The network without attention is always the first row, ``none``.
+        data: whatever ``open_data`` takes.
+        recipe: of every run; its seed is replaced by each of ``seeds``.
+        seeds: how many (0, 1, ...), or the seeds themselves.
+        start: as in ``insert``.
+        pretrained: with a model's name, start from its ImageNet weights.
+        learning_rates: tried with every plan alike, with the first seed, on images held out of the training images;
+            each plan is then trained with its best. Without them all plans have the recipe's.
+        output: folder for the runs, grid.json, comparison.csv, runs.csv and timing.csv.
+        progress: show a bar and a line for each epoch.
+        cache: a frozen trunk's features, to be shared with other calls.
+
+    Raises:
+        FoveateError: what ``open_data``, ``insert`` and ``fit`` raise. Every plan is tried on the network before the
+            first training step.
+        Diverged: a run's loss became NaN or infinite.
+    """
+    recipe = recipe or Recipe()
+    labelled, chosen, rates = _labelled(plans), _seeds(seeds), check_learning_rates(learning_rates)
+    data = open_data(data)
+    folder = Path(output) if output is not None else None
+    grid = Grid(folder / RUNS if folder else None, progress=progress, cache=cache or FeatureCache())
+    maker = _Maker(model, pretrained, start)
+    for plan in labelled.values():  # a plan that does not fit is found before the first hour of training
+        maker.build(plan, recipe, chosen[0])
+    tuning = _tune(grid, maker, labelled, data, recipe.with_(seed=chosen[0]), rates) if rates else None
+    jobs: dict[str, list[Job]] = {label: [] for label in labelled}
+    for seed in chosen:
+        for label, plan in labelled.items():
+            rate = tuning.chosen[label] if tuning else recipe.learning_rate
+            jobs[label].append(maker.job(label, plan, recipe.with_(seed=seed, learning_rate=rate), data))
+    names = {label: tuple(job.run.name for job in found) for label, found in jobs.items()}
+    size = len(data.train), len(data.val)
+    setup = Setup(maker.name, data.name, data.note, data.licence, *size, chosen, recipe, names, tuning)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        setup.write(folder)
+    first = [found[0] for found in jobs.values()]
+    results = grid.complete([found[k] for k in range(len(chosen)) for found in jobs.values()], keep=first)
+    _require_whole(jobs, results)
+    models = Networks({label: partial(grid.model, found[0], results[names[label][0]]) for label, found in jobs.items()})
+    comparison = collect(setup, results, folder, models)
+    if folder:
+        comparison.write_csv(folder)
+    return comparison
+
+
+class _Maker:
+    """Makes networks with plans: the same ones for the same seed.
+
+    Args:
+        model: as in ``compare``.
+        pretrained: as in ``compare``.
+        start: as in ``insert``.
+    """
+
+    def __init__(self, model: Model, pretrained: bool, start: str | None) -> None:
+        self.model, self.pretrained, self.start = model, pretrained, start
+        self._digests: dict[int, str] = {}
+
+    @property
+    def name(self) -> str:
+        """What the network is called."""
+        if isinstance(self.model, str):
+            return f"{self.model}, {'ImageNet' if self.pretrained else 'random'} weights"
+        return type(self.model if isinstance(self.model, nn.Module) else self._plain(0)).__name__
+
+    def job(self, label: str, plan: Plan | None, recipe: Recipe, data: ImageData) -> Job:
+        """A run of the grid."""
+        words, start = (str(plan), self.start) if plan else (BASELINE, None)
+        run = Run(self._identity(recipe.seed), words, start, recipe, data.fingerprint)
+        return Job(run, label, data, partial(self.build, plan, recipe, recipe.seed))
+
+    def build(self, plan: Plan | None, recipe: Recipe, seed: int) -> nn.Module:
+        """The network with a plan."""
+        network = self._plain(seed)
+        if plan is None:
+            return network
+        return insert(network, plan, start=self.start, seed=seed, input_size=recipe.image_size)
+
+    def _identity(self, seed: int) -> str:
+        if isinstance(self.model, str):
+            return f"{self.model} pretrained={self.pretrained}"
+        if seed not in self._digests:
+            self._digests[seed] = digest_of(self._plain(seed))
+        return self._digests[seed]
+
+    def _plain(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if isinstance(self.model, str):
+                return create_model(self.model, pretrained=self.pretrained)
+            return copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model(seed)
+
+
+def _labelled(plans: str | Plan | Sequence[str | Plan] | Mapping[str, str | Plan]) -> dict[str, Plan | None]:
+    if isinstance(plans, str | Plan):
+        plans = [plans]
+    pairs = plans.items() if isinstance(plans, Mapping) else [(str(plan), plan) for plan in plans]
+    found: dict[str, Plan | None] = {BASELINE: None}
+    for label, plan in pairs:
+        if label in found and label != BASELINE:
+            raise FoveateError(f"the plan {label!r} is given twice")
+        if str(plan) != BASELINE:
+            found[label] = Plan.parse(plan)
+    if len(found) == 1:
+        raise FoveateError("compare needs at least one plan, such as 'ulsam after blocks.4.2'")
+    return found
+
+
+def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not found or len(set(found)) != len(found):
+        raise FoveateError(f"seeds={seeds!r}: give a number of seeds, at least 1, or different seeds")
+    return found
+
+
+def _tune(
+    grid: Grid,
+    maker: _Maker,
+    labelled: Mapping[str, Plan | None],
+    data: ImageData,
+    recipe: Recipe,
+    rates: tuple[float, ...],
+) -> Tuning:
+    """Try every learning rate with every plan, on the training images alone."""
+    part = tuning_data(data, recipe.seed)
+    jobs = {
+        label: [maker.job(f"tuning {label}, {rate:g}", plan, recipe.with_(learning_rate=rate), part) for rate in rates]
+        for label, plan in labelled.items()
+    }
+    results = grid.complete([job for found in jobs.values() for job in found])
+    trials = {label: [results[job.run.name] for job in found] for label, found in jobs.items()}
+    tuning = choose(rates, trials, part, recipe.seed)
+    grid.console.print(str(tuning), highlight=False)
+    return tuning
+
+
+def _require_whole(jobs: Mapping[str, Sequence[Job]], results: Mapping[str, RunResult]) -> None:
+    for label, found in jobs.items():
+        for job in found:
+            if diverged := results[job.run.name].diverged:
+                raise Diverged(f"{label}, seed {job.run.recipe.seed}: {diverged}")

@@ -1,0 +1,297 @@
+"""What a comparison found: a row for each plan, as a table, as CSV files, and read again from its folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from foveate.accounting.cost import Cost
+from foveate.errors import FoveateError
+from foveate.studies.comparison.analysis import Analysis, analyse
+from foveate.studies.comparison.config import BASELINE, RUNS, Setup
+from foveate.studies.comparison.run import RunResult, read_result
+from foveate.studies.comparison.statistics import Difference, accuracy
+from foveate.training.recipe import Recipe
+from foveate.training.run_folder import write_atomically
+
+__all__ = ["Comparison", "Networks", "Row", "collect", "read_comparison", "write_table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan of a comparison.
+
+    Args:
+        label: the plan as the user wrote it; ``none`` is the network without attention.
+        cost: of the network with the plan, at the recipe's image size.
+        learning_rate: of its runs.
+        scores: name -> a value for each seed; accuracies, F1 and ECE in percent.
+        seconds: wall time of the training, one for each seed.
+        analysis: against the baseline; None for the baseline itself.
+    """
+
+    label: str
+    cost: Cost
+    learning_rate: float
+    scores: Mapping[str, tuple[float, ...]]
+    seconds: tuple[float, ...]
+    analysis: Analysis | None
+
+    @property
+    def top1(self) -> tuple[float, ...]:
+        """Accuracy in percent, one for each seed."""
+        return self.scores["top1"]
+
+    @property
+    def macro_f1(self) -> tuple[float, ...]:
+        """In percent, one for each seed."""
+        return self.scores["macro_f1"]
+
+    @property
+    def difference(self) -> Difference | None:
+        """To the baseline, paired over seeds and images; None for the baseline itself."""
+        return self.analysis.difference if self.analysis else None
+
+    @property
+    def verdict(self) -> str:
+        """What the difference allows one to say, in words."""
+        return self.analysis.verdict if self.analysis else "baseline"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as plain values; what the baseline does not have is None."""
+        found: dict[str, Any] = {
+            "plan": self.label,
+            "params": self.cost.params,
+            "macs": self.cost.macs,
+            "learning_rate": self.learning_rate,
+            **{name: _mean(values) for name, values in self.scores.items()},
+            "top1_per_seed": list(self.top1),
+            "macro_f1_per_seed": list(self.macro_f1),
+        }
+        a = self.analysis
+        power = a.power if a else None
+        return found | {
+            "difference": a and a.difference.mean,
+            "difference_low": a and a.difference.low,
+            "difference_high": a and a.difference.high,
+            "difference_per_seed": a and list(a.per_seed),
+            "bootstrap_low": a and a.bootstrap[0],
+            "bootstrap_high": a and a.bootstrap[1],
+            "p": a and a.difference.p,
+            "p_holm": a and a.p_holm,
+            "only_plan_right": a and a.mcnemar.better,
+            "only_baseline_right": a and a.mcnemar.worse,
+            "p_mcnemar": a and a.mcnemar.p,
+            "seeds_spread": power and power.spread,
+            "seeds_needed": power and power.seeds_needed,
+            "smallest_difference": power and power.smallest,
+            "sign": a and a.sign,
+            "verdict": a.word if a else self.verdict,
+            "in_words": a and a.verdict,
+            "outlook": a and a.outlook,
+            "seconds": _mean(self.seconds),
+        }
+
+
+class Networks(Mapping[str, nn.Module]):
+    """For each label the trained network of the first seed, read from its folder when it is first asked for."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], nn.Module]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, label: str) -> nn.Module:
+        return self._readers[label]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What ``compare`` found.
+
+    Args:
+        rows: the baseline, then the plans in the order given.
+        setup: what was asked for.
+        folder: where runs, tables and report are, or None.
+        models: for each label the trained network of the first seed; empty when read by ``read_comparison``.
+        correct: for each label (S, N) bool, whether each validation image was right with each seed.
+        made_with: the different versions, machines and numbers of threads that the runs were made with.
+        timing: a row for each run: where it was made and how long it took.
+    """
+
+    rows: tuple[Row, ...]
+    setup: Setup
+    folder: Path | None
+    models: Mapping[str, nn.Module] = field(repr=False)
+    correct: Mapping[str, Tensor] = field(repr=False)
+    made_with: tuple[Mapping[str, str], ...] = field(repr=False)
+    timing: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Each was used for every plan."""
+        return self.setup.seeds
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of every run, but for the seed and, with tuning, the learning rate."""
+        return self.setup.recipe
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The table as plain values, one dict for each plan."""
+        return [row.as_dict() for row in self.rows]
+
+    def table(self) -> Table:
+        """The table for a terminal; it fits into 80 columns."""
+        seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
+        title = f"{self.setup.data}: {self.setup.val_images} validation images, {seeds}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("plan", overflow="fold", min_width=20)
+        for heading in ("params", "MACs", "top-1 %", "F1 %", "difference [95%]"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(
+                row.label,
+                f"{row.cost.params / 1e6:.3f}M",
+                f"{row.cost.macs / 1e6:.1f}M",
+                f"{_mean(row.top1):.1f}",
+                f"{_mean(row.macro_f1):.1f}",
+                str(row.difference or ""),
+            )
+        return table
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the table, a verdict in words for each plan, and how to read them."""
+        console = console or Console()
+        console.print(self.table())
+        for row in self.rows[1:]:
+            console.print(f"{row.label}: [bold]{row.verdict}[/]", highlight=False)
+            if row.analysis:
+                console.print(f"  {row.analysis.outlook}", style="dim", highlight=False)
+        console.print(self.tuning_words, style="dim", highlight=False)
+        console.print(
+            "The difference is in points of top-1 against 'none', paired over seeds and images, with a 95% interval; "
+            "p_Holm is corrected for the number of plans.",
+            style="dim",
+            highlight=False,
+        )
+
+    @property
+    def tuning_words(self) -> str:
+        """How the learning rates came about."""
+        if self.setup.tuning:
+            return str(self.setup.tuning)
+        return "One recipe for all plans: none was tuned. It may suit one plan better than another."
+
+    def write_page(self, page: str | Path, command: str | None = None) -> tuple[Path, ...]:
+        """Write a page of Markdown, the two tables as CSV beside it, and its pictures in ``images/`` beside it.
+
+        Args:
+            page: the file, such as ``docs/imagewoof.md``.
+            command: the line that made the comparison, to be shown.
+
+        Returns:
+            The files written.
+
+        Raises:
+            FoveateError: a file cannot be written.
+        """
+        from foveate.studies.reporting.markdown import write_page  # reads this module
+
+        return write_page(self, Path(page), command)
+
+    def write_csv(self, folder: Path) -> tuple[Path, ...]:
+        """Write ``comparison.csv``, a row a plan; ``runs.csv``, a row a run; ``timing.csv``, which alone holds times.
+
+        The first two are the same, byte for byte, however often the grid was broken off and whoever did the runs, as
+        long as these were of one kind of machine and one number of threads.
+        """
+        tables: dict[str, Sequence[Mapping[str, Any]]]
+        tables = {"comparison.csv": self.plan_rows(), "runs.csv": self.run_rows(), "timing.csv": self.timing}
+        return tuple(write_table(folder / name, table) for name, table in tables.items())
+
+    def plan_rows(self) -> list[dict[str, Any]]:
+        """A row for each plan, without times."""
+        hidden = ("seconds", "sign", "outlook")
+        return [
+            {k: v for k, v in row.items() if k not in hidden and not k.endswith("_per_seed")} for row in self.as_dicts()
+        ]
+
+    def run_rows(self) -> list[dict[str, Any]]:
+        """A row for each run, without times."""
+        return [
+            {"plan": row.label, "seed": seed, "learning_rate": row.learning_rate}
+            | {name: values[k] for name, values in row.scores.items()}
+            | {"run": self.setup.runs[row.label][k]}
+            for row in self.rows
+            for k, seed in enumerate(self.seeds)
+        ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as CSV, numbers with six digits, as a whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_atomically(path, text.getvalue().encode("utf-8", "replace"))
+    return path
+
+
+def collect(
+    setup: Setup, results: Mapping[str, RunResult], folder: Path | None, models: Mapping[str, nn.Module]
+) -> Comparison:
+    """Put the results of runs, by name, together."""
+    of_label = {label: [results[name] for name in names] for label, names in setup.runs.items()}
+    correct = {label: torch.stack([r.predictions == r.labels for r in found]) for label, found in of_label.items()}
+    analyses = analyse(correct, BASELINE)
+    rows = []
+    for label, found in of_label.items():
+        # What only some runs have (a newer version measures more) is left out.
+        names = [name for name in found[0].scores if all(name in r.scores for r in found)]
+        scores = {name: tuple(r.scores[name] for r in found) for name in names}
+        scores["top1"] = tuple(accuracy(correct[label]))
+        seconds = tuple(r.seconds for r in found)
+        rows.append(Row(label, found[0].cost, setup.learning_rate(label), scores, seconds, analyses.get(label)))
+    timing = tuple(
+        {"plan": label, "seed": seed, "seconds": r.seconds, "images_per_second": r.images_per_second, **r.made_with}
+        for label, found in of_label.items()
+        for seed, r in zip(setup.seeds, found, strict=True)
+    )
+    kinds = {json.dumps(dict(r.made_with), sort_keys=True): r.made_with for found in of_label.values() for r in found}
+    return Comparison(tuple(rows), setup, folder, models, correct, tuple(kinds.values()), timing)
+
+
+def read_comparison(folder: str | Path) -> Comparison:
+    """A comparison from the folder that ``compare`` wrote, without its data and without training.
+
+    Raises:
+        FoveateError: the folder holds none, or some runs are not finished.
+    """
+    folder = Path(folder)
+    setup = Setup.read(folder)
+    names = [name for of_label in setup.runs.values() for name in of_label]
+    found = {name: result for name in names if (result := read_result(folder / RUNS / name)) is not None}
+    if len(found) < len(set(names)):
+        done = f"{len(found)} of {len(set(names))} runs are finished"
+        raise FoveateError(f"{folder}: {done}; the command that made it goes on with the rest")
+    return collect(setup, found, folder, {})

@@ -1,0 +1,174 @@
+"""One run of a grid: what it is, where it is kept, and its result.
+
+A run's folder is named by the plan, the seed and a hash over everything that decides its result: network, plan, recipe,
+data. Another recipe or other data are therefore other runs, in other folders. What does not decide the result (the
+number of workers, how often a checkpoint is written) is not in the hash.
+
+result.json               the scores, the cost, where and how long; it is written last: a run that has it is finished
+predictions.safetensors   predictions and labels of every validation image, (N,) each
+attempt.N/                what ``fit`` writes; N is the number of the claim that finished it
+claim.N                   who worked on it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from foveate.accounting.cost import Cost
+from foveate.errors import FoveateError
+from foveate.training.metrics import Evaluation
+from foveate.training.recipe import Recipe
+from foveate.training.run_folder import write_atomically
+
+__all__ = ["PERCENT", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
+
+PERCENT = ("top1", "top5", "macro_f1", "ece")  # scores that are shares from 0 to 1, shown in percent
+_FREE = ("workers", "checkpoint_every")
+_RESULT, _PREDICTIONS = "result.json", "predictions.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run's result.
+
+    Args:
+        network: a name and whether its ImageNet weights are taken, or a digest of structure and weights.
+        plan: in the notation, or "none".
+        start: as in ``insert``.
+        recipe: with the run's seed.
+        data: the data set's fingerprint.
+    """
+
+    network: str
+    plan: str
+    start: str | None
+    recipe: Recipe
+    data: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The run as plain values, which the hash is over."""
+        recipe = {key: value for key, value in self.recipe.to_dict().items() if key not in _FREE}
+        return {"network": self.network, "plan": self.plan, "start": self.start, "recipe": recipe, "data": self.data}
+
+    @property
+    def name(self) -> str:
+        """Of its folder: words, seed, hash."""
+        words = re.sub(r"[^A-Za-z0-9.]+", "_", self.plan).strip("_")[:60]
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return f"{words}-seed{self.recipe.seed}-{digest[:12]}"
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run gave.
+
+    Args:
+        scores: every number of its evaluation, by the name that it has there; empty when it diverged.
+        cost: of the trained network at the recipe's image size.
+        predictions: (N,) int32, the class of each validation image.
+        labels: (N,) int32.
+        seconds: wall time of the training.
+        images_per_second: training images per second of training steps.
+        made_with: versions, machine, threads.
+        diverged: why the run broke off, or None.
+        folder: what ``fit`` wrote, or None.
+    """
+
+    scores: Mapping[str, float]
+    cost: Cost
+    predictions: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    seconds: float
+    images_per_second: float
+    made_with: Mapping[str, str]
+    diverged: str | None = None
+    folder: Path | None = None
+
+
+def scores_of(evaluation: Evaluation) -> dict[str, float]:
+    """Every number of an evaluation, whatever numbers it has; those of ``PERCENT`` in percent."""
+    found = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)}
+    numbers = {name: value for name, value in found.items() if isinstance(value, float | int)}
+    return {name: 100 * value if name in PERCENT else float(value) for name, value in numbers.items()}
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 in hex over a network's structure, parameters and buffers."""
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())
+    for key, tensor in model.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"\n{key} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_result(folder: Path, run: Run, result: RunResult) -> None:
+    """Keep a result; the file that says that the run is finished is written last.
+
+    Raises:
+        FoveateError: the folder cannot be written.
+    """
+    tensors = save_tensors({"predictions": result.predictions, "labels": result.labels})
+    write_atomically(folder / _PREDICTIONS, tensors)
+    cost = {f.name: v for f in dataclasses.fields(Cost) if type(v := getattr(result.cost, f.name)) is int}
+    content = {
+        "run": run.identity,
+        "scores": dict(result.scores),
+        "cost": cost,
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "made_with": dict(result.made_with),
+        "diverged": result.diverged,
+        "folder": result.folder.name if result.folder else None,
+        "predictions_sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    write_atomically(folder / _RESULT, json.dumps(content, indent=1).encode())
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """A finished run's result; None when it is not finished.
+
+    Raises:
+        FoveateError: the files are damaged; the message says what to delete.
+    """
+    try:
+        text = (folder / _RESULT).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FoveateError(f"cannot read {folder / _RESULT}: {error.strerror or error}") from error
+    try:
+        content = json.loads(text)
+        raw = (folder / _PREDICTIONS).read_bytes()
+        if hashlib.sha256(raw).hexdigest() != content["predictions_sha256"]:
+            raise ValueError("its predictions are not those that were written")
+        tensors = load_tensors(raw)
+        names = {f.name for f in dataclasses.fields(Cost)}
+        return RunResult(
+            content["scores"],
+            Cost(**{name: value for name, value in content["cost"].items() if name in names}),
+            tensors["predictions"],
+            tensors["labels"],
+            content["seconds"],
+            content["images_per_second"],
+            content["made_with"],
+            content["diverged"],
+            folder / content["folder"] if content["folder"] else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        said = f"the result in {folder} is damaged ({type(error).__name__}: {error})"
+        raise FoveateError(f"{said}: delete {folder / _RESULT}, and the run is finished anew") from error

@@ -1,0 +1,189 @@
+"""A grid of runs that can be broken off, continued, and shared.
+
+A finished run is read, never run again. A run that was broken off goes on from its last checkpoint. Several processes,
+on one machine or several, may work on one folder at a time: each run is claimed (``claims``), and who finds all
+that is left claimed waits for the others. At the end each has all results.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from rich.console import Console
+from torch import nn
+
+from foveate import __version__
+from foveate.accounting.cost import cost
+from foveate.data import ImageData
+from foveate.errors import FoveateError
+from foveate.studies.comparison.lock import Claims
+from foveate.studies.comparison.run import Run, RunResult, read_result, scores_of, write_result
+from foveate.training.fit import fit
+from foveate.training.input.feature_cache import FeatureCache
+from foveate.training.metrics import Diverged
+
+__all__ = ["Grid", "Job", "made_with"]
+
+_PATIENCE = 2.0  # seconds between two looks at the runs of others
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, and how it is done.
+
+    Args:
+        run: what it is.
+        label: what it is called when it is told of.
+        data: what it trains on.
+        build: makes the network with its plan, anew at each call and always the same.
+    """
+
+    run: Run
+    label: str
+    data: ImageData
+    build: Callable[[], nn.Module]
+
+
+class Grid:
+    """Runs in a folder, or in memory.
+
+    Args:
+        folder: holds a folder for each run; None keeps nothing.
+        progress: show a bar and a line for each epoch, and which run is under way.
+        cache: of prepared images and features, for all runs.
+    """
+
+    def __init__(self, folder: Path | None, *, progress: bool, cache: FeatureCache) -> None:
+        self.folder, self.progress, self.cache = folder, progress, cache
+        self.console = Console(stderr=True, quiet=not progress)
+        self.kept: dict[str, nn.Module] = {}
+        self._claims = Claims()
+
+    def place(self, run: Run) -> Path | None:
+        """A run's folder."""
+        return self.folder / run.name if self.folder else None
+
+    def complete(self, jobs: Sequence[Job], keep: Sequence[Job] = ()) -> Mapping[str, RunResult]:
+        """Do what is left of some runs, and wait for those that other processes do.
+
+        Args:
+            jobs: all of them, in the order in which they are tried.
+            keep: those whose trained network is kept in ``self.kept``, by the run's name, where it is trained here.
+
+        Returns:
+            By the run's name, its result.
+
+        Raises:
+            FoveateError: what ``fit`` raises, or a result is damaged. A run that diverges is a result.
+        """
+        found: dict[str, RunResult] = {}
+        wanted = {job.run.name for job in keep}
+        told = False
+        while len(found) < len({job.run.name for job in jobs}):
+            before = len(found)
+            for number, job in enumerate(jobs, 1):
+                if job.run.name not in found:
+                    result = self._try(job, f"run {number} of {len(jobs)}", job.run.name in wanted)
+                    found |= {job.run.name: result} if result else {}
+            if len(found) == before:
+                if not told:
+                    self._tell(job for job in jobs if job.run.name not in found)
+                    told = True
+                time.sleep(_PATIENCE)
+        return found
+
+    def model(self, job: Job, result: RunResult) -> nn.Module:
+        """The trained network of a finished run.
+
+        Raises:
+            FoveateError: the folder that ``fit`` wrote is gone or damaged.
+        """
+        if job.run.name not in self.kept:
+            network = job.build()
+            if result.folder is None or not result.folder.is_dir():
+                raise FoveateError(f"the trained network of {job.label} is not in {self.place(job.run)} any more")
+            fit(network, job.data, job.run.recipe, output=result.folder, resume=True, progress=False, cache=self.cache)
+            self.kept[job.run.name] = network
+        return self.kept[job.run.name]
+
+    def _try(self, job: Job, number: str, keep: bool) -> RunResult | None:
+        """A run's result; None while another process works on it."""
+        place = self.place(job.run)
+        if place is None:
+            return self._train(job, None, number, keep)
+        result = read_result(place)
+        if result is not None:
+            return result
+        claim = self._claims.take(place)
+        if claim is None:
+            return None
+        with claim:
+            result = read_result(place)  # it may have been finished between the first look and the claim
+            if result is None:
+                result = self._train(job, _attempt(place, claim.number), number, keep)
+                write_result(place, job.run, result)
+        return result
+
+    def _train(self, job: Job, output: Path | None, number: str, keep: bool) -> RunResult:
+        self.console.rule(f"{number}: {job.label}, seed {job.run.recipe.seed}", align="left", style="dim")
+        network, recipe = job.build(), job.run.recipe
+        went_on = output is not None and output.exists()
+        try:
+            done = fit(
+                network, job.data, recipe, output=output, resume=went_on, progress=self.progress, cache=self.cache
+            )
+        except Diverged as error:
+            none = torch.empty(0, dtype=torch.int32)
+            counted = cost(network, recipe.image_size)
+            return RunResult({}, counted, none, none, 0.0, 0.0, made_with(), str(error), output)
+        if keep:
+            self.kept[job.run.name] = network
+        found = done.evaluation
+        return RunResult(
+            scores_of(found),
+            cost(network, recipe.image_size),
+            found.predictions.to(torch.int32),
+            found.labels.to(torch.int32),
+            done.seconds,
+            done.images_per_second,
+            made_with(),
+            folder=output,
+        )
+
+    def _tell(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            place = self.place(job.run)
+            holder = self._claims.holder(place) if place else None
+            self.console.print(f"waiting for {job.label}, seed {job.run.recipe.seed}: {holder}", highlight=False)
+
+
+def _attempt(place: Path, number: int) -> Path:
+    """Where ``fit`` writes under a claim; what an earlier claim left is moved there.
+
+    The move takes the folder away from whoever wrote there and was only asleep: it cannot write into ours.
+    """
+    here = place / f"attempt.{number}"
+    earlier = [path for path in place.glob("attempt.*") if path.suffix[1:].isdigit()]
+    if earlier and not here.exists():
+        max(earlier, key=lambda path: int(path.suffix[1:])).rename(here)
+    return here
+
+
+def made_with() -> dict[str, str]:
+    """Versions, machine and threads: what the last bits of a result depend on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "foveate": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,1 @@
+"""What a trained network's attention does, and how faithful an explanation is."""

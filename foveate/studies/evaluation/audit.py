@@ -1,0 +1,224 @@
+"""``audit``: does each inserted attention do anything?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.studies.comparison.statistics import holm, mcnemar, paired_difference
+from foveate.studies.evaluation.attention_metrics import (
+    MapStatistics,
+    Survival,
+    contribution,
+    factor_of,
+    low_precision,
+    own_maps,
+    plain_of,
+)
+from foveate.studies.evaluation.audit_result import Audit, Effect, ModuleAudit, verdict_of
+from foveate.studies.evaluation.audit_run import Run, bar
+from foveate.studies.evaluation.in_memory import Data, HeldImages, hold
+from foveate.surgery.apply import part, record_of
+from foveate.surgery.insert import unwrapped
+from foveate.surgery.wrappers import Gate, mechanism_of
+
+__all__ = ["audit"]
+
+
+@dataclass
+class _Module:
+    """An inserted module, and what was seen of it."""
+
+    site: str
+    spec: str
+    verb: str
+    outer: nn.Module  # with its gate
+    module: Any
+    maps: MapStatistics = field(default_factory=MapStatistics)
+    count: int = 0
+    contributions: list[float] = field(default_factory=list)
+    shuffles: str | None = None
+    survival: dict[str, Survival | None] = field(default_factory=dict)
+
+
+def audit(
+    model: nn.Module,
+    data: Data,
+    *,
+    limit: int | None = 1000,
+    batch_size: int = 32,
+    image_size: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Audit:
+    """Find out of each inserted module whether it does anything. The model is left as found.
+
+    Each module is looked at alone, the others stay as they are: how far its map is from uniform and how much it
+    differs between images, how large its contribution is, what becomes of the accuracy without it and with another
+    image's map, what low precision leaves of the contribution, and its share of the time.
+
+    The verdict is the first of these rules that holds:
+
+    1. harmful: without the module accuracy is better, beyond the 95% interval and with p < 0.05.
+    2. inert: its contribution is below a thousandth of its input, or no prediction of at least 300 changes without it.
+    3. static: each of its maps varies by less than 1% between images.
+    4. works: without the module accuracy is worse, beyond the 95% interval and with p < 0.05.
+    5. inert: the interval of the difference lies within one percentage point of 0, for at least 300 images.
+    6. unclear: anything else; more images may tell.
+
+    Args:
+        model: a classifier with a plan, trained: a fresh module has nothing to tell.
+        data: what ``open_data`` takes, of which the validation part is read; a part of a data set; or batches of
+            normalised images (B, C, H, W) and labels (B,).
+        limit: at most so many images, in proportion to the classes; None for all. They are kept in memory.
+        batch_size: images in one pass.
+        image_size: side of the images in pixels; without it the model's own.
+        seed: of the choice of images and of who gets whose map.
+        progress: show a bar.
+
+    Raises:
+        FoveateError: the model carries no plan, or the data cannot be read or does not fit the model.
+    """
+    model = unwrapped(model)
+    if batch_size < 2:
+        raise FoveateError(f"batch_size={batch_size}: an audit exchanges maps between images, give at least 2")
+    modules = _inserted(model)
+    held = hold(data, model, limit=limit, image_size=image_size, seed=seed)
+    passes = 1 + sum(2 if one.verb != "as head" else 0 for one in modules)
+    with bar(passes * len(held), progress) as advance:
+        return _audit(model, modules, held, batch_size, advance)
+
+
+def _inserted(model: nn.Module) -> list[_Module]:
+    record = record_of(model)
+    special = {"as pool": "pool", "as head": "head"}
+    found = [(at, part(model, at.path)) for at in record.placed] if record else []
+    modules = [
+        _Module(special.get(at.verb, at.site), str(at.spec), at.verb, outer, mechanism_of(outer))
+        for at, outer in found
+        if outer is not None
+    ]
+    if not modules:
+        raise FoveateError("this model has no inserted attention to audit: insert a plan and train it first")
+    return modules
+
+
+def _audit(
+    model: nn.Module, modules: list[_Module], held: HeldImages, size: int, advance: Callable[[int], None]
+) -> Audit:
+    labels = torch.cat([right for _, right in held.batches(size, torch.device("cpu"))])
+    run = Run(model, held, size, advance)
+    before = run.predictions([(one.outer, _watch(one)) for one in modules])
+    if int(labels.max()) >= run.classes:
+        raise FoveateError(f"the model has {run.classes} classes and an image has the label {int(labels.max())}")
+    effects: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+    for index, one in enumerate(modules):
+        if one.verb == "as head":
+            continue
+        effects["off", index] = (run.predictions([(one.outer, _switch_off(one))]), before)
+        if one.shuffles:
+            effects["shuffled", index] = (run.predictions([(one.module, _shuffle)]), before)
+    judged = _effects(effects, labels)
+    seconds, shares = run.times([one.outer for one in modules])
+    rows = []
+    for index, one in enumerate(modules):
+        off, shuffled = judged.get(("off", index)), judged.get(("shuffled", index))
+        rows.append(_row(one, off, shuffled, shares[index]))
+    first = next(held.batches(size, torch.device("cpu")))[1]
+    accuracy = 100 * float((before == labels).double().mean())
+    return Audit(tuple(rows), held.name, len(held), accuracy, seconds, len(first))
+
+
+def _row(one: _Module, off: Effect | None, shuffled: Effect | None, share: float) -> ModuleAudit:
+    varied = one.maps.variation()
+    varies = statistics.fmean(varied) if varied else None
+    size = statistics.fmean(one.contributions) if one.contributions else None
+    verdict, reason = verdict_of(off, shuffled, size, varies, one.maps.constant)
+    return ModuleAudit(
+        site=one.site,
+        spec=one.spec,
+        verb=one.verb,
+        gate=float(one.outer.gate.detach()) if isinstance(one.outer, Gate) else None,
+        maps=one.count,
+        entropy=_mean(one.maps.entropy),
+        area=_mean(one.maps.area),
+        varies=varies,
+        constant=one.maps.constant,
+        contribution=size,
+        off=off,
+        shuffled=shuffled,
+        shuffles=one.shuffles if shuffled else None,
+        bf16=one.survival.get("bf16"),
+        fp16=one.survival.get("fp16"),
+        int8=one.survival.get("int8"),
+        time=share,
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    finite = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(finite) if finite else None
+
+
+def _effects(pairs: dict[tuple[str, int], tuple[Tensor, Tensor]], labels: Tensor) -> dict[tuple[str, int], Effect]:
+    tests = {}
+    for key, (after, before) in pairs.items():
+        tests[key] = mcnemar((after == labels)[None], (before == labels)[None]).p
+    corrected: dict[tuple[str, int], float] = {}
+    for kind in ("off", "shuffled"):
+        names = {f"{index}": p for (of, index), p in tests.items() if of == kind}
+        corrected |= {(kind, int(index)): p for index, p in holm(names).items()}
+    return {
+        key: Effect(
+            paired_difference((after == labels)[None], (before == labels)[None]),
+            corrected[key],
+            float((after != before).double().mean()),
+            len(labels),
+        )
+        for key, (after, before) in pairs.items()
+    }
+
+
+def _watch(one: _Module) -> Callable[..., None]:
+    """A hook that takes down what the module does, in the pass with nothing changed."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if hasattr(one.module, "attend"):
+            maps = own_maps(one.module, inputs)
+            one.count = len(maps)
+            one.maps.see(maps)
+        given = inputs[0]
+        if one.verb == "as head" or not isinstance(given, Tensor):
+            return
+        one.contributions += contribution(plain_of(one.verb, given, output), output).tolist()
+        if not one.survival and one.verb != "as pool":
+            one.survival = low_precision(one.outer, given.float(), output.float())
+            ungated = output if one.outer is one.module else one.module(given)
+            one.shuffles = "map" if factor_of(one.module, given, ungated) is not None else "contribution"
+
+    return hook
+
+
+def _switch_off(one: _Module) -> Callable[..., Tensor]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return plain_of(one.verb, inputs[0], output)
+
+    return hook
+
+
+def _shuffle(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The output with the map, or the contribution, of the image before in the batch; the batch is in random order."""
+    given = inputs[0]
+    factor = factor_of(module, given, output)
+    if factor is not None:
+        return given * factor.roll(1, dims=0)
+    return given + (output - given).roll(1, dims=0)

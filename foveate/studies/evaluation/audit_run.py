@@ -1,0 +1,97 @@
+"""Many forward passes over the same images, with hooks that change a module or watch it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.explanations.borrow import borrowed
+from foveate.explanations.layers import check_logits
+from foveate.studies.evaluation.in_memory import HeldImages
+
+__all__ = ["Run", "bar"]
+
+_TIMED = 5  # forward passes whose median time counts
+
+
+class Run:
+    """Forward passes over all images, with hooks, on the borrowed model."""
+
+    def __init__(self, model: nn.Module, held: HeldImages, size: int, advance: Callable[[int], None]) -> None:
+        self.model, self.held, self.size, self.advance = model, held, size, advance
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        self.device, self.dtype = like.device, like.dtype
+        self.classes = 0
+
+    def predictions(self, hooked: list[tuple[nn.Module, Callable[..., Any]]]) -> Tensor:
+        """(N,) the predicted classes."""
+        found = []
+        with borrowed(self.model) as hooks:
+            hooks += [module.register_forward_hook(hook) for module, hook in hooked]
+            for images, _ in self.held.batches(self.size, self.device):
+                logits = check_logits(self.model(images.to(self.dtype).clone()))
+                self.classes = logits.shape[1]
+                found.append(logits.argmax(dim=1).cpu())
+                self.advance(len(images))
+        return torch.cat(found)
+
+    def times(self, modules: list[nn.Module]) -> tuple[float, list[float]]:
+        """Seconds of one pass over the first batch, and each module's share: medians."""
+        images = next(self.held.batches(self.size, self.device))[0].to(self.dtype)
+        began: dict[int, float] = {}
+        shares: list[list[float]] = [[] for _ in modules]
+        totals: list[float] = []
+        inside = [0.0] * len(modules)
+
+        def stop(index: int) -> Callable[..., None]:
+            def hook(*_: object) -> None:
+                inside[index] += self._now() - began[index]
+
+            return hook
+
+        def start(index: int) -> Callable[..., None]:
+            def hook(*_: object) -> None:
+                began[index] = self._now()
+
+            return hook
+
+        with borrowed(self.model) as hooks:
+            for index, module in enumerate(modules):
+                hooks.append(module.register_forward_pre_hook(start(index)))
+                hooks.append(module.register_forward_hook(stop(index)))
+            for turn in range(_TIMED + 1):
+                inside[:] = [0.0] * len(modules)
+                given = images.clone()
+                begin = self._now()
+                self.model(given)
+                total = self._now() - begin
+                if turn:  # the first one warms up
+                    totals.append(total)
+                    for index, seconds in enumerate(inside):
+                        shares[index].append(seconds / total)
+        return statistics.median(totals), [statistics.median(share) for share in shares]
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@contextmanager
+def bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr: gives a function that moves it on by a number of images."""
+    if not progress:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("auditing", total=total)
+        yield lambda count: shown.advance(task, count)

@@ -1,0 +1,125 @@
+"""Images and labels in memory, for studies that pass over the same images many times."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.data import ImageData, open_data
+from foveate.data.division import sample
+from foveate.data.split import Split
+from foveate.errors import FoveateError
+from foveate.images import Preprocess
+from foveate.training.input.loaders import Source
+from foveate.training.input.sampler import of_whole
+
+__all__ = ["Data", "HeldImages", "hold"]
+
+Data = str | os.PathLike[str] | ImageData | Split | Iterable[tuple[Tensor, Tensor]]
+_AT_ONCE = 64  # images decoded in one go
+
+
+@dataclass(frozen=True, eq=False)
+class HeldImages:
+    """Images in an order of their own, so that neighbours are not of one class.
+
+    Args:
+        name: of the data set.
+        inputs: (N, C, H, W), uint8 pixels, or normalised floats as they were given.
+        labels: (N,) int64.
+        source: normalises pixels; None for floats.
+        positions: (N,) where each image stands in the data as given.
+    """
+
+    name: str
+    inputs: Tensor
+    labels: Tensor
+    source: Source | None
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images and labels, always in the same order; no batch of one image unless there is only one."""
+        starts = list(range(0, len(self), size))
+        if len(starts) > 1 and len(self) - starts[-1] == 1:
+            starts.pop()
+        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
+            inputs = self.inputs[start:stop]
+            inputs = self.source.normalised(inputs, device) if self.source else inputs.to(device)
+            yield inputs, self.labels[start:stop]
+
+
+def hold(
+    data: Data, model: nn.Module, *, limit: int | None, image_size: int | None = None, seed: int = 0
+) -> HeldImages:
+    """Read images into memory.
+
+    Args:
+        data: what ``open_data`` takes (its validation part is read), a part of a data set, or batches of normalised
+            images (B, C, H, W) and labels (B,).
+        model: says how images are prepared.
+        limit: at most so many images, drawn in proportion to the classes; of batches the first.
+        image_size: side of the images in pixels; without it the model's own.
+        seed: of the draw and the order.
+
+    Raises:
+        FoveateError: the data cannot be read, holds no image, or does not fit the limit.
+    """
+    if limit is not None and limit < 1:
+        raise FoveateError(f"limit {limit}: must be at least 1")
+    if isinstance(data, str | os.PathLike):
+        data = open_data(data)
+    name = data.name if isinstance(data, ImageData | Split) else "images"
+    part = data.val if isinstance(data, ImageData) else data
+    if isinstance(part, Split):
+        found = _of_split(name, part, model, limit, image_size, seed)
+    else:
+        if image_size is not None:
+            raise FoveateError("image_size= is for image files: batches are taken as they are; leave it out")
+        found = _of_batches(name, part, limit)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    return replace(found, inputs=found.inputs[order], labels=found.labels[order], positions=found.positions[order])
+
+
+def _of_split(
+    name: str, part: Split, model: nn.Module, limit: int | None, image_size: int | None, seed: int
+) -> HeldImages:
+    chosen = list(range(len(part)))
+    if limit is not None and limit < len(part):
+        chosen = sample(part.names, part.labels, limit, seed)
+        part = part.subset(chosen)
+    if not len(part):
+        raise FoveateError(f"{name} has no image to look at")
+    source = Source(part, "", Preprocess.of(model, image_size))
+    batches = list(source.stream()(of_whole(len(part), _AT_ONCE)))
+    inputs, labels = (torch.cat(of) for of in zip(*batches, strict=True))
+    return HeldImages(name, inputs, labels, source, torch.tensor(chosen))
+
+
+def _of_batches(name: str, batches: Any, limit: int | None) -> HeldImages:
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+            raise FoveateError("data is a folder, a data set, or batches (images, labels) of tensors")
+        pixels, right = batch
+        if pixels.ndim != 4 or not pixels.is_floating_point() or len(torch.as_tensor(right)) != len(pixels):
+            raise FoveateError(
+                f"a batch has images {tuple(pixels.shape)} of {pixels.dtype} and {len(torch.as_tensor(right))} labels: "
+                "give normalised float (B, C, H, W) and (B,)"
+            )
+        images.append(pixels.detach().cpu())
+        labels.append(torch.as_tensor(right).cpu().long())
+        if limit is not None and sum(map(len, labels)) >= limit:
+            break
+    if not images:
+        raise FoveateError("the data holds no batch of images")
+    inputs = torch.cat(images)[:limit]
+    return HeldImages(name, inputs, torch.cat(labels)[:limit], None, torch.arange(len(inputs)))

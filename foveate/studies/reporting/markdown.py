@@ -1,0 +1,124 @@
+"""A comparison as a page of Markdown with CSV files and pictures beside it, to be committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.explanations.files import write_whole
+from foveate.studies.comparison.analysis import p_words
+from foveate.studies.comparison.results import Comparison, write_table
+from foveate.studies.reporting.charts import points_of, scatter
+from foveate.studies.reporting.differences import changes_of, differences
+from foveate.studies.reporting.notes import notes
+from foveate.studies.reporting.style import SVG_STYLE
+
+__all__ = ["write_page"]
+
+_WIDTH = 760
+
+
+def write_page(comparison: Comparison, page: Path, command: str | None = None) -> tuple[Path, ...]:
+    """Write ``NAME.md``, ``NAME.csv``, ``NAME_runs.csv`` and ``images/NAME_cost.svg``, ``images/NAME_seeds.svg``.
+
+    Args:
+        comparison: from ``compare`` or ``read_comparison``.
+        page: the Markdown file.
+        command: the line that made the comparison.
+
+    Returns:
+        The files written; the page is the last.
+
+    Raises:
+        FoveateError: a file cannot be written.
+    """
+    rows, name = comparison.as_dicts(), page.stem
+    tables = {f"{name}.csv": comparison.plan_rows(), f"{name}_runs.csv": comparison.run_rows()}
+    pictures = {f"{name}_cost.svg": scatter(points_of(rows), _WIDTH)}
+    if len(comparison.seeds) > 1:
+        pictures[f"{name}_seeds.svg"] = differences(changes_of(rows), _WIDTH)
+    written = []
+    for file, svg in pictures.items():
+        written.append(page.parent / "images" / file)
+        write_whole(written[-1], _alone(svg).encode())
+    written += [write_table(page.parent / file, table) for file, table in tables.items()]
+    write_whole(page, _text(comparison, rows, list(pictures), list(tables), command).encode("utf-8", "replace"))
+    return (*written, page)
+
+
+def _alone(svg: str) -> str:
+    """A picture with its own name space and style."""
+    head, rest = svg.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{SVG_STYLE}</style>{rest}\n'
+
+
+def _text(
+    comparison: Comparison,
+    rows: Sequence[Mapping[str, Any]],
+    pictures: Sequence[str],
+    tables: Sequence[str],
+    command: str | None,
+) -> str:
+    setup = comparison.setup
+    several = len(setup.seeds) > 1
+    parts = [
+        f"# {setup.data}: attention against none",
+        f"{setup.network}, epochs: {setup.recipe.epochs}, {len(setup.seeds)} {'seeds' if several else 'seed'}.",
+        _table(
+            ["plan", "parameters", "MACs", "top-1 %", "each seed", "difference [95%]", "p, Holm"], map(_cells, rows)
+        ),
+        "\n".join(f"* `{row['plan']}`: {row['in_words']}." for row in rows if row["in_words"]),
+        "\n\n".join(f"![{alt}](images/{file})" for file, alt in zip(pictures, _ALT, strict=False)),
+        "Colours: blue is better, orange is worse, grey is no evidence of a difference.",
+        "## What the verdicts rest on",
+        _table(
+            ["plan", "p", "bootstrap [95%]", "only plan / only baseline right", "p, McNemar", "what seeds show"],
+            (_statistics(row) for row in rows if row["in_words"]),
+        ),
+        "## Notes",
+        *(note.replace("<", "&lt;") for note in notes(comparison)),
+        "Tables: " + ", ".join(f"[{file}]({file})" for file in tables) + ".",
+    ]
+    if command:
+        parts += ["## How this was made", f"```sh\n{command}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+_ALT = ("Accuracy against multiply-adds", "Differences to the network without attention, seed by seed")
+
+
+def _table(headings: Sequence[str], rows: Any) -> str:
+    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    compared = row["in_words"] is not None
+    interval = (
+        f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]" if compared else ""
+    )
+    return [
+        f"`{row['plan']}`",
+        f"{row['params']:,}",
+        f"{row['macs'] / 1e6:.2f} M",
+        f"{row['top1']:.1f}",
+        ", ".join(f"{value:.1f}" for value in row["top1_per_seed"]),
+        interval,
+        _p(row["p_holm"]) if compared else "",
+    ]
+
+
+def _statistics(row: Mapping[str, Any]) -> list[str]:
+    return [
+        f"`{row['plan']}`",
+        _p(row["p"]),
+        f"[{row['bootstrap_low']:+.1f}, {row['bootstrap_high']:+.1f}]",
+        f"{row['only_plan_right']:,} / {row['only_baseline_right']:,}",
+        _p(row["p_mcnemar"]),
+        row["outlook"],
+    ]
+
+
+def _p(value: float) -> str:
+    return p_words("", value).removeprefix(" = ").strip().replace("<", "&lt;")

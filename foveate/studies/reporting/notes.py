@@ -1,0 +1,40 @@
+"""What must be said beside the numbers of a comparison, in paragraphs."""
+
+from __future__ import annotations
+
+from foveate.studies.comparison.results import Comparison
+
+__all__ = ["notes"]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """The data, what is fair about the comparison, how the learning rates came about, the statistics, what made it."""
+    setup = comparison.setup
+    seeds = ", ".join(map(str, setup.seeds))
+    changed = {k: v for k, v in setup.recipe.to_dict().items() if v != getattr(type(setup.recipe)(), k)}
+    recipe = ", ".join(f"{k}={v}" for k, v in changed.items() if k != "seed") or "all defaults"
+    fair = (
+        f"{setup.network}; {setup.train_images} training and {setup.val_images} validation images of {setup.data}. "
+        f"Seeds {seeds}: for one seed every plan starts from the same shared weights and sees the same images in the "
+        "same order. The weights of the last epoch are compared."
+    )
+    statistics = (
+        "The difference is in points of top-1 accuracy against the network without attention, paired over seeds and "
+        "images, with a 95% interval (Student's t with Welch and Satterthwaite's degrees of freedom). The interval is "
+        "that plan's own; p_Holm is corrected for the number of plans, and a verdict needs p_Holm below 0.05."
+    )
+    if len(setup.seeds) == 1:
+        statistics += " With one seed the interval is over images alone: another seed may well give another result."
+    kinds = [", ".join(f"{key} {value}" for key, value in kind.items()) for kind in comparison.made_with]
+    made = f"Made with {kinds[0]}."
+    if len(kinds) > 1:
+        made = f"The runs were not all made alike, so their last bits may differ: {'; '.join(kinds)}."
+    return [
+        *([f"The split: {setup.note}."] if setup.note else []),
+        *([setup.licence] if setup.licence else []),
+        fair,
+        comparison.tuning_words,
+        statistics,
+        f"Recipe, where it is not the default: {recipe}.",
+        made,
+    ]

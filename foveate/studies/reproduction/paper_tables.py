@@ -1,0 +1,178 @@
+"""The tables of the papers as they are printed: data with its source, read from ``tables/*.toml``.
+
+A row says what it is in data (``ours``), by a name and plain arguments that ``counters.py`` knows. Nothing in a
+file is executed.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from importlib import resources
+from typing import Any
+
+from foveate.errors import FoveateError, near
+
+__all__ = ["Column", "Number", "Row", "Table", "names", "read_table"]
+
+_NUMBER = re.compile(r"(?:(?P<plain>\d+(?:\.(?P<part>\d+))?)(?:M|%|×| times)?|10\^(?P<power>\d+))")
+_FOLDER = "tables"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A printed number and the last digit that is printed.
+
+    Args:
+        value: the number.
+        digits: digits behind the point; -1 is a number of tens.
+        power: whether it is printed as a power of ten.
+    """
+
+    value: Decimal
+    digits: int
+    power: bool = False
+
+    @classmethod
+    def parse(cls, text: str, digits: int | None = None) -> Number:
+        """Read "25.6", "4.2M", "82.16×", "9.1%", "30 times" or "10^9".
+
+        Raises:
+            FoveateError: it is none of these.
+        """
+        found = _NUMBER.fullmatch(text)
+        if found is None:
+            raise FoveateError(f"{text!r} is no printed number: write it as 25.6, 4.2M, 82.16×, 9.1% or 10^9")
+        if found["power"]:
+            return cls(Decimal(10) ** int(found["power"]), 0, power=True)
+        return cls(Decimal(found["plain"]), len(found["part"] or "") if digits is None else digits)
+
+    def is_rounded(self, value: Decimal) -> bool:
+        """Whether a value, rounded half up to the printed digits, is this number."""
+        return value.quantize(self._unit(), ROUND_HALF_UP) == self.value
+
+    def is_cut_off(self, value: Decimal) -> bool:
+        """Whether the printed digits are a value's own, the rest being cut off."""
+        return value.quantize(self._unit(), ROUND_DOWN) == self.value
+
+    def text(self, value: Decimal) -> str:
+        """A value as this number is written, with one digit more."""
+        if self.power:
+            return f"10^{value.log10():.0f}"
+        return f"{value.quantize(self._unit(1), ROUND_HALF_UP):f}"
+
+    def _unit(self, more: int = 0) -> Decimal:
+        return Decimal(1).scaleb(-self.digits - more)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers.
+
+    Args:
+        name: its heading.
+        unit: of the printed numbers.
+        kind: "cost", "accuracy", "speed", "memory" or "statement".
+        measure: of a cost: "params" or "macs".
+        scale: of a cost: what the unit stands for.
+        relative_to: of a cost: what it is divided by.
+    """
+
+    name: str
+    unit: str
+    kind: str
+    measure: str = ""
+    scale: int = 1
+    relative_to: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row.
+
+    Args:
+        name: as printed.
+        printed: a text for each column; "" and "-" are no numbers.
+        number: of the row in its table, from 1.
+        where: what the print leaves out.
+        family: the heading above a group of rows.
+        ours: what is counted.
+        counting: by which rule, where it is not ``exact``.
+        inconsistent: column -> why the printed number cannot be right.
+        unpublished: column -> what is not known of what was counted.
+        caveat: what the rule leaves out or counts too much.
+        unbuilt: why there is nothing to count.
+        kind: of its cell, where it is not the column's.
+        digits: the last printed digit, where the text does not show it.
+    """
+
+    name: str
+    printed: tuple[str, ...]
+    number: int
+    where: str = ""
+    family: str = ""
+    ours: Mapping[str, Any] | None = None
+    counting: str = "exact"
+    inconsistent: Mapping[str, str] = field(default_factory=dict)
+    unpublished: Mapping[str, str] = field(default_factory=dict)
+    caveat: str = ""
+    unbuilt: str = ""
+    kind: str = ""
+    digits: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name and what the print leaves out."""
+        return f"{self.name}, {self.where}" if self.where else self.name
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        name: that it is asked for by.
+        title: what it shows.
+        source: who printed it.
+        url: the paper.
+        paper: its title, arXiv number and, where the print has one, the number of the table.
+        order: of the tables on the page.
+        columns: of numbers.
+        rows: in their order.
+        note: what is needed to read it.
+    """
+
+    name: str
+    title: str
+    source: str
+    url: str
+    paper: str
+    order: int
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+def names() -> tuple[str, ...]:
+    """The tables, sorted."""
+    files = resources.files("foveate.studies.reproduction").joinpath(_FOLDER).iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def read_table(name: str) -> Table:
+    """A table by name.
+
+    Raises:
+        FoveateError: there is none of this name.
+    """
+    if name not in names():
+        raise FoveateError(f"no table is called {name!r}; {near(name, names())}")
+    text = resources.files("foveate.studies.reproduction").joinpath(_FOLDER, f"{name}.toml").read_text("utf-8")
+    data = tomllib.loads(text)
+    columns = tuple(Column(**column) for column in data.pop("columns"))
+    numbered = enumerate(data.pop("rows"), 1)
+    rows = tuple(Row(**{**row, "printed": tuple(row["printed"]), "number": number}) for number, row in numbered)
+    return Table(name, columns=columns, rows=rows, **data)

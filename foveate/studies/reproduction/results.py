@@ -1,0 +1,213 @@
+"""What came of the papers' tables: a cell for each printed number, counts, the terminal's tables, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from foveate.errors import FoveateError
+from foveate.explanations.files import write_whole
+from foveate.studies.reproduction.paper_tables import Table
+
+__all__ = ["VERDICTS", "Cell", "Reproduction", "as_file", "where"]
+
+EQUAL, CUT = "equal", "equal, cut off"
+INCONSISTENT, UNPUBLISHED, DIFFERS = "paper inconsistent", "not published", "differs"
+UNBUILT, TRAINING, MEASUREMENT, MEASURED = "not built", "needs training", "needs a measurement", "measured"
+COMPUTED = (EQUAL, CUT, INCONSISTENT, UNPUBLISHED, DIFFERS)
+VERDICTS = (*COMPUTED, UNBUILT, TRAINING, MEASUREMENT, MEASURED)
+_STYLES = {INCONSISTENT: "yellow", UNPUBLISHED: "yellow", DIFFERS: "bold red", UNBUILT: "dim"}
+_WORDS = {
+    INCONSISTENT: "{} inconsistent in the paper",
+    UNPUBLISHED: "{} too little published for",
+    DIFFERS: "{} different",
+    UNBUILT: "{} of networks not built here",
+    TRAINING: "{} need training",
+    MEASUREMENT: "{} need a measurement",
+    MEASURED: "{} measured",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed number.
+
+    Args:
+        table: its table.
+        row: its row.
+        column: its column.
+        printed: the text.
+        unit: of the printed number.
+        kind: "cost", "accuracy", "speed", "memory" or "statement".
+        ours: our number, to one digit more than is printed; "" where there is none. Of a speed or a memory it is
+            relative to ResNet-50.
+        counting: the rule that ``ours`` is counted by; see ``foveate.studies.reproduction.counters``.
+        exact: the number in ``exact`` counting.
+        verdict: one of ``VERDICTS``.
+        reason: of a verdict that is not plain.
+        how: what was counted: a name and its arguments.
+        source: who printed it.
+        paper: the paper's title, arXiv number and, where the print has one, the number of the table.
+        number: of the row in its table, from 1.
+    """
+
+    table: str
+    row: str
+    column: str
+    printed: str
+    unit: str
+    kind: str
+    ours: str = ""
+    counting: str = ""
+    exact: str = ""
+    verdict: str = TRAINING
+    reason: str = ""
+    how: str = ""
+    source: str = ""
+    paper: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The cells of one table or of several, in the order of print."""
+
+    tables: tuple[Table, ...]
+    cells: tuple[Cell, ...]
+
+    def of(self, table: str) -> Reproduction:
+        """The part of one table."""
+        return Reproduction(
+            tuple(t for t in self.tables if t.name == table), tuple(c for c in self.cells if c.table == table)
+        )
+
+    @property
+    def computed(self) -> tuple[Cell, ...]:
+        """The cells that were counted or worked out."""
+        return tuple(cell for cell in self.cells if cell.verdict in COMPUTED)
+
+    def counts(self) -> dict[str, int]:
+        """How many cells have each verdict; only those that occur, in the order of ``VERDICTS``."""
+        found = Counter(cell.verdict for cell in self.cells)
+        return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
+
+    def rules(self) -> dict[str, int]:
+        """How many of the reproduced cells come out by each way of counting."""
+        found = Counter(cell.counting for cell in self.cells if cell.verdict in (EQUAL, CUT))
+        return dict(found.most_common())
+
+    def __str__(self) -> str:
+        counts = Counter(self.counts())
+        told = [f"{counts[EQUAL] + counts[CUT]} of {len(self.computed)} computable ones reproduced"]
+        told += [words.format(counts[verdict]) for verdict, words in _WORDS.items() if counts[verdict]]
+        return f"{len(self.cells)} printed numbers: {', '.join(told)}"
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The cells as plain data."""
+        return [asdict(cell) for cell in self.cells]
+
+    def as_csv(self) -> str:
+        """One line for each cell."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(Cell.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.as_dicts())
+        return text.getvalue()
+
+    def write_csv(self, file: str | os.PathLike[str]) -> Path:
+        """Write one line for each cell.
+
+        Raises:
+            FoveateError: the file cannot be written.
+        """
+        write_whole(as_file(file), self.as_csv().encode())
+        return Path(file)
+
+    def write_page(self, file: str | os.PathLike[str]) -> Path:
+        """Write all of it as a page of Markdown, and its pictures into ``images`` beside it.
+
+        Raises:
+            FoveateError: the trade-off table, which the pictures show, is not among the tables, or a file cannot be
+                written.
+        """
+        from foveate.studies.reproduction.markdown import write_page  # it is made of this
+
+        return write_page(self, as_file(file))
+
+    def reasons(self) -> dict[str, list[Cell]]:
+        """What is said of cells that were counted or could not be, each once, and of which."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            if cell.reason and cell.verdict in (*COMPUTED, UNBUILT):
+                found.setdefault(cell.reason, []).append(cell)
+        return found
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the cells of one table, or of several a line for each, and the count."""
+        console = console or Console()
+        if len(self.tables) == 1:
+            table = self.tables[0]
+            console.print(f"[bold]{escape(table.title)}[/]. {escape(table.source)}.", highlight=False)
+            if table.note:
+                console.print(escape(table.note), style="dim", highlight=False)
+            grid = self._detail()
+            if grid.row_count:
+                console.print(grid)
+            for reason, cells in self.reasons().items():
+                console.print(f"[bold]{escape(where(cells))}[/]: {escape(reason)}", highlight=False)
+        else:
+            console.print(self._overview())
+        console.print(str(self), highlight=False)
+
+    def _detail(self) -> Grid:
+        grid = Grid(box=None, pad_edge=False)
+        for heading in ("row", "column", "printed", "ours", "counting", "verdict"):
+            right = heading in ("printed", "ours")
+            grid.add_column(heading, justify="right" if right else "left", no_wrap=heading != "row")
+        for cell in self.cells:
+            if cell.verdict not in (TRAINING, MEASUREMENT):
+                words = (cell.row, cell.column, cell.printed, cell.ours, cell.counting, cell.verdict)
+                grid.add_row(*map(escape, words), style=_STYLES.get(cell.verdict, ""))
+        return grid
+
+    def _overview(self) -> Grid:
+        grid = Grid(box=None, pad_edge=False, collapse_padding=True)
+        grid.add_column("table", no_wrap=True)
+        headings = ("cells", "computable", "equal", "incon-\nsistent", "unpub-\nlished", "not\nbuilt", "to\ntrain")
+        for heading in (*headings, "to\nmeasure"):
+            grid.add_column(heading, justify="right")
+        for table in self.tables:
+            part = self.of(table.name)
+            counts = Counter(part.counts())
+            numbers = [len(part.cells), len(part.computed), counts[EQUAL] + counts[CUT]]
+            numbers += [counts[verdict] for verdict in (INCONSISTENT, UNPUBLISHED, UNBUILT, TRAINING)]
+            numbers.append(counts[MEASUREMENT] + counts[MEASURED])
+            grid.add_row(table.name, *(str(number) if number else "" for number in numbers))
+        return grid
+
+
+def as_file(path: str | os.PathLike[str]) -> Path:
+    """A path that a file can have.
+
+    Raises:
+        FoveateError: it is a folder.
+    """
+    if Path(path).is_dir():
+        raise FoveateError(f"{str(path)!r} is a folder: name a file in it")
+    return Path(path)
+
+
+def where(cells: Sequence[Cell]) -> str:
+    """Which cells, in a few words: the rows, and the columns."""
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*((c.row, c.column) for c in cells), strict=True))
+    return f"{', '.join(rows)} ({', '.join(columns)})"

@@ -1,0 +1,1 @@
+"""A model with its plan as files: checkpoint, Hugging Face folder, timm entry point."""

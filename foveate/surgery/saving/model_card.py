@@ -1,0 +1,138 @@
+"""What is said of a saved model: the model card for people, and ``config.json`` in timm's form."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from timm.models import PretrainedCfg, model_entrypoint
+from torch import nn
+
+from foveate.errors import FoveateError
+from foveate.surgery.insert import unwrapped
+from foveate.surgery.saving.checkpoint import describe
+from foveate.surgery.saving.weights_file import as_text
+
+__all__ = ["ENTRY", "model_card", "timm_config"]
+
+ENTRY = "foveate_planned"  # what timm builds a model with a plan by
+# What config.json keeps of timm's data on a network: how images are prepared, and the names of its ends. The rest is of
+# the weights that it started from. Other sizes for testing are left out: ours are measured as they are trained.
+_KEPT = (
+    *("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "label_names"),
+    *("label_descriptions", "pool_size", "first_conv", "classifier"),
+)
+
+
+def model_card(
+    model: nn.Module,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    dataset: str | None = None,
+    license: str | None = None,  # noqa: A002 - the hub's word
+    cost: object = None,
+    sections: Mapping[str, str] | None = None,
+) -> ModelCard:
+    """What the hub shows of a model: its data for the hub's search, plan, cost, results, images, how to load it.
+
+    Args:
+        model: with or without a plan.
+        metrics: as for ``save_pretrained``, and so are the others.
+        dataset: see there.
+        license: see there.
+        cost: see there.
+        sections: see there.
+
+    Raises:
+        FoveateError: a metric is no finite number, or is said of no data set.
+    """
+    said, results = describe(unwrapped(model)), _results(metrics, dataset)
+    classes = said["num_classes"]
+    task = "image-feature-extraction" if classes == 0 else "image-classification"
+    title = f"{said['architecture']}{' with attention' if said['plan'] else ''}"
+    data = ModelCardData(
+        library_name="foveate",
+        license=license,
+        pipeline_tag=task,
+        tags=["foveate", *([said["library"]] if said["library"] else []), *(["attention"] if said["plan"] else [])],
+        model_name=title,
+        eval_results=[
+            EvalResult(task, re.sub(r"[^\w.-]+", "-", str(dataset).lower()), str(dataset), key, value)
+            for key, value in results.items()
+        ]
+        or None,
+    )
+    ending = f", {classes} classes" if classes else ""
+    parts = {
+        "": f"The network is `{said['architecture']}` of {said['library'] or 'its author'}{ending}.",
+        "Plan": f"```\n{said['plan']}\n```" if said["plan"] else "",
+        "Cost": "" if cost is None else str(cost),
+        "Results": _table(("metric", f"on {dataset}"), results),
+        "Images": _table(("preparation", ""), {k: _brief(v) for k, v in said["preparation"].items()}),
+        **(sections or {}),
+        "Loading": _loading(said),
+    }
+    text = "\n\n".join(f"## {heading}\n\n{part}" if heading else part for heading, part in parts.items() if part)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}")
+
+
+def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> dict[str, float]:
+    if metrics and not dataset:
+        raise FoveateError(f"what were {', '.join(metrics)} measured on? give dataset='...' with metrics")
+    results = {}
+    for key, value in (metrics or {}).items():
+        try:
+            results[key] = float(value)
+        except (TypeError, ValueError):
+            results[key] = math.nan
+        if not math.isfinite(results[key]):
+            raise FoveateError(f"metrics: {key}={value!r} is no finite number")
+    return results
+
+
+def _table(heads: tuple[str, str], rows: Mapping[str, object]) -> str:
+    lines = [heads, ("---", "---"), *rows.items()]
+    return "\n".join(f"| {one} | {other} |" for one, other in lines) if rows else ""
+
+
+def _brief(value: object) -> str:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return ", ".join(map(str, parts[:10])) + (f", and {len(parts) - 10} more" if len(parts) > 10 else "")
+
+
+def _loading(said: Mapping[str, Any]) -> str:
+    lines = ["import foveate as fv", "", 'model = fv.from_pretrained("NAME OR FOLDER")']
+    if said["library"] is None:
+        lines[1:] = ["", "network = ...  # the plain network", 'model = fv.from_pretrained("NAME OR FOLDER", network)']
+    else:
+        alone = is_timms(said) and model_entrypoint(said["architecture"]).__module__.startswith("timm.")
+        ours = [] if alone else ["import foveate  # after timm, which learns to build this network from it"]
+        lines += ["", "# or", "import timm", *ours, "", 'model = timm.create_model("hf-hub:NAME", pretrained=True)']
+    return "\n".join(["```python", *lines, "```"])
+
+
+def is_timms(said: Mapping[str, Any]) -> bool:
+    """Whether it is a plain network of timm's; timm keeps the weights of ``features_only`` in another form."""
+    return said["library"] == "timm" and not said["plan"] and not said["options"].get("features_only")
+
+
+def timm_config(model: nn.Module, said: Mapping[str, Any]) -> str:
+    """``config.json``: what timm reads, and under ``foveate`` the description of the weights file."""
+    config: dict[str, Any] = {"architecture": said["architecture"]}
+    if said["library"]:
+        arguments = {**said["options"], "num_classes": said["num_classes"], "in_chans": said["in_chans"]}
+        if not is_timms(said):
+            config["architecture"] = ENTRY
+            network = f"{'torchvision:' * (said['library'] == 'torchvision')}{said['architecture']}"
+            arguments |= {"network": network, "plan": said["plan"], "plan_input_size": said["plan_input_size"]}
+        own: Any = getattr(unwrapped(model), "pretrained_cfg", None) or {}
+        own = vars(own) if isinstance(own, PretrainedCfg) else own
+        kept = {key: own[key] for key in _KEPT if key in own}
+        if kept.get("input_size"):
+            kept["input_size"] = [said["in_chans"], *kept["input_size"][1:]]
+        kept["num_classes"] = said["num_classes"]
+        config |= {"num_classes": said["num_classes"], "model_args": arguments, "pretrained_cfg": kept}
+    return as_text({**config, "foveate": said})

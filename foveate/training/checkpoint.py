@@ -1,0 +1,225 @@
+"""The state of a run in one safetensors file: weights, optimiser, and how far it has come. No pickle.
+
+There is no state of random numbers in it: whatever is drawn in a step depends on the recipe's seed and on the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.training.metrics import Diverged
+from foveate.training.recipe import Recipe
+from foveate.training.run_folder import write_atomically
+
+__all__ = ["Position", "read_state", "save_state"]
+
+_HEADER = "foveate"
+_SUM = "sha256"
+# These may change between two parts of a run: its result does not depend on them.
+_FREE = ("workers", "checkpoint_every")
+_PLAIN = (bool, int, float, str, list, tuple, type(None))
+
+
+@dataclass
+class Position:
+    """How far a run has come.
+
+    Args:
+        epoch: epochs finished.
+        step: steps done in the epoch under way.
+        loss: sum of its images' losses.
+        images: images seen in it.
+        train_seconds: spent on its steps.
+        seconds: spent on the whole run.
+        history: a row for each finished epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    images: int = 0
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def end_epoch(self, row: dict[str, float]) -> None:
+        """Go to the start of the next epoch."""
+        self.history.append(row)
+        self.epoch += 1
+        self.step, self.loss, self.images, self.train_seconds = 0, 0.0, 0, 0.0
+
+
+def save_state(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    position: Position,
+    run: Mapping[str, Any],
+    scaler: Any = None,
+) -> None:
+    """Write the state of a run.
+
+    Args:
+        path: of the file.
+        modules: by name, such as the model and its moving average.
+        optimiser: whose state is tensors and plain numbers.
+        position: how far the run has come.
+        run: what the run is; ``read_state`` compares it.
+        scaler: of fp16's gradients.
+
+    Raises:
+        Diverged: a weight is NaN or infinite; the file stays as it was.
+        FoveateError: the file cannot be written, or the optimiser keeps something that is neither tensor nor number.
+    """
+    tensors = {
+        f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
+    }
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise Diverged(f"{key} is NaN or infinite: lower the learning rate; the last good checkpoint was kept")
+    numbers: dict[str, dict[str, Any]] = {}
+    packed = optimiser.state_dict()
+    for index, entries in packed["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{index}.{key}"] = value
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    groups: list[dict[str, Any]] = []
+    for index, group in enumerate(packed["param_groups"]):
+        tensors |= {f"group.{index}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
+        # What is neither number nor tensor (a dtype) is a setting, and the recipe makes it again.
+        groups.append({key: value for key, value in group.items() if isinstance(value, _PLAIN)})
+    header = {
+        "run": run,
+        "position": asdict(position),
+        "groups": groups,
+        "numbers": numbers,
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+    # A copy each: safetensors takes neither aliases nor channels-last memory.
+    whole = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
+    try:
+        if packed.keys() - {"state", "param_groups"}:
+            raise TypeError(f"it holds {', '.join(packed.keys() - {'state', 'param_groups'})}")
+        text = json.dumps(header)
+    except TypeError as error:
+        raise FoveateError(f"this optimiser's state cannot be kept ({error}): take another, or no output") from error
+    write_atomically(path, save(whole, {_HEADER: text, _SUM: _digest(whole, text)}))
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 in hex of everything in the file: no format notices a flipped bit by itself."""
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_state(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    run: Mapping[str, Any],
+    scaler: Any = None,
+) -> Position:
+    """Put the state of a run into the modules and the optimiser; they are not touched on an error.
+
+    Args:
+        path: of the file.
+        modules: as in ``save_state``.
+        optimiser: over the same parameters as then.
+        run: what the run is now.
+        scaler: of fp16's gradients.
+
+    Returns:
+        How far the run has come.
+
+    Raises:
+        FoveateError: the file is damaged, or is of another run; the message names the difference.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+            header = json.loads(said[_HEADER])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        if said[_SUM] != _digest(tensors, said[_HEADER]):
+            raise ValueError("another SHA-256")
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise FoveateError(f"{path} is damaged and cannot be resumed from: name another output folder") from error
+    _compare(_complete(header["run"]), run, path)
+    states = {
+        name: {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        for name in modules
+    }
+    for name, module in modules.items():
+        own = {key: tensor.shape for key, tensor in module.state_dict().items()}
+        if own != {key: tensor.shape for key, tensor in states[name].items()}:
+            raise FoveateError(f"{path.parent} holds a run of another model: its weights have other names or shapes")
+    groups = optimiser.state_dict()["param_groups"]
+    for index, (group, held) in enumerate(zip(groups, header["groups"], strict=True)):
+        prefix = f"group.{index}."
+        group |= held | {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    optimiser.load_state_dict(
+        {"state": _optimiser_state(optimiser, tensors, header["numbers"]), "param_groups": groups}
+    )
+    for name, module in modules.items():
+        module.load_state_dict(states[name])
+    if scaler is not None and header["scaler"] is not None:
+        scaler.load_state_dict(header["scaler"])
+    return Position(**header["position"])
+
+
+def _optimiser_state(
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, dict[str, Any]]
+) -> dict[int, dict[str, Any]]:
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".", 2)
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:
+                # In the parameter's memory format: the same arithmetic in another order would not be bit-identical.
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+            state.setdefault(int(index), {})[key] = tensor
+    return state
+
+
+def _flat(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in run.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif key not in _FREE:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _complete(held: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as an older version described it, with what is new at its default."""
+    if "recipe" not in held:
+        return dict(held)
+    return {"processes": 1, "teacher": "", **held, "recipe": Recipe().to_dict() | held["recipe"]}
+
+
+def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    there, here = _flat(held), _flat(json.loads(json.dumps(asked)))
+    different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if different:
+        shown = "; ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} now" for key in different[:3])
+        raise FoveateError(
+            f"cannot resume {path.parent}: {shown}; resume with the same recipe, plan and data, or name another folder"
+        )

@@ -1,0 +1,125 @@
+"""Learning from a teacher's scores: Hinton et al., Distilling the Knowledge in a Neural Network,
+https://arxiv.org/abs/1503.02531.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError, first_line
+from foveate.images import Preprocess
+from foveate.networks.create import create_model
+from foveate.surgery.saving.checkpoint import load
+from foveate.surgery.trace import eval_mode
+from foveate.training.recipe import Recipe
+
+__all__ = ["Teacher", "state_digest", "taught"]
+
+
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 in hex of a model's parameters and buffers, with their names."""
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{key} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Teacher:
+    """Scores of a trained model, and the loss that brings a student near to them.
+
+    Args:
+        model: the teacher, in eval mode.
+        recipe: its ``distillation`` (share w of the loss) and ``temperature`` (T).
+        preprocess: of the student: the teacher sees the student's images, normalised as it is used to.
+        classes: of the data, in order.
+
+    Raises:
+        FoveateError: the teacher gives other classes, or cannot run on the student's images.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
+        self.model, self.share, self.temperature = model, recipe.distillation, recipe.temperature
+        own = Preprocess.of(model, preprocess.size[0])
+        if len(own.mean) != len(preprocess.mean):
+            raise FoveateError(f"the teacher takes {len(own.mean)} channels and the student {len(preprocess.mean)}")
+        device = next(model.parameters()).device
+        shape = (1, -1, 1, 1)
+        there, here = (torch.tensor([p.std, p.mean], device=device) for p in (own, preprocess))
+        self._scale = (here[0] / there[0]).view(shape)
+        self._shift = ((here[1] - there[1]) / there[0]).view(shape)
+        names: Any = getattr(model, "pretrained_cfg", None) or {}
+        names = names.get("label_names") if isinstance(names, dict) else getattr(names, "label_names", None)
+        if names and len(names) == len(classes) and tuple(names) != classes:
+            raise FoveateError("the teacher's classes have other names or another order than the data's")
+        try:
+            given = self.scores(torch.zeros((2, len(own.mean), *preprocess.size), device=device))
+        except Exception as error:
+            raise FoveateError(f"the teacher cannot run on {preprocess.size} images: {first_line(error)}") from error
+        if given.shape != (2, len(classes)):
+            raise FoveateError(
+                f"the teacher gives {tuple(given.shape[1:])} scores for an image and the data has {len(classes)} "
+                "classes: train the teacher on this data first"
+            )
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        """The teacher's scores (B, K) for images (B, C, H, W) as the student gets them."""
+        given: Tensor = self.model(images * self._scale + self._shift)
+        return given.float()
+
+    def loss(self, scores: Tensor, images: Tensor, other: Tensor) -> Tensor:
+        """(1 - w) other + w T^2 KL(teacher at T || student at T), averaged over the batch.
+
+        Args:
+            scores: the student's (B, K).
+            images: (B, C, H, W), as the student got them.
+            other: the loss on the labels.
+        """
+        with torch.autocast(scores.device.type, enabled=False):
+            student = F.log_softmax(scores.float() / self.temperature, dim=1)
+            teacher = F.log_softmax(self.scores(images) / self.temperature, dim=1)
+            divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return (1 - self.share) * other + self.share * self.temperature**2 * divergence
+
+
+@contextlib.contextmanager
+def taught(
+    model: nn.Module | None, recipe: Recipe, preprocess: Preprocess, classes: tuple[str, ...], device: torch.device
+) -> Iterator[Teacher | None]:
+    """The teacher that a run asks for, on the device; a given model is left as found.
+
+    Args:
+        model: the teacher itself, or None: the recipe's ``teacher``.
+        recipe: names the teacher.
+        preprocess: of the student.
+        classes: of the data.
+        device: of the training.
+
+    Raises:
+        FoveateError: there is no such model, or it does not fit the data.
+    """
+    if model is None and not recipe.teacher:
+        yield None
+        return
+    if model is None:
+        folder = os.sep in recipe.teacher or Path(recipe.teacher).is_dir()
+        model = load(recipe.teacher) if folder else create_model(recipe.teacher, pretrained=True)
+    home = next((parameter.device for parameter in model.parameters()), None)
+    if home is None:
+        raise FoveateError("the teacher has no parameters: give a trained model")
+    try:
+        with eval_mode(model.to(device)):
+            yield Teacher(model, recipe, preprocess, classes)
+    finally:
+        model.to(home)

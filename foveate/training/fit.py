@@ -1,0 +1,142 @@
+"""Training a classifier: everything is checked and lent first, then a run goes from its step to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from foveate.data.opening import open_data
+from foveate.errors import FoveateError
+from foveate.training.classifier import adapt
+from foveate.training.distillation import taught
+from foveate.training.distributed import Team, accelerated, rank_and_count
+from foveate.training.freeze import freeze_parameters
+from foveate.training.input.feature_cache import FeatureCache
+from foveate.training.input.pipeline import Supply
+from foveate.training.loop import Fit, Run
+from foveate.training.optimizer import check_optimiser
+from foveate.training.progress import Report
+from foveate.training.recipe import Recipe
+from foveate.training.restore import kept_random, lent, memory_advice, synchronised
+from foveate.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from foveate.data.split import ImageData
+
+__all__ = ["Fit", "fit"]
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData | str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    cache: FeatureCache | None = None,
+    teacher: nn.Module | None = None,
+    tracker: Any = None,
+    timeout_seconds: float = 600,
+) -> Fit:
+    """Train a classifier, in place.
+
+    A classifier with another number of classes than the data is replaced. ``model.pretrained_cfg`` then says how
+    images are prepared and what the classes are called. Everything else of the model (mode, gradients, device,
+    ``requires_grad``, memory format) and the global random numbers are left as found; after an error the weights, too.
+
+    In a program that torchrun started, the processes train one model together: each step on ``batch_size`` images of
+    every process, with the mean gradient over all of them.
+
+    Args:
+        model: a classifier of RGB or grey images, with or without inserted attention.
+        data: from ``open_data``, or what it opens.
+        recipe: how to train; without it, the defaults.
+        output: a folder for checkpoints and results, in timm's layout; without it nothing is written.
+        resume: go on with the run that ``output`` holds, to the same weights, bit for bit on a CPU, as without the
+            interruption; a finished run gives its result; without a run there, start.
+        progress: show bars and a line per epoch on stderr.
+        cache: to share prepared images and a frozen trunk's features among several calls.
+        teacher: a trained model to learn from, instead of the recipe's ``teacher``; left as found.
+        tracker: log each epoch by one of Accelerate's trackers, such as "tensorboard", which must be installed.
+        timeout_seconds: with several processes, how long one waits for another before it gives up.
+
+    Returns:
+        History, evaluation of the final weights, speed.
+
+    Raises:
+        FoveateError: recipe, model, data or folder do not fit each other, or an image cannot be read.
+        Diverged: the loss or a weight is NaN or infinite; the last good checkpoint is kept.
+        OutOfMemory: there is not enough memory for a step.
+        ProcessLost: another process of the run has ended or hangs.
+    """
+    recipe = recipe or Recipe()
+    rank = rank_and_count()[0]
+    with Report(progress and rank == 0) as report, kept_random(), memory_advice(recipe.batch_size):
+        ready = report.task("getting ready")
+        check_optimiser(recipe.optimiser)
+        data = open_data(data)
+        _require_images(data)
+        folder = RunFolder(output, resume=resume, writes=rank == 0) if output is not None else None
+        options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
+        with accelerated(recipe.amp, **options) as accelerator, lent(model, accelerator.device):
+            team = Team(accelerator)
+            _announce(recipe, team, report)
+            preprocess = adapt(model, data.classes, recipe)
+            team.follow([model])
+            supply = Supply(model, data, recipe, preprocess, report, FeatureCache() if cache is None else cache, team)
+            with (
+                freeze_parameters(model, supply.frozen),
+                taught(teacher, recipe, preprocess, data.classes, accelerator.device) as guide,
+                _synchronised(model, recipe, team),
+            ):
+                run = Run(model, data, recipe, supply, team, report, folder, guide)
+                report.end(ready)
+                with _tracked(accelerator, tracker, run.described):
+                    return run.run()
+
+
+def _require_images(data: ImageData) -> None:
+    for split, least in ((data.train, 2), (data.val, 1)):
+        if len(split) < least:
+            raise FoveateError(
+                f"{data.name} has {len(split)} {split.name} images, and training needs at least {least}: add images"
+            )
+
+
+def _announce(recipe: Recipe, team: Team, report: Report) -> None:
+    changes = " ".join(f"{name}={value!r}" for name, value in recipe.changes().items())
+    report.line(f"recipe: {changes or 'the defaults'}")
+    if team.count > 1:
+        images = recipe.batch_size * recipe.accumulate * team.count
+        kind = "all processes" if recipe.sync_bn else "each process"
+        report.line(
+            f"{team.count} processes on {team.accelerator.device.type}, {images} images in a step, mean gradient, "
+            f"BatchNorm over the images of {kind}"
+        )
+
+
+def _synchronised(model: nn.Module, recipe: Recipe, team: Team) -> contextlib.AbstractContextManager[None]:
+    if not recipe.sync_bn or team.count == 1:
+        return contextlib.nullcontext()
+    if team.accelerator.device.type != "cuda":
+        raise FoveateError("sync_bn works between GPUs only: take sync_bn=False")
+    return synchronised(model)
+
+
+@contextlib.contextmanager
+def _tracked(accelerator: Any, tracker: Any, run: dict[str, Any]) -> Iterator[None]:
+    if tracker is None:
+        yield
+        return
+    named = {"model": run["model"], "plan": run["plan"], "data": run["data"]["name"], **run["recipe"]}
+    accelerator.init_trackers("foveate", config={key: value for key, value in named.items() if value is not None})
+    try:
+        yield
+    finally:
+        for one in accelerator.trackers:
+            one.finish()

@@ -1,0 +1,1 @@
+"""From a split of images to batches: order, decoding, caches, mixing."""

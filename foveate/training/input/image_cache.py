@@ -1,0 +1,145 @@
+"""Decoded images of a split, kept so that no epoch decodes them again: in memory, or in a file that is mapped into it.
+
+A random crop needs the whole picture, so what is kept are the pictures as ``Split.load`` gives them. Training on them
+is bit for bit training on the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from foveate.errors import FoveateError
+from foveate.training.progress import Report
+from foveate.training.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from foveate.data.split import Split
+
+__all__ = ["Decoded", "decode", "open_decoded"]
+
+_AHEAD = 64  # images decoded at a time
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pictures in one flat array.
+
+    Args:
+        pixels: (total,) uint8.
+        starts: where each picture begins.
+        sizes: height and width of each.
+    """
+
+    pixels: Any
+    starts: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def image(self, index: int) -> Image.Image:
+        """One RGB picture."""
+        height, width = self.sizes[index]
+        start = self.starts[index]
+        return Image.fromarray(np.asarray(self.pixels[start : start + 3 * height * width]).reshape(height, width, 3))
+
+
+def _arrays(split: Split, at_least: int | None, report: Report) -> Iterator[np.ndarray[Any, Any]]:
+    """Every picture (H, W, 3) in order, decoded on two threads: Pillow decodes outside Python's lock."""
+
+    def load(index: int) -> np.ndarray[Any, Any]:
+        return np.asarray(split.load(index, at_least))
+
+    task = report.task(f"decoding the {split.name} images, once", len(split))
+    try:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for at in range(0, len(split), _AHEAD):
+                yield from pool.map(load, range(at, min(at + _AHEAD, len(split))))
+                report.advance(task, min(_AHEAD, len(split) - at))
+    finally:
+        report.end(task)
+
+
+def decode(split: Split, at_least: int | None, limit_bytes: int, report: Report) -> Decoded | None:
+    """Decode a split into memory; None where the pictures need more than ``limit_bytes``.
+
+    Raises:
+        FoveateError: an image cannot be read.
+    """
+    held: list[np.ndarray[Any, Any]] = []
+    total = 0
+    for array in _arrays(split, at_least, report):
+        total += array.nbytes
+        if not held and array.nbytes * len(split) > 4 * limit_bytes:  # no need to try: four times as small is rare
+            return None
+        if total > limit_bytes:
+            return None
+        held.append(array)
+    pixels = np.empty(total, np.uint8)
+    at, starts, sizes = 0, [], []
+    for number, array in enumerate(held):
+        pixels[at : at + array.nbytes] = array.reshape(-1)
+        starts.append(at)
+        sizes.append((array.shape[0], array.shape[1]))
+        at += array.nbytes
+        held[number] = array[:0]  # let go of it: else everything would be there twice
+    return Decoded(pixels, tuple(starts), tuple(sizes))
+
+
+def open_decoded(split: Split, at_least: int | None, folder: Path, key: str, report: Report) -> Decoded:
+    """Pictures of a split in a file, which is made if it is not there. The file is whole or not there.
+
+    Args:
+        split: the images.
+        at_least: as for ``Split.load``.
+        folder: for the file and its index.
+        key: of everything that the pictures depend on.
+        report: shows the progress.
+
+    Raises:
+        FoveateError: an image cannot be read, or the folder cannot be written.
+    """
+    path, index = folder / f"{key}.pixels", folder / f"{key}.json"
+    found = _opened(path, index)
+    if found is not None:
+        return found
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sizes: list[tuple[int, int]] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            for array in _arrays(split, at_least, report):
+                file.write(array.tobytes())
+                sizes.append((array.shape[0], array.shape[1]))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise FoveateError(
+            f"the decoded images cannot be kept in {folder}: {error.strerror or error}; free some space, name another "
+            "folder, or take cache=False"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_atomically(index, json.dumps(sizes).encode())  # last: without it the pixels do not count
+    made = _opened(path, index)
+    if made is None:
+        raise FoveateError(f"{path} changed while it was written: give this run a cache folder of its own")
+    return made
+
+
+def _opened(path: Path, index: Path) -> Decoded | None:
+    try:
+        sizes = tuple((int(height), int(width)) for height, width in json.loads(index.read_text("utf-8")))
+        ends = np.cumsum([3 * height * width for height, width in sizes], dtype=np.int64).tolist()
+        if not sizes or path.stat().st_size != ends[-1]:
+            return None
+        return Decoded(np.memmap(path, np.uint8, "r"), (0, *ends[:-1]), sizes)
+    except (OSError, ValueError, TypeError):
+        return None

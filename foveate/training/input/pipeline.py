@@ -1,0 +1,138 @@
+"""Which batches the loop gets: streamed from disk, out of memory, or the frozen trunk's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from foveate.images import Preprocess
+from foveate.training.distributed import Team
+from foveate.training.freeze import Frozen, find_frozen, is_chain, tail, trunk_features
+from foveate.training.input.feature_cache import FeatureCache, hold_decoded, hold_features, hold_images
+from foveate.training.input.loaders import Augment, Batches, Held, Source, at_least
+from foveate.training.progress import Report
+from foveate.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from foveate.data.split import ImageData, Split
+
+__all__ = ["Feed", "Supply"]
+
+_SAMPLE = 4  # images to try the network on
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches of one split, and how the model takes them.
+
+    Args:
+        source: the split.
+        batches: of uint8 pixels, or of the trunk's features.
+        trunk: the part of the network that the features are made by; None: the batches are pixels.
+        channels_last: the memory format of the model.
+    """
+
+    source: Source
+    batches: Batches
+    trunk: Frozen | None
+    channels_last: bool
+
+    @property
+    def count(self) -> int:
+        """Images in the split."""
+        return len(self.source.split)
+
+    def prepared(self, inputs: Tensor, device: torch.device) -> Tensor:
+        """A batch on the device: pixels normalised, features as they are."""
+        return self.source.normalised(inputs, device)
+
+    def scores(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Scores (B, K) for a prepared batch."""
+        inputs = _in_memory_format(inputs, self.channels_last)
+        if self.trunk is None:
+            return model(inputs)
+        with tail(model, self.trunk):
+            return model(inputs)
+
+    def forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Scores (B, K) for a batch."""
+        return self.scores(model, self.prepared(inputs, next(model.parameters()).device))
+
+
+def _in_memory_format(inputs: Tensor, channels_last: bool) -> Tensor:
+    return inputs.contiguous(memory_format=torch.channels_last) if channels_last and inputs.ndim == 4 else inputs
+
+
+class Supply:
+    """Finds out what of a network is frozen, and what of the data and of the frozen part can be kept in memory.
+
+    Args:
+        model: adapted to the data; left as found.
+        data: both splits.
+        recipe: what is frozen, the augmentation, and whether to cache.
+        preprocess: of the model.
+        report: shows the progress.
+        cache: where to keep things.
+        team: the processes; the first on a machine fills a cache on disk.
+
+    Raises:
+        FoveateError: what the recipe freezes cannot be frozen, or an image cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        recipe: Recipe,
+        preprocess: Preprocess,
+        report: Report,
+        cache: FeatureCache,
+        team: Team,
+    ) -> None:
+        self.model, self.data, self.recipe, self.preprocess = model, data, recipe, preprocess
+        self.report, self.cache, self.team = report, cache, team
+        first = [preprocess(data.train.load(index)) for index in range(min(_SAMPLE, len(data.train)))]
+        device = next(model.parameters()).device
+        sample = _in_memory_format(torch.stack(first).to(device), recipe.channels_last)
+        self.frozen = find_frozen(model, recipe.freeze, sample)
+        self._features: Tensor | None = None  # of the sample, where features can be cached
+        if recipe.cache and recipe.freeze:
+            if is_chain(model, self.frozen, sample):
+                self._features = trunk_features(model, self.frozen, sample)
+            else:
+                report.line(f"no chain up to {self.frozen.cut!r}: the frozen part runs in each step, without a cache")
+
+    def train(self) -> Feed:
+        """The training images, augmented."""
+        recipe = self.recipe
+        augment = Augment(recipe.augmentation, recipe.seed, recipe.randaugment_operations, recipe.randaugment_magnitude)
+        return self._feed(self.data.train, augment)
+
+    def val(self) -> Feed:
+        """The validation images, never augmented."""
+        return self._feed(self.data.val, Augment())
+
+    def _feed(self, split: Split, augment: Augment) -> Feed:
+        recipe = self.recipe
+        source = Source(split, self.data.fingerprint, self.preprocess, recipe.workers)
+        flip, labels, decoded = augment.kind == "flip", split.labels, None
+        if recipe.cache and augment.crops:
+            with self.team.main_first():
+                decoded = hold_decoded(self.cache, source, at_least(augment, self.preprocess), self.report)
+            if decoded is None:
+                self.report.line(f"the {split.name} images are too large for the cache: they are decoded in each epoch")
+        elif recipe.cache:
+            if self._features is not None:
+                kept = (self.cache, source, self.model, self.frozen, self.report)
+                views = hold_features(*kept, flip=flip, like=self._features)
+                if views is not None:
+                    held = Held(views, labels, recipe.seed, flip=flip)
+                    return Feed(source, held, self.frozen, recipe.channels_last)
+                self.report.line(f"the features of the {split.name} images are too large for the cache")
+            views = hold_images(self.cache, source, self.report)
+            if views is not None:
+                return Feed(source, Held(views, labels, recipe.seed, flip=flip), None, recipe.channels_last)
+        return Feed(source, source.stream(augment, decoded), None, recipe.channels_last)

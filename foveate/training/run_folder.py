@@ -1,0 +1,132 @@
+"""The output folder of a run, laid out as timm lays it out, each file replaced in one step.
+
+args.yaml              recipe, plan, model and data: what the run is
+recipe.yaml            the recipe alone, to be used again
+summary.csv            a line per epoch
+evaluation.json        the last epoch's: every metric, each class, the confusion matrix
+last/, model_best/     models that ``foveate.load`` opens
+training.safetensors   everything that ``resume`` needs
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from torch import nn
+
+from foveate.errors import FoveateError
+from foveate.training.recipe import Recipe
+from foveate.training.recipes import as_yaml
+
+__all__ = ["COLUMNS", "RunFolder", "write_atomically"]
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "eval_loss",
+    "eval_top1",
+    "eval_top5",
+    "lr",
+    "eval_macro_f1",
+    "seconds",
+    "images_per_second",
+)
+STATE = "training.safetensors"
+_OF_A_RUN = (STATE, "summary.csv", "last", "model_best")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment it is either the old one or the new one, whole, and on the disk.
+
+    Raises:
+        FoveateError: it cannot be written; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise FoveateError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: made when it does not exist.
+        resume: go on with a run that the folder holds; without one, start.
+        writes: this process writes; of several, only one does.
+
+    Raises:
+        FoveateError: the path is a file, cannot be made, or holds a run and ``resume`` is False.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool, writes: bool = True) -> None:
+        self.path, self.resume, self.writes = Path(path), resume, writes
+        if not writes:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise FoveateError(f"the output {self.path} is a file: name a folder") from None
+        except OSError as error:
+            raise FoveateError(f"cannot make the output folder {self.path}: {error.strerror or error}") from error
+        held = [name for name in _OF_A_RUN if (self.path / name).exists()]
+        if held and not resume:
+            raise FoveateError(
+                f"{self.path} already holds a run ({', '.join(held)}): --resume continues it, or name another folder"
+            )
+        for stale in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
+            stale.unlink(missing_ok=True)
+
+    @property
+    def state(self) -> Path:
+        """The file that ``resume`` reads."""
+        return self.path / STATE
+
+    def write_args(self, run: Mapping[str, Any], recipe: Recipe) -> None:
+        """Say what the run is, for people; and its recipe, for ``open_recipe``."""
+        text = yaml.safe_dump(dict(run), sort_keys=False, allow_unicode=True)
+        self._write("args.yaml", text)
+        self._write("recipe.yaml", as_yaml(recipe))
+
+    def _write(self, name: str, text: str) -> None:
+        if self.writes:
+            write_atomically(self.path / name, text.encode())
+
+    def save_state(self, save: Callable[..., None], *state: Any) -> None:
+        """Write the file that ``resume`` reads, by ``save(path, *state)``."""
+        if self.writes:
+            save(self.state, *state)
+
+    def write_evaluation(self, found: Mapping[str, Any]) -> None:
+        """Write ``evaluation.json``."""
+        self._write("evaluation.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+    def write_summary(self, history: Iterable[Mapping[str, float]]) -> None:
+        """Write the whole ``summary.csv`` anew."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        self._write("summary.csv", text.getvalue())
+
+    def save_model(self, name: str, model: nn.Module, info: Mapping[str, object]) -> None:
+        """Keep a model as ``last`` or ``model_best``."""
+        from foveate.surgery.saving.checkpoint import save
+
+        if not self.writes:
+            return
+        save(model, self.path / name, info)

@@ -1,0 +1,113 @@
+"""One step of the optimiser: forward, loss and backward for each batch of the step, then the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.training.distillation import Teacher
+from foveate.training.distributed import Team
+from foveate.training.input.mixup import Mixing
+from foveate.training.input.pipeline import Feed
+from foveate.training.input.sampler import Batch, Order, mix, seed_draws
+from foveate.training.loss import Objective
+from foveate.training.recipe import Recipe
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Trains a model, step by step.
+
+    What a step draws at random (mixing, dropout) depends on the seed, the step, the process and the batch alone, so
+    there is no random state to keep for a resume.
+
+    Args:
+        model: in training mode.
+        recipe: says how.
+        train: the training images.
+        team: the processes.
+        optimiser: Accelerate's, around the recipe's.
+        classes: how many there are.
+        ema: timm's moving average of the weights, or None.
+        teacher: to learn from, or None.
+
+    Raises:
+        FoveateError: parts of the recipe do not go with each other or with the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        train: Feed,
+        team: Team,
+        optimiser: Any,
+        classes: int,
+        ema: Any,
+        teacher: Teacher | None,
+    ) -> None:
+        self.model, self.recipe, self.train, self.team = model, recipe, train, team
+        self.optimiser, self.ema, self.teacher = optimiser, ema, teacher
+        cached = train.trunk is not None
+        self.objective = Objective(model, recipe, cached=cached, taught=teacher is not None)
+        self.mixing = Mixing(recipe, classes) if recipe.mixup or recipe.cutmix else None
+        if cached and recipe.compile:
+            raise FoveateError("compile needs the whole network in each step: take cache=False, or leave freeze out")
+        self.device = next(model.parameters()).device
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:
+        """Do one step; on a CPU only if the loss is finite.
+
+        Args:
+            stream: gives the batches.
+            order: that the stream follows.
+            epoch: which it is.
+            at: step within it.
+
+        Returns:
+            () the mean loss over the images of all processes, on the model's device.
+        """
+        team, images = self.team, order.images(at)
+        step = epoch * order.steps_per_epoch + at
+        total = torch.zeros((), device=self.device)
+        for part in range(order.batches(at)):
+            inputs, labels = next(stream)
+            place = (step, team.rank, part) if team.rank or part else (step,)
+            seed_draws(mix(self.recipe.seed, "step", *place), self.device)
+            loss = self.loss(inputs, labels) * (len(labels) / images)
+            team.accelerator.backward(loss)
+            total += loss.detach()
+        total = team.add_up(self.parameters, total)
+        # On a GPU a look at the loss would make the device wait for us in every step: there the loop looks later.
+        if self.device.type == "cpu" and not total.isfinite():
+            return total
+        if self.recipe.gradient_clip is not None:
+            team.accelerator.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return total
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """() the loss of one batch of this process."""
+        inputs = self.train.prepared(inputs, self.device)
+        if self.mixing is not None:
+            inputs, labels = self.mixing(inputs, labels)
+        try:
+            with self.team.accelerator.autocast(), self.objective.images():
+                scores = self.train.scores(self.model, inputs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise FoveateError(
+                "BatchNorm over a 1x1 map cannot train on a batch of 1: take batch_size=2 or more"
+            ) from error
+        loss = self.objective.loss(scores, labels)
+        return loss if self.teacher is None else self.teacher.loss(scores, inputs, loss)

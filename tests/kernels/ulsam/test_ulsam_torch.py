@@ -1,0 +1,325 @@
+"""The fused ULSAM as PyTorch sees it: its operations, compile, export, hooks, copies; and ``fuse``."""
+
+import copy
+import io
+import warnings
+
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import foveate as fv
+from foveate.attention.ulsam import ULSAM
+from foveate.kernels import dispatch as backends
+from foveate.kernels.ulsam import cpu as ulsam_cpu
+from foveate.kernels.ulsam import op as ulsam_op
+
+OPERATIONS = {"foveate.ulsam_infer.default", "foveate.ulsam_train.default"}
+
+pytestmark = pytest.mark.skipif(not ulsam_cpu.available(torch.float32), reason="no C compiler: the plain kernels serve")
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    built = ULSAM(16, groups=4).eval()
+    for key, tensor in built.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in key else torch.randn_like(tensor))
+    return built
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 16, 6, 5)
+
+
+class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def fused_operations(module, x):
+    with Seen() as seen:
+        module(x)
+    return seen.names & OPERATIONS
+
+
+def arguments(module, x, modes=(True, True)):
+    norms = (module.bn_dws, module.bn_point)
+    parameters = [p for m in (module.conv_dws, norms[0], module.conv_point, norms[1]) for p in (m.weight, m.bias)]
+    pairs = [
+        [torch.empty(0)] * 2 if on else [n.running_mean, n.running_var] for n, on in zip(norms, modes, strict=True)
+    ]
+    return x, parameters, [t.clone() for pair in pairs for t in pair], 1e-5, 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
+@pytest.mark.parametrize("modes", [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(module, x, layout, modes):
+    x = x.contiguous(memory_format=layout).detach()
+    folded = ulsam_op.fold(*module._statistics())
+    torch.library.opcheck(torch.ops.foveate.ulsam_infer.default, (x, folded, 4))
+    torch.library.opcheck(torch.ops.foveate.ulsam_infer.default, (x[:, :, :, ::2], folded, 4))
+    given = arguments(module, x.requires_grad_(), modes)
+    torch.library.opcheck(torch.ops.foveate.ulsam_train.default, given)
+    out, *saved, _ = torch.ops.foveate.ulsam_train.default(*given)
+    backward = (torch.randn_like(out), *given, *saved)
+    detached = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, backward)
+    torch.library.opcheck(torch.ops.foveate.ulsam_train_backward.default, detached)
+
+
+def test_taken_by_itself(module, x):
+    with torch.no_grad():
+        assert fused_operations(module, x) == {"foveate.ulsam_infer.default"}
+    assert fused_operations(module, x) == {"foveate.ulsam_train.default"}  # the parameters want gradients
+    assert not fused_operations(module.double(), x.double())
+    assert not fused_operations(module.half(), x.half())
+
+
+def test_a_profiler_sees_the_operation(module, x):
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        module(x)
+    assert "foveate::ulsam_infer" in {event.key for event in seen.key_averages()}
+
+
+def test_use_fused(module, x):
+    assert fv.use_fused(False)
+    try:
+        assert not fused_operations(module, x)
+        assert not fv.use_fused(False)
+    finally:
+        assert not fv.use_fused(True)
+    with fv.use_fused(False):
+        assert not fused_operations(module, x)
+    assert fused_operations(module, x)
+
+
+def test_a_hook_on_a_child_is_called(module, x):
+    seen = []
+    handle = module.bn_dws.register_forward_hook(lambda *_: seen.append(1))
+    module(x)
+    assert seen
+    assert not fused_operations(module, x)
+    handle.remove()
+    assert fused_operations(module, x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: nn.SyncBatchNorm.convert_sync_batchnorm(m),
+        lambda m: nn.utils.parametrizations.weight_norm(m.conv_dws) and m,
+        lambda m: setattr(m, "bn_point", nn.BatchNorm2d(4, momentum=None)) or m,
+        lambda m: setattr(m, "bn_dws", nn.BatchNorm2d(16, track_running_stats=False)) or m,
+        lambda m: setattr(m, "bn_dws", nn.BatchNorm2d(16, affine=False)) or m,
+    ],
+)
+def test_another_child_is_respected(module, x, change):
+    module = change(module)
+    assert not fused_operations(module.eval(), x)
+    with fv.use_fused(False):
+        expected = module(x)
+    assert torch.equal(module(x), expected)
+
+
+@pytest.mark.parametrize("child,name", [("conv_dws", "bias"), ("bn_dws", "weight"), ("bn_point", "running_var")])
+def test_a_part_that_is_missing_is_left_to_the_definition(module, x, child, name):
+    setattr(getattr(module, child), name, None)
+    if name == "running_var":
+        module.bn_point.running_mean = None
+    fv.fuse(module)
+    for learning in (False, True):
+        with torch.set_grad_enabled(learning):
+            assert not fused_operations(module, x)
+            out = module(x)
+            with fv.use_fused(False):
+                assert torch.equal(out, module(x))
+
+
+@pytest.mark.parametrize("change", [{"momentum": None}, {"track_running_stats": False}])
+def test_how_statistics_are_kept_does_not_matter_to_inference(module, x, change):
+    vars(module.bn_dws).update(change)
+    with torch.no_grad():
+        assert fused_operations(module, x)
+        out = module(x)
+        with fv.use_fused(False):
+            torch.testing.assert_close(out, module(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9, 1.0])
+def test_running_statistics_as_batch_norm_keeps_them(module, x, momentum):
+    module.bn_dws.momentum = module.bn_point.momentum = momentum
+    other = copy.deepcopy(module)
+    for _ in range(3):
+        module.train()(x)
+        with fv.use_fused(False), torch.no_grad():
+            other.train()(x)
+    for (name, a), (_, b) in zip(module.named_buffers(), other.named_buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    assert module.bn_dws.num_batches_tracked == 3
+
+
+def test_training_without_gradients_moves_the_statistics_too(module, x):
+    before = module.bn_dws.running_mean.clone()
+    with torch.no_grad():
+        module.train()(x)
+    assert not torch.equal(before, module.bn_dws.running_mean)
+
+
+def test_what_changed_in_place_counts_at_once(module, x):
+    with torch.no_grad():
+        before = module(x)
+        module.conv_point.weight.data.mul_(3)  # no version counter sees this
+        after = module(x)
+        with fv.use_fused(False):
+            expected = module(x)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", "eager"])
+def test_compile(module, x, training, backend):
+    torch._dynamo.reset()
+    other = copy.deepcopy(module)
+    results = []
+    for m in (module.train(training), torch.compile(other.train(training), fullgraph=True, backend=backend)):
+        given = x.clone().requires_grad_()
+        out = m(given)
+        out.square().sum().backward()
+        results.append([out.detach(), given.grad, *(p.grad for p in m.parameters()), *m.buffers()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_inference_takes_the_fused_operation(module, x):
+    torch._dynamo.reset()
+    seen = []
+
+    def look(graph, _):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad():
+        out = torch.compile(module, fullgraph=True, backend=look)(x)
+        torch.testing.assert_close(out, module(x), rtol=1e-5, atol=1e-6)
+    assert "foveate.ulsam_infer.default" in seen
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_exported_graphs_hold_torchs_own_operations(module, x, fused):
+    if fused:
+        fv.fuse(module)
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    program = torch.export.export(module, (x,), dynamic_shapes=dynamic)
+    assert not any("foveate" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    torch.testing.assert_close(program.module()(x), module(x), rtol=1e-5, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, the tracer's remarks
+        traced = torch.jit.trace(module, x)
+        file = io.BytesIO()
+        torch.onnx.export(module, (x,), dynamo=True, verbose=False).save(file)
+    torch.testing.assert_close(traced(x), module(x), rtol=1e-5, atol=1e-6)
+    assert {node.domain for node in onnx.load_from_string(file.getvalue()).graph.node} <= {
+        "",
+        "pkg.onnxscript.torch_lib",
+    }
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
+def test_transforms_of_torch_func(module, x):
+    each = torch.func.vmap(lambda image: module(image.unsqueeze(0)).squeeze(0))(x)
+    torch.testing.assert_close(each, module(x), rtol=1e-5, atol=1e-5)
+    _, tangent = torch.func.jvp(module, (x,), (torch.ones_like(x),))
+    with torch.autograd.forward_ad.dual_level():
+        dual = module(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_keeps_the_type_of_x(module, x, dtype):
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x.to(dtype))
+        assert fused_operations(module, x.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, module(x.to(dtype)))
+
+
+def test_flops_are_those_of_the_two_convolutions(module, x):
+    counts = []
+    for on in (True, False):
+        with fv.use_fused(on), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(x)
+        counts.append(counter.get_total_flops())
+    assert counts == [4 * x.numel()] * 2
+
+
+def test_checkpointing_and_copies(module, x):
+    given = x.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(module, given, use_reentrant=False).sum().backward()
+    other = x.clone().requires_grad_()
+    copy.deepcopy(module)(other).sum().backward()
+    assert torch.equal(given.grad, other.grad)
+
+
+class Small(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 16, 3), ULSAM(16), nn.ReLU(), ULSAM(16, groups=2))
+
+
+def test_fuse(x):
+    torch.manual_seed(0)
+    model, images = Small(), torch.randn(2, 3, 8, 8)
+    model.train()(images)
+    model.eval()
+    keys, expected = list(model.state_dict()), model(images)
+    maps = model[1].attend(model[0](images))
+    assert fv.fuse(model) is model
+    assert list(model.state_dict()) == keys
+    torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model[1].attend(model[0](images)), maps, rtol=1e-5, atol=1e-6)
+    for on in (True, False):
+        with torch.no_grad(), fv.use_fused(on):
+            torch.testing.assert_close(copy.deepcopy(model)(images), expected, rtol=1e-5, atol=1e-6)
+            low = copy.deepcopy(model).bfloat16()(images.bfloat16())
+            torch.testing.assert_close(low.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_fuse_lets_gradients_of_the_input_through():
+    torch.manual_seed(0)
+    model, images = Small().eval(), torch.randn(2, 3, 8, 8, requires_grad=True)
+    (expected,) = torch.autograd.grad(model(images).square().sum(), images)
+    (found,) = torch.autograd.grad(fv.fuse(model)(images).square().sum(), images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_and_new_weights_discard_what_fuse_prepared():
+    model = fv.fuse(Small().eval())
+    assert model[1].folded is not None
+    model.load_state_dict(Small().state_dict())
+    assert model[1].folded is None
+    fv.fuse(model).train()
+    assert model[1].folded is None
+
+
+def test_fuse_refuses_training_mode():
+    with pytest.raises(fv.FoveateError, match=r"in training mode: call model.eval\(\) first"):
+        fv.fuse(Small())
+    model = Small().eval()
+    model[1].bn_dws.train()
+    with pytest.raises(fv.FoveateError, match="in training mode"):
+        fv.fuse(model)
+    assert model[3].folded is None
+
+
+def test_one_backend_is_one_line():
+    assert set(backends.BACKENDS) <= {"cpu", "cuda"}

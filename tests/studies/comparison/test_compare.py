@@ -1,0 +1,168 @@
+"""Comparisons are fair, resumable, and say what they found."""
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+import timm
+import torch
+
+import foveate as fv
+from foveate.errors import FoveateError
+from foveate.studies.comparison import scheduler as grid
+
+RECIPE = fv.Recipe(epochs=1, batch_size=8, image_size=32, learning_rate=1e-3)
+PLANS = ["se after layer2.0", "ulsam(groups=4) replacing layer1.0"]
+
+
+def network():
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=2)
+
+
+@pytest.fixture(scope="module")
+def found(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "grid"
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    rng = torch.get_rng_state()
+    result = fv.compare(model, PLANS, fv.open_data(folder), RECIPE, seeds=2, output=output, progress=False)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert fv.plan_of(model) is None
+    return result
+
+
+def test_rows(found):
+    assert [row.label for row in found.rows] == ["none", *PLANS]
+    assert found.seeds == (0, 1)
+    assert all(len(row.top1) == 2 for row in found.rows)
+    assert found.rows[0].difference is None
+    assert found.rows[1].cost.params > found.rows[0].cost.params > found.rows[2].cost.params
+    assert found.rows[0].cost == fv.cost(found.models["none"], 32)
+
+
+def test_difference_is_that_of_the_runs(found):
+    base, row = found.rows[0], found.rows[1]
+    assert row.difference.mean == pytest.approx(sum(row.top1) / 2 - sum(base.top1) / 2)
+    assert row.verdict == row.analysis.verdict
+    assert base.verdict == "baseline"
+
+
+def test_all_that_evaluation_measures_is_kept(found, folder):
+    evaluation = fv.evaluate(found.models["none"], fv.open_data(folder).val, image_size=32)
+    for name in ("loss", "top1", "top5", "macro_f1", "ece"):
+        factor = 1 if name == "loss" else 100
+        assert found.rows[0].scores[name][0] == pytest.approx(factor * getattr(evaluation, name), abs=1e-3)
+
+
+def test_tables_are_written(found):
+    with (found.folder / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["plan"] for row in rows] == ["none", *PLANS]
+    assert float(rows[1]["difference"]) == pytest.approx(found.rows[1].difference.mean, abs=1e-3)
+    with (found.folder / "runs.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 6
+    assert all((found.folder / "runs" / run["run"] / "result.json").is_file() for run in runs)
+    json.dumps(found.as_dicts())
+
+
+def test_every_plan_of_a_seed_starts_from_the_same_shared_weights(folder, monkeypatch):
+    starts = []
+
+    def spy(model, *args, **kwargs):
+        starts.append((kwargs, {k: v.clone() for k, v in model.state_dict().items()}, args[1].seed))
+        return real(model, *args, **kwargs)
+
+    real = grid.fit
+    monkeypatch.setattr(grid, "fit", spy)
+    fv.compare("test_resnet", PLANS[0], fv.open_data(folder), RECIPE, seeds=(3, 5), progress=False)
+    (_, none3, _), (_, plan3, _), (_, none5, _), (_, plan5, _) = starts
+    assert [start[2] for start in starts] == [3, 3, 5, 5]
+    for none, plan in ((none3, plan3), (none5, plan5)):
+        assert all(torch.equal(value, plan[key]) for key, value in none.items())
+    assert not all(torch.equal(value, none5[key]) for key, value in none3.items())
+    attention = [key for key in plan3 if key not in none3]
+    assert any(not torch.equal(plan3[key], plan5[key]) for key in attention)
+
+
+def test_finished_runs_are_read_not_run_again(found, folder, monkeypatch):
+    monkeypatch.setattr(grid, "fit", lambda *_, **__: pytest.fail("trained"))
+    again = fv.compare(network(), PLANS, fv.open_data(folder), RECIPE, seeds=2, output=found.folder, progress=False)
+    assert [row.top1 for row in again.rows] == [row.top1 for row in found.rows]
+    assert all(torch.equal(again.correct[label], found.correct[label]) for label in found.correct)
+    assert [row.difference for row in again.rows] == [row.difference for row in found.rows]
+
+
+def test_networks_are_read_from_the_folder_when_they_are_asked_for(found, folder):
+    again = fv.compare(network(), PLANS, fv.open_data(folder), RECIPE, seeds=2, output=found.folder, progress=False)
+    assert list(again.models) == ["none", *PLANS]
+    for label, model in found.models.items():
+        other = again.models[label].state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in model.state_dict().items())
+
+
+def test_another_network_is_another_comparison(found, folder):
+    torch.manual_seed(1)
+    other = timm.create_model("test_resnet", num_classes=2)
+    data = fv.open_data(folder)
+    fv.compare(other, PLANS[0], data, RECIPE, seeds=1, output=found.folder, progress=False)
+    assert len(list((found.folder / "runs").iterdir())) == 6 + 2
+    fv.compare(network(), PLANS, data, RECIPE, seeds=2, output=found.folder, progress=False)
+
+
+def test_a_plan_that_does_not_fit_is_found_before_training(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(FoveateError, match="layer9"):
+        fv.compare(network(), [PLANS[0], "se after layer9"], fv.open_data(folder), RECIPE, progress=False)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"plans": []}, "at least one plan"),
+        ({"plans": ["se after layer2.0", "se after layer2.0"]}, "given twice"),
+        ({"seeds": 0}, "at least 1"),
+        ({"seeds": (1, 1)}, "different seeds"),
+        ({"learning_rates": (0.1, 0.1)}, "different positive numbers"),
+        ({"learning_rates": (0.1, -0.1)}, "different positive numbers"),
+        ({"learning_rates": (0.1,)}, "one leaves nothing to choose"),
+    ],
+)
+def test_errors(data, arguments, message):
+    with pytest.raises(FoveateError, match=message):
+        fv.compare(network(), **{"plans": PLANS, "data": data, "recipe": RECIPE, "progress": False, **arguments})
+
+
+def test_report_is_one_page_with_its_pictures(found, data):
+    page = fv.report(found, data, images=2, commands=["foveate compare ..."])
+    text = page.read_text()
+    assert page.name == "report.html"
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    assert PLANS[0] in text
+    assert "Does the attention do anything?" in text
+    assert "Does the attention" not in fv.report(found, data, images=1, audited=0).read_text()
+    assert len(list((found.folder / "overlays").glob("*.png"))) >= 2
+
+
+def test_page_with_tables_and_pictures(found, tmp_path):
+    files = found.write_page(tmp_path / "docs" / "toy.md", "foveate compare toy")
+    assert {file.name for file in files} == {"toy.md", "toy.csv", "toy_runs.csv", "toy_cost.svg", "toy_seeds.svg"}
+    text = files[-1].read_text()
+    for words in (*PLANS, "images/toy_cost.svg", "images/toy_seeds.svg", "(toy.csv)", "foveate compare toy", "p, Holm"):
+        assert words in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table[:5]}) == 1
+    for name in ("toy_cost.svg", "toy_seeds.svg"):
+        assert ET.parse(tmp_path / "docs" / "images" / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314
+    assert (tmp_path / "docs" / "toy.csv").read_bytes() == (found.folder / "comparison.csv").read_bytes()
+
+
+def test_printed(found, capsys):
+    found.print()
+    said = " ".join(capsys.readouterr().out.split())
+    assert found.rows[1].verdict in said
+    assert "One recipe for all plans: none was tuned." in said
