@@ -7,9 +7,9 @@ Inference in float32 with random weights, one thread, at the pixels of the table
 ResNet-50, BATCH images at a time, ROUNDS times or SECONDS long (three times at least); the ratio is the median over the
 turns, with a 95% interval of it (``foveate.accounting.profiling.timer``). Memory, in a process of its own: the peak of
 resident memory with FEW and with MANY images, less what was resident before the network was built, with an allocator
-that gives freed memory back. The paper's column is for 256 images: the peak grows by a constant for each image, so it is drawn on
-from FEW and MANY to 256, which this machine's memory need not hold. A network that fails has the reason in the last
-column. On stderr at the end: Spearman's rank correlation of both ratios with the paper's.
+that gives freed memory back. The paper's column is for 256 images: the peak grows by a constant for each image, so it
+is drawn on from FEW and MANY to 256, which this machine's memory need not hold. A network that fails has the reason in
+the last column. On stderr at the end: Spearman's rank correlation of both ratios with the paper's.
 """
 
 import csv
