@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test check format docs bench-cpu bench-gpu
+.PHONY: help demo test test-versions check format docs bench-cpu bench-gpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -14,6 +14,9 @@ demo: $(VENV)/.demo  ## the main job on real input: a pretrained network, real s
 
 test: $(VENV)/.test  ## all tests
 	$(BIN)/python -m pytest
+
+test-versions:  ## all tests with every set of versions in tests/versions/sets.toml, in environments of their own
+	$(PYTHON) tests/versions $(VERSIONS)
 
 check: $(VENV)/.test  ## lint, format and types
 	$(BIN)/ruff check .
