@@ -27,6 +27,7 @@ from .studies.evaluation.audit import audit as audit
 from .studies.evaluation.audit_result import Audit as Audit
 from .studies.evaluation.faithfulness import faithfulness as faithfulness
 from .studies.evaluation.faithfulness_result import Faithfulness as Faithfulness
+from .studies.reporting.pages import write_page as write_page
 from .studies.reporting.report import report as report
 from .studies.reproduction.reproduce import reproduce as reproduce
 from .studies.reproduction.results import Reproduction as Reproduction

@@ -87,7 +87,7 @@ def results(folder: Path, *, page: Path | None = None, command: str | None = Non
     found = fv.read_comparison(folder)
     _show(found, json=json)
     if page is not None:
-        for file in found.write_page(page, command):
+        for file in fv.write_page(found, page, command):
             say(f"written: {file}")
 
 

@@ -45,7 +45,7 @@ def reproduce(
     elif csv is not None:
         found.write_csv(csv)
     if page is not None:
-        found.write_page(page)
+        fv.write_page(found, page)
     if json:
         print(json_format.dumps({"counts": found.counts(), "cells": found.as_dicts()}, indent=2))
     elif csv != "-":

@@ -198,23 +198,6 @@ class Comparison:
             return str(self.setup.tuning)
         return "One recipe for all plans: none was tuned. It may suit one plan better than another."
 
-    def write_page(self, page: str | Path, command: str | None = None) -> tuple[Path, ...]:
-        """Write a page of Markdown, the two tables as CSV beside it, and its pictures in ``images/`` beside it.
-
-        Args:
-            page: the file, such as ``docs/imagewoof.md``.
-            command: the line that made the comparison, to be shown.
-
-        Returns:
-            The files written.
-
-        Raises:
-            FoveateError: a file cannot be written.
-        """
-        from foveate.studies.reporting.markdown import write_page  # reads this module
-
-        return write_page(self, Path(page), command)
-
     def write_csv(self, folder: Path) -> tuple[Path, ...]:
         """Write ``comparison.csv``, a row a plan; ``runs.csv``, a row a run; ``timing.csv``, which alone holds times.
 

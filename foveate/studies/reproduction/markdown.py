@@ -46,26 +46,35 @@ PICTURE_TEXTS = {
 }
 
 
-def write_page(result: Reproduction, file: Path) -> Path:
+def write_page(result: Reproduction, file: Path, command: str = COMMAND) -> tuple[Path, ...]:
     """Write the page, and its pictures into ``images`` beside it.
+
+    Args:
+        result: all tables.
+        file: the page.
+        command: the line that made it, to be shown.
+
+    Returns:
+        The files written; the page is the last.
 
     Raises:
         FoveateError: the trade-off table is missing, or a file cannot be written.
     """
     if TABLE not in {table.name for table in result.tables}:
         raise FoveateError(f"the page shows all tables: ask for it without naming one, or for {TABLE!r}")
-    for name, (column, title) in PICTURES.items():
-        draw(dots(result, column), title, file.parent / "images" / name)
-    write_whole(file, page(result).encode())
-    return file
+    pictures = tuple(file.parent / "images" / name for name in PICTURES)
+    for picture, (column, title) in zip(pictures, PICTURES.values(), strict=True):
+        draw(dots(result, column), title, picture)
+    write_whole(file, page(result, command).encode())
+    return (*pictures, file)
 
 
-def page(result: Reproduction) -> str:
+def page(result: Reproduction, command: str = COMMAND) -> str:
     """The page as Markdown."""
     lines = [
         "# The papers' tables",
         "",
-        f"Written by `{COMMAND}`; a test holds the numbers to the code.",
+        f"Written by `{command}`; a test holds the numbers to the code.",
         "",
         "Every table of the papers and talks that this project began with, as it is printed. Each cost was",
         "counted again on the real network.",

@@ -133,17 +133,6 @@ class Reproduction:
         write_whole(as_file(file), self.as_csv().encode())
         return Path(file)
 
-    def write_page(self, file: str | os.PathLike[str]) -> Path:
-        """Write all of it as a page of Markdown, and its pictures into ``images`` beside it.
-
-        Raises:
-            FoveateError: the trade-off table, which the pictures show, is not among the tables, or a file cannot be
-                written.
-        """
-        from foveate.studies.reproduction.markdown import write_page  # it is made of this
-
-        return write_page(self, as_file(file))
-
     def reasons(self) -> dict[str, list[Cell]]:
         """What is said of cells that were counted or could not be, each once, and of which."""
         found: dict[str, list[Cell]] = {}

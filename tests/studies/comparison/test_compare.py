@@ -149,7 +149,7 @@ def test_report_is_one_page_with_its_pictures(found, data):
 
 
 def test_page_with_tables_and_pictures(found, tmp_path):
-    files = found.write_page(tmp_path / "docs" / "toy.md", "foveate compare toy")
+    files = fv.write_page(found, tmp_path / "docs" / "toy.md", "foveate compare toy")
     assert {file.name for file in files} == {"toy.md", "toy.csv", "toy_runs.csv", "toy_cost.svg", "toy_seeds.svg"}
     text = files[-1].read_text()
     for words in (*PLANS, "images/toy_cost.svg", "images/toy_seeds.svg", "(toy.csv)", "foveate compare toy", "p, Holm"):

@@ -242,7 +242,7 @@ def test_csv_has_a_line_for_each_cell(everything, tmp_path):
         with pytest.raises(fv.FoveateError, match="is a folder: name a file in it"):
             everything.write_csv(folder)
         with pytest.raises(fv.FoveateError, match="is a folder: name a file in it"):
-            everything.write_page(folder)
+            fv.write_page(everything, folder)
     (tmp_path / "taken").touch()
     with pytest.raises(fv.FoveateError, match="cannot write"):
         everything.write_csv(tmp_path / "taken" / "cells.csv")
@@ -253,14 +253,14 @@ def test_page_is_what_the_code_gives(everything):
 
 
 def test_page_and_pictures_are_written(everything, tmp_path):
-    everything.write_page(tmp_path / "page.md")
+    fv.write_page(everything, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text("utf-8")
     for name in reproduce_pictures.PICTURES:
         assert f"(images/{name})" in text
         with Image.open(tmp_path / "images" / name) as picture:
             assert picture.width >= 800
     with pytest.raises(fv.FoveateError, match="without naming one"):
-        everything.of("overhead").write_page(tmp_path / "page.md")
+        fv.write_page(everything.of("overhead"), tmp_path / "page.md")
 
 
 def test_no_name_lies_over_a_point_or_another_name(everything):
