@@ -14,13 +14,14 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.errors import FoveateError, near
+from foveate.model_info import pretrained_config
 
 if TYPE_CHECKING:
     import torch
@@ -231,10 +232,7 @@ class Preprocess:
         """
         from timm.data import resolve_data_config
 
-        found = getattr(model, "pretrained_cfg", None) or {}
-        if dataclasses.is_dataclass(found) and not isinstance(found, type):
-            found = dataclasses.asdict(found)
-        config = dict(found) if isinstance(found, Mapping) else dict(vars(found))
+        config = pretrained_config(model)
         # `model` keeps timm's check quiet when the dictionary is empty; it has no configuration of its own then.
         data = resolve_data_config(pretrained_cfg=config, model=model)
         mean, std = tuple(map(float, data["mean"])), tuple(map(float, data["std"]))

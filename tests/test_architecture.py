@@ -12,6 +12,7 @@ import foveate
 PACKAGE = Path(foveate.__file__).parent
 LEVELS = [
     {"errors"},
+    {"model_info"},
     {"spec", "images"},
     {"registry", "kernels"},
     {"attention", "pooling", "heads"},

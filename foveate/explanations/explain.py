@@ -21,6 +21,7 @@ from foveate.explanations.hirescam import hirescam
 from foveate.explanations.layers import Layer, find_layer
 from foveate.explanations.result import Explanation, Map
 from foveate.explanations.sources import Images, OneImage
+from foveate.model_info import pretrained_config
 from foveate.surgery.insert import unwrapped
 
 __all__ = ["METHODS", "OF_A_CLASS", "explain"]
@@ -156,8 +157,7 @@ def _one_for_each(target: Any, count: int) -> list[int] | None:
 
 def _labels(model: nn.Module, count: int) -> tuple[str, ...]:
     """The names of the classes, from the model's own words, or ImageNet's for weights that timm marks so."""
-    config = getattr(model, "pretrained_cfg", None)
-    config = config if isinstance(config, dict) else {}
+    config = pretrained_config(model)
     names = config.get("label_names") or ()
     if not names and count == 1000 and re.search(r"in1k\b", str(config.get("tag", ""))):
         names = _imagenet_names()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.images import SUFFIXES, Preprocess, open_image
+from foveate.model_info import device_and_dtype
 
 __all__ = ["Images", "OneImage", "files_of"]
 
@@ -55,8 +56,7 @@ class Images:
     """
 
     def __init__(self, model: nn.Module, images: Any, image_size: int | None) -> None:
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        self.device, self.dtype = like.device, like.dtype
+        self.device, self.dtype = device_and_dtype(model)
         self.tensor: Tensor | None = None
         self.preprocess: Any = None  # of a tensor without pictures there is none
         if isinstance(images, Tensor):

@@ -10,6 +10,7 @@ import timm
 from torch import nn
 
 from foveate.errors import FoveateError, first_line, near
+from foveate.model_info import pretrained_config
 from foveate.networks.packaged import PACKAGED, packaged_state
 
 __all__ = ["Origin", "channels_of", "create_model", "origin_of"]
@@ -127,9 +128,7 @@ def channels_of(model: nn.Module) -> int:
     A first convolution of 4 or 16 times the channels works on squares of pixels that were put into channels.
     """
     asked = getattr(model, "_model_args", {}).get("in_chans")
-    config = getattr(model, "pretrained_cfg", None)
-    size = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
-    known = int(asked or (size or (3,))[0])
+    known = int(asked or pretrained_config(model).get("input_size", (3,))[0])
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if asked or first is None or not first.in_channels or first.in_channels in (4 * known, 16 * known):
         return known  # a lazy layer that has not run has 0
@@ -144,8 +143,7 @@ def origin_of(model: nn.Module) -> Origin | None:
     """
     made = getattr(model, ATTRIBUTE, None)
     if made is None:
-        config = getattr(model, "pretrained_cfg", None)
-        name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
+        name = pretrained_config(model).get("architecture")
         if not name or not timm.is_model(name):
             return None
         made = "timm", name, getattr(model, "_model_args", {})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line
+from foveate.model_info import device_and_dtype
 from foveate.surgery.apply import host_of
 from foveate.surgery.sites import Site
 from foveate.surgery.trace import Seen, copied
@@ -96,8 +97,8 @@ def _stays_with_mean(twin: nn.Module, site: str, size: tuple[int, int, int], nhw
         end = twin
     seen: list[Tensor] = []
     end.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    like = next((p for p in twin.parameters() if p.is_floating_point()), torch.empty(0))
-    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    device, dtype = device_and_dtype(twin)
+    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     places = (1, 2) if nhwc else (2, 3)
     with torch.no_grad():
         given = twin(image)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from foveate.errors import FoveateError, first_line, near
+from foveate.model_info import device_and_dtype
 from foveate.spec import Plan
 from foveate.surgery.apply import Record, Step, carried_plan, graft, part, record_of, take_out
 from foveate.surgery.classifier import check_pooled_by_mean
@@ -171,9 +172,9 @@ def _try_alone(step: Step) -> None:
         return
 
     def task(mechanism: nn.Module) -> tuple[int, ...]:
-        like = next((p for p in mechanism.parameters() if p.is_floating_point()), torch.empty(0))
+        device, dtype = device_and_dtype(mechanism)
         with torch.no_grad():
-            return tuple(mechanism(torch.zeros(step.shape, dtype=like.dtype, device=like.device)).shape)
+            return tuple(mechanism(torch.zeros(step.shape, dtype=dtype, device=device)).shape)
 
     try:
         given, _ = on_a_copy(mechanism_of(step.mechanism), task)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 
 from torch import nn
 
 from foveate.errors import FoveateError, near
+from foveate.model_info import device_and_dtype
 from foveate.registry import build, find
 from foveate.spec import Placement, Plan, Spec
 from foveate.surgery.apply import Step, host_of
@@ -108,9 +108,7 @@ def build_step(model: nn.Module, at: Wanted, seen: dict[str, Seen]) -> Step:
     if start == "identity" and at.verb != "as head":  # a head in the classifier's place has nothing to start from
         step.mechanism = (PoolGate if at.verb == "as pool" else Gate)(step.mechanism)
     host = model.get_submodule(at.site)
-    like = next((p for p in chain(host.parameters(), model.parameters()) if p.is_floating_point()), None)
-    if like is not None:
-        step.mechanism = step.mechanism.to(like.device, like.dtype)
+    step.mechanism = step.mechanism.to(*device_and_dtype(host, model))
     step.mechanism.train(host.training)
     return step
 

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from foveate.errors import FoveateError, first_line
+from foveate.model_info import device_and_dtype, pretrained_config
 from foveate.networks.create import channels_of
 from foveate.surgery.apply import record_of, take_out
 
@@ -63,9 +64,7 @@ def input_size_of(model: nn.Module, input_size: int | tuple[int, ...] | None = N
     Raises:
         FoveateError: ``input_size`` is none of these.
     """
-    config = getattr(model, "pretrained_cfg", None)
-    known = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
-    _, height, width = known or (3, 224, 224)
+    _, height, width = pretrained_config(model).get("input_size", (3, 224, 224))
     channels = channels_of(model)
     if input_size is None:
         return channels, height, width
@@ -172,9 +171,9 @@ class _QuickShapes(TorchFunctionMode):
 
 def run_once(model: nn.Module, size: tuple[int, int, int]) -> None:
     """Run a copy on one image of zeros, (1, C, H, W), in the copy's dtype and on its device, without gradients."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    device, dtype = device_and_dtype(model)
     with torch.no_grad(), _QuickShapes():
-        model(torch.zeros(1, *size, dtype=like.dtype, device=like.device))
+        model(torch.zeros(1, *size, dtype=dtype, device=device))
 
 
 def _shape(value: object) -> tuple[int, ...] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.model_info import update_pretrained_config
 from foveate.surgery.apply import record_of
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.trace import probe
@@ -83,14 +82,7 @@ def write_config(model: nn.Module, preprocess: Preprocess, classes: tuple[str, .
         "num_classes": len(classes),
         "label_names": classes,
     }
-    held: Any = getattr(model, "pretrained_cfg", None)
-    if dataclasses.is_dataclass(held) and not isinstance(held, type):
-        config: Any = dataclasses.replace(held, **fields)
-    else:
-        config = {**(held if isinstance(held, Mapping) else {}), **fields}
-    model.pretrained_cfg = config
-    if hasattr(model, "default_cfg"):  # timm's older name for the same object
-        model.default_cfg = config
+    update_pretrained_config(model, fields)
 
 
 def _refuse_plan_for_classes(model: nn.Module, own: int, wanted: int) -> None:

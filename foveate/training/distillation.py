@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line
 from foveate.images import Preprocess
+from foveate.model_info import device_and_dtype, pretrained_config
 from foveate.networks.create import create_model
 from foveate.surgery.saving.checkpoint import load
 from foveate.surgery.trace import eval_mode
@@ -53,13 +53,12 @@ class Teacher:
         own = Preprocess.of(model, preprocess.size[0])
         if len(own.mean) != len(preprocess.mean):
             raise FoveateError(f"the teacher takes {len(own.mean)} channels and the student {len(preprocess.mean)}")
-        device = next(model.parameters()).device
+        device, _ = device_and_dtype(model)
         shape = (1, -1, 1, 1)
         there, here = (torch.tensor([p.std, p.mean], device=device) for p in (own, preprocess))
         self._scale = (here[0] / there[0]).view(shape)
         self._shift = ((here[1] - there[1]) / there[0]).view(shape)
-        names: Any = getattr(model, "pretrained_cfg", None) or {}
-        names = names.get("label_names") if isinstance(names, dict) else getattr(names, "label_names", None)
+        names = pretrained_config(model).get("label_names")
         if names and len(names) == len(classes) and tuple(names) != classes:
             raise FoveateError("the teacher's classes have other names or another order than the data's")
         try:
@@ -115,7 +114,7 @@ def taught(
     if model is None:
         folder = os.sep in recipe.teacher or Path(recipe.teacher).is_dir()
         model = load(recipe.teacher) if folder else create_model(recipe.teacher, pretrained=True)
-    home = next((parameter.device for parameter in model.parameters()), None)
+    home, _ = device_and_dtype(model)
     if home is None:
         raise FoveateError("the teacher has no parameters: give a trained model")
     try:

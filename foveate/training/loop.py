@@ -16,6 +16,7 @@ from rich.progress import TaskID
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from foveate.model_info import pretrained_config
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.insert import plan_of
 from foveate.surgery.trace import eval_mode
@@ -95,10 +96,8 @@ class Run:
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
         self.modules = {"model": model, **({"ema": self.ema.module} if self.ema else {})}
         self.judged: nn.Module = self.ema.module if self.ema else model
-        config = getattr(model, "pretrained_cfg", {})
-        named = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
         self.described = {
-            "model": named or type(model).__name__,
+            "model": pretrained_config(model).get("architecture") or type(model).__name__,
             "plan": str(plan_of(model) or ""),
             "recipe": recipe.to_dict(),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},

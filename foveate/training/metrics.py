@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.model_info import device_and_dtype
 from foveate.surgery.trace import eval_mode
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import Batch, of_whole
@@ -165,7 +166,7 @@ def evaluate(
     """
     if not len(split):
         raise FoveateError(f"the split {split.name!r} has no image to evaluate")
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device, _ = device_and_dtype(model)
     source = Source(split, "", preprocess or Preprocess.of(model, image_size), workers)
     with Report(progress) as report, eval_mode(model):
         batches = source.stream()(of_whole(len(split), batch_size))

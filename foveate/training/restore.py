@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from foveate.errors import FoveateError, near
+from foveate.model_info import device_and_dtype
 from foveate.surgery.insert import attentions
 
 __all__ = ["OutOfMemory", "compiled", "kept_random", "lent", "memory_advice", "own_batchnorms", "synchronised"]
@@ -41,7 +42,7 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     momenta = [(module, module.momentum) for module in own_batchnorms(model)]
     contiguous = all(parameter.is_contiguous() for parameter in model.parameters())
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    home, _ = device_and_dtype(model)
     parts = [(module, dict(module._modules), _attributes(module)) for module in model.modules()]
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     try:

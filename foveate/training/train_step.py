@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.model_info import device_and_dtype
 from foveate.training.distillation import Teacher
 from foveate.training.distributed import Team
 from foveate.training.input.mixup import Mixing
@@ -58,7 +59,7 @@ class Stepper:
         self.mixing = Mixing(recipe, classes) if recipe.mixup or recipe.cutmix else None
         if cached and recipe.compile:
             raise FoveateError("compile needs the whole network in each step: take cache=False, or leave freeze out")
-        self.device = next(model.parameters()).device
+        self.device = device_and_dtype(model)[0]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:

@@ -12,14 +12,15 @@ from torch.overrides import TorchFunctionMode
 
 from foveate.accounting.counting.formulas import tensors_in
 from foveate.kernels.switch import use_fused
+from foveate.model_info import device_and_dtype
 
 __all__ = ["images_for", "quick_output", "run", "total"]
 
 
 def images_for(model: nn.Module, size: tuple[int, int, int], batch_size: int = 1) -> Tensor:
     """Images of zeros, (B, C, H, W), in a model's dtype and on its device."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.zeros(batch_size, *size, dtype=like.dtype, device=like.device)
+    device, dtype = device_and_dtype(model)
+    return torch.zeros(batch_size, *size, dtype=dtype, device=device)
 
 
 def run(model: nn.Module, images: Tensor) -> Any:

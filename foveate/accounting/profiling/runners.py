@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line, near
+from foveate.model_info import device_and_dtype
 
 __all__ = [
     "BACKENDS",
@@ -80,7 +81,7 @@ def device_of(model: nn.Module) -> torch.device:
     Raises:
         FoveateError: they have no data.
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device, _ = device_and_dtype(model)
     if device.type == "meta":
         raise FoveateError(f"{type(model).__name__} has shapes and no data (device meta): there is nothing to time")
     return device
@@ -92,7 +93,7 @@ def dtype_of(model: nn.Module) -> str:
     Raises:
         FoveateError: it is none of ``DTYPES``.
     """
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    _, own = device_and_dtype(model)
     name = str(own).removeprefix("torch.")
     if name not in DTYPES:
         raise FoveateError(f"a network in {name} is not measured: give dtype, one of {', '.join(DTYPES)}")

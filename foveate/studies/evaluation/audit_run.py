@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.explanations.borrow import borrowed
 from foveate.explanations.layers import check_logits
+from foveate.model_info import device_and_dtype
 from foveate.studies.evaluation.in_memory import HeldImages
 
 __all__ = ["Run", "bar"]
@@ -25,8 +26,7 @@ class Run:
 
     def __init__(self, model: nn.Module, held: HeldImages, size: int, advance: Callable[[int], None]) -> None:
         self.model, self.held, self.size, self.advance = model, held, size, advance
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        self.device, self.dtype = like.device, like.dtype
+        self.device, self.dtype = device_and_dtype(model)
         self.classes = 0
 
     def predictions(self, hooked: list[tuple[nn.Module, Callable[..., Any]]]) -> Tensor:

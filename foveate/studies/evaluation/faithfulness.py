@@ -14,6 +14,7 @@ from foveate.explanations.borrow import borrowed
 from foveate.explanations.explain import METHODS, OF_A_CLASS
 from foveate.explanations.layers import check_logits, find_layer
 from foveate.explanations.measures import drop, enlarged, iou, perturbation, pointing
+from foveate.model_info import device_and_dtype
 from foveate.studies.evaluation.faithfulness_result import Faithfulness
 from foveate.studies.evaluation.in_memory import Data, HeldImages, hold
 from foveate.surgery.insert import unwrapped
@@ -122,9 +123,9 @@ def _of_model(
     batch_size: int,
     seed: int,
 ) -> dict[tuple[str, str], Tensor]:
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    device, dtype = device_and_dtype(model)
     generator = torch.Generator().manual_seed(seed)
-    first = next(held.batches(batch_size, like.device))[0].to(like.dtype)
+    first = next(held.batches(batch_size, device))[0].to(dtype)
     makers = {method: _maker(model, method, first, generator) for method in methods}
     found: dict[tuple[str, str], list[Tensor]] = {}
     start = 0
@@ -134,8 +135,8 @@ def _of_model(
             parts = [check_logits(model(part.clone())).float().softmax(dim=1) for part in images.split(batch_size)]
         return torch.cat(parts)
 
-    for batch, _ in held.batches(batch_size, like.device):
-        images = batch.to(like.dtype)
+    for batch, _ in held.batches(batch_size, device):
+        images = batch.to(dtype)
         classes = probabilities(images).argmax(dim=1)
         empty, blurred = torch.zeros_like(images), _blurred(images)
         # Of the pictures themselves, which no map changes.

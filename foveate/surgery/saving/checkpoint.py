@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from foveate import __version__
 from foveate.errors import FoveateError
+from foveate.model_info import pretrained_config, update_pretrained_config
 from foveate.networks import create_model, origin_of
 from foveate.networks.create import KEPT_OPTIONS
 from foveate.spec import Plan
@@ -87,9 +88,8 @@ def load_report(model: nn.Module) -> LoadReport | None:
 
 
 def _preparation(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    read = config.get if isinstance(config, dict) else lambda key: getattr(config, key, None)
-    return {key: list(v) if isinstance(v := read(key), tuple) else v for key in _PREPARATION if read(key) is not None}
+    config = pretrained_config(model)
+    return {key: list(v) if isinstance(v := config[key], tuple) else v for key in _PREPARATION if key in config}
 
 
 def _structure(model: nn.Module) -> str:
@@ -205,7 +205,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, stri
     if report.mismatched:
         preparation.pop("label_names", None)  # they may be of other classes
     mark_as_loaded(network)
-    restore_preparation(network, preparation)
+    update_pretrained_config(network, preparation)
     return network.eval()
 
 
@@ -268,15 +268,3 @@ def checked_preparation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]
         if key not in _PREPARATION or not all(isinstance(part, _PREPARATION[key]) for part in _parts(value)):
             raise FoveateError(f"{path}: {key}={value!r} says nothing of how images are prepared")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-
-
-def restore_preparation(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Put how images are prepared where timm keeps it."""
-    known = getattr(model, "pretrained_cfg", None)
-    if known is None:
-        model.pretrained_cfg = dict(saved)  # type: ignore[assignment]
-    elif isinstance(known, dict):
-        model.pretrained_cfg = {**known, **saved}  # type: ignore[assignment]
-    else:
-        for key, value in saved.items():
-            setattr(known, key, value)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from timm.models import PretrainedCfg, model_entrypoint
+from timm.models import model_entrypoint
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.model_info import pretrained_config
 from foveate.surgery.insert import unwrapped
 from foveate.surgery.saving.checkpoint import describe
 from foveate.surgery.saving.weights_file import as_text
@@ -128,8 +129,7 @@ def timm_config(model: nn.Module, said: Mapping[str, Any]) -> str:
             config["architecture"] = ENTRY
             network = f"{'torchvision:' * (said['library'] == 'torchvision')}{said['architecture']}"
             arguments |= {"network": network, "plan": said["plan"], "plan_input_size": said["plan_input_size"]}
-        own: Any = getattr(unwrapped(model), "pretrained_cfg", None) or {}
-        own = vars(own) if isinstance(own, PretrainedCfg) else own
+        own = pretrained_config(unwrapped(model))
         kept = {key: own[key] for key in _KEPT if key in own}
         if kept.get("input_size"):
             kept["input_size"] = [said["in_chans"], *kept["input_size"][1:]]

@@ -11,6 +11,7 @@ from timm.models import load_pretrained, register_model
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line, near
+from foveate.model_info import pretrained_config, update_pretrained_config
 from foveate.networks import create_model
 from foveate.networks.create import KEPT_OPTIONS
 from foveate.surgery.insert import insert
@@ -19,7 +20,6 @@ from foveate.surgery.saving.checkpoint import (
     checked_preparation,
     is_plain,
     mark_as_loaded,
-    restore_preparation,
 )
 from foveate.surgery.saving.hub import downloaded
 from foveate.surgery.saving.model_card import ENTRY
@@ -79,7 +79,7 @@ def foveate_planned(
     if pretrained:
         _load_as_timm(model, saved, cfg, sizes.get("in_chans", 3), folder)
         mark_as_loaded(model)
-    restore_preparation(model, preparation)
+    update_pretrained_config(model, preparation)
     return model
 
 
@@ -96,7 +96,7 @@ def _load_as_timm(
     model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[str, Any], channels: int, at: Path
 ) -> None:
     """Load weights with timm's own loader, which adapts them to other classes and channels."""
-    own: Any = getattr(model, "pretrained_cfg", None) or {}
+    own = pretrained_config(model)
     source = {
         "state_dict": dict(state),
         **{key: cfg.get(key) for key in ("num_classes", "input_size")},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from foveate.model_info import device_and_dtype
 from foveate.training.freeze import Frozen, trunk_features
 from foveate.training.input.image_cache import Decoded, decode, open_decoded
 from foveate.training.input.loaders import Source
@@ -157,7 +158,7 @@ def hold_features(
         flip: make a second view (V = 2), of the images flipped left to right.
         like: features of some images (B, ...), for their shape.
     """
-    split, device = source.split, next(model.parameters()).device
+    split, device = source.split, device_and_dtype(model)[0]
     views = 2 if flip else 1
     digest = trunk_digest(model, frozen)
     key = _key("features", digest, source.fingerprint, split.name, views, source.preprocess, device.type)

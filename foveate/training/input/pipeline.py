@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.images import Preprocess
+from foveate.model_info import device_and_dtype
 from foveate.training.distributed import Team
 from foveate.training.freeze import Frozen, find_frozen, is_chain, tail, trunk_features
 from foveate.training.input.feature_cache import FeatureCache, hold_decoded, hold_features, hold_images
@@ -59,7 +60,7 @@ class Feed:
 
     def forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Scores (B, K) for a batch."""
-        return self.scores(model, self.prepared(inputs, next(model.parameters()).device))
+        return self.scores(model, self.prepared(inputs, device_and_dtype(model)[0]))
 
 
 def _in_memory_format(inputs: Tensor, channels_last: bool) -> Tensor:
@@ -95,7 +96,7 @@ class Supply:
         self.model, self.data, self.recipe, self.preprocess = model, data, recipe, preprocess
         self.report, self.cache, self.team = report, cache, team
         first = [preprocess(data.train.load(index)) for index in range(min(_SAMPLE, len(data.train)))]
-        device = next(model.parameters()).device
+        device = device_and_dtype(model)[0]
         sample = _in_memory_format(torch.stack(first).to(device), recipe.channels_last)
         self.frozen = find_frozen(model, recipe.freeze, sample)
         self._features: Tensor | None = None  # of the sample, where features can be cached

@@ -1,0 +1,70 @@
+"""What a network says of itself: timm's description of it, and the device and dtype that it computes in."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["device_and_dtype", "pretrained_config", "update_pretrained_config"]
+
+ATTRIBUTES = ("pretrained_cfg", "default_cfg")  # timm's name, and its older one
+
+
+def pretrained_config(model: nn.Module) -> dict[str, Any]:
+    """timm's description of a network and its weights: how images are prepared, its classes, what its ends are called.
+
+    Args:
+        model: its ``pretrained_cfg`` is read: a dictionary, timm's dataclass, or any object with these attributes.
+
+    Returns:
+        A new dictionary; an empty one for a model without a description. Values that are None are left out.
+    """
+    held: Any = getattr(model, ATTRIBUTES[0], None)
+    fields = held if isinstance(held, Mapping) else getattr(held, "__dict__", {})
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def update_pretrained_config(model: nn.Module, fields: Mapping[str, Any]) -> None:
+    """Write into timm's description of a network, in place of the values that it had.
+
+    The description keeps its kind, a dictionary or timm's dataclass, and is a new object: timm's networks may share
+    one. A model without one gets a dictionary.
+    """
+    held: Any = getattr(model, ATTRIBUTES[0], None)
+    if dataclasses.is_dataclass(held) and not isinstance(held, type):
+        config: Any = dataclasses.replace(held, **fields)
+    elif held is None or isinstance(held, Mapping):
+        config = {**(held or {}), **fields}
+    else:
+        config = copy.copy(held)
+        for key, value in fields.items():
+            setattr(config, key, value)
+    setattr(model, ATTRIBUTES[0], config)
+    if hasattr(model, ATTRIBUTES[1]):
+        setattr(model, ATTRIBUTES[1], config)
+
+
+def device_and_dtype(*modules: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a network computes, and in which dtype: those of its first floating point parameter, else buffer.
+
+    Args:
+        modules: the first of them that has such a tensor counts.
+
+    Returns:
+        For a network without any: the device of its first tensor, else torch's default device; torch's default dtype.
+    """
+    import torch
+
+    first = None
+    for tensor in chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+        first = tensor if first is None else first
+    return (first if first is not None else torch.empty(0)).device, torch.get_default_dtype()
