@@ -13,7 +13,7 @@ PACKAGE = Path(foveate.__file__).parent
 LEVELS = [
     {"errors"},
     {"model_info"},
-    {"spec", "images"},
+    {"spec", "images", "preserve"},
     {"registry", "kernels"},
     {"attention", "pooling", "heads"},
     {"networks"},

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import platform
-import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +19,7 @@ from foveate.accounting.profiling.peak_memory import measured_peak
 from foveate.accounting.profiling.runners import Setting, device_of, dtype_of, ready
 from foveate.accounting.profiling.timer import Spread, interleaved
 from foveate.errors import FoveateError, first_line
+from foveate.preserve import preserve_state
 from foveate.surgery.apply import take_out
 from foveate.surgery.insert import plan_of
 from foveate.surgery.trace import copied, input_size_of
@@ -263,14 +262,12 @@ def _timing(setting: Setting, found: list[tuple[float, ...]], peaks: Sequence[in
 @contextlib.contextmanager
 def _as_found(device: torch.device) -> Iterator[None]:
     """The caller's threads and random numbers again, whatever happens."""
-    threads, numbers = torch.get_num_threads(), (random.getstate(), np.random.get_state())
+    threads = torch.get_num_threads()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with preserve_state(devices=[device]):
             yield
     finally:
         torch.set_num_threads(threads)
-        random.setstate(numbers[0])
-        np.random.set_state(numbers[1])
 
 
 def _device(model: nn.Module) -> str:

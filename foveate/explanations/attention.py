@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.explanations.axes import class_maps, split_map
-from foveate.explanations.borrow import borrowed
 from foveate.explanations.layers import check_logits, chosen_classes
 from foveate.explanations.result import Map
 from foveate.pooling.gap import GlobalAveragePool
+from foveate.preserve import preserve_state
 from foveate.surgery.apply import part, record_of
 from foveate.surgery.wrappers import Gate, mechanism_of
 
@@ -98,7 +98,7 @@ def attention_maps(
     of_classes: dict[str, Tensor] = {}
     notes: dict[str, str] = {}
 
-    with borrowed(model) as hooks:
+    with preserve_state(model, evaluation=True, no_grad=True) as hooks:
         for one in found:
             hooks.append(one.module.register_forward_pre_hook(_keep(one, seen, of_classes)))
             hooks.append(one.outer.register_forward_hook(_note(one, notes)))

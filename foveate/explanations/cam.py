@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.explanations.borrow import borrowed
 from foveate.explanations.layers import Layer, check_logits, chosen_classes
 from foveate.explanations.result import Map
+from foveate.preserve import preserve_state
 from foveate.surgery.classifier import classifier_of
 
 __all__ = ["cam"]
@@ -54,7 +54,7 @@ def cam(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int] | 
     def keep_input(_: nn.Module, args: tuple[Any, ...]) -> None:
         kept["pooled"] = args[0].clone()
 
-    with borrowed(model) as hooks:
+    with preserve_state(model, evaluation=True, no_grad=True) as hooks:
         hooks.append(model.get_submodule(layer.name).register_forward_hook(keep_map))
         if len(names) == 1:
             hooks.append(model.get_submodule(names[0]).register_forward_pre_hook(keep_input))

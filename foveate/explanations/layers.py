@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
-from foveate.explanations.borrow import borrowed
+from foveate.preserve import preserve_state
 from foveate.surgery.trace import run
 
 __all__ = ["Layer", "Slopes", "check_logits", "chosen_classes", "find_layer", "slopes"]
@@ -106,7 +106,7 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, loo
 
         return hook
 
-    with borrowed(model) as hooks:
+    with preserve_state(model, evaluation=True, no_grad=True) as hooks:
         hooks += [module.register_forward_hook(note(of)) for of, module in modules.items() if of]
         channels, height, width = images.shape[1:]
         seen = run(model, (channels, height, width))
@@ -136,13 +136,13 @@ def slopes(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int]
 
     def cut(_: nn.Module, __: Any, output: Any) -> Tensor:
         layer.check(output)
-        # Only what follows is recorded: ``borrowed`` began without gradients, and ends as it found the caller's mode.
+        # Only what follows is recorded: ``preserve_state`` began without gradients, and puts the caller's mode back.
         torch.set_grad_enabled(True)
         # The rest of the network gets a copy, so that an operation in place cannot change the leaf.
         leaves[:] = [output.detach().requires_grad_()]
         return leaves[0].clone()
 
-    with borrowed(model) as hooks:
+    with preserve_state(model, evaluation=True, no_grad=True) as hooks:
         hooks.append(model.get_submodule(layer.name).register_forward_hook(cut))
         output = model(images.clone())
         if not leaves:

@@ -6,7 +6,6 @@ cannot run so, a copy with data is run on zeros.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import itertools
@@ -27,7 +26,7 @@ from foveate.model_info import device_and_dtype, pretrained_config
 from foveate.networks.create import channels_of
 from foveate.surgery.apply import record_of, take_out
 
-__all__ = ["Seen", "copied", "eval_mode", "input_size_of", "on_a_copy", "probe", "run", "run_once"]
+__all__ = ["Seen", "copied", "input_size_of", "on_a_copy", "probe", "run", "run_once"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 Result = TypeVar("Result")
@@ -74,18 +73,6 @@ def input_size_of(model: nn.Module, input_size: int | tuple[int, ...] | None = N
     if len(size) == 1:
         return channels, size[0], size[0]
     return (channels, *size) if len(size) == 2 else size  # type: ignore[return-value]
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, each module's own mode again outside."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _is_foreign(hook: object) -> bool:

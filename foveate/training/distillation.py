@@ -18,8 +18,8 @@ from foveate.errors import FoveateError, first_line
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype, pretrained_config
 from foveate.networks.create import create_model
+from foveate.preserve import preserve_state
 from foveate.surgery.saving.checkpoint import load
-from foveate.surgery.trace import eval_mode
 from foveate.training.recipe import Recipe
 
 __all__ = ["Teacher", "state_digest", "taught"]
@@ -118,7 +118,7 @@ def taught(
     if home is None:
         raise FoveateError("the teacher has no parameters: give a trained model")
     try:
-        with eval_mode(model.to(device)):
+        with preserve_state(model.to(device), evaluation=True):
             yield Teacher(model, recipe, preprocess, classes)
     finally:
         model.to(home)

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from foveate.data.opening import open_data
 from foveate.errors import FoveateError
+from foveate.preserve import preserve_state
 from foveate.training.classifier import adapt
 from foveate.training.distillation import taught
 from foveate.training.distributed import Team, accelerated, rank_and_count
@@ -21,7 +23,7 @@ from foveate.training.loop import Fit, Run
 from foveate.training.optimizer import check_optimiser
 from foveate.training.progress import Report
 from foveate.training.recipe import Recipe
-from foveate.training.restore import kept_random, lent, memory_advice, synchronised
+from foveate.training.restore import lent, memory_advice, synchronised
 from foveate.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -76,7 +78,12 @@ def fit(
     """
     recipe = recipe or Recipe()
     rank = rank_and_count()[0]
-    with Report(progress and rank == 0) as report, kept_random(), memory_advice(recipe.batch_size):
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    with (
+        Report(progress and rank == 0) as report,
+        preserve_state(devices=gpus),
+        memory_advice(recipe.batch_size),
+    ):
         ready = report.task("getting ready")
         check_optimiser(recipe.optimiser)
         data = open_data(data)

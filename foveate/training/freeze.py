@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from foveate.errors import FoveateError, near
+from foveate.preserve import preserve_state
 from foveate.surgery.apply import host_of, record_of
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.insert import attentions
-from foveate.surgery.trace import eval_mode
 
 __all__ = ["Frozen", "find_frozen", "freeze_parameters", "is_chain", "tail", "trunk_features"]
 
@@ -51,16 +51,11 @@ class _Stop(Exception):  # noqa: N818 - it ends a pass early and is no error
 def _trace(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
     """("start" | "end", name) for every module's run, in order."""
     events: list[tuple[str, str]] = []
-    handles = []
-    try:
+    with preserve_state(model, evaluation=True, no_grad=True) as hooks:
         for name, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: events.append(("start", name))))
-            handles.append(module.register_forward_hook(lambda *_, name=name: events.append(("end", name))))
-        with torch.no_grad(), eval_mode(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: events.append(("start", name))))
+            hooks.append(module.register_forward_hook(lambda *_, name=name: events.append(("end", name))))
+        model(images)
     return events
 
 
@@ -144,15 +139,13 @@ def trunk_features(model: nn.Module, frozen: Frozen, images: Tensor) -> Tensor:
     def stop(module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG001
         raise _Stop(output)
 
-    handle = model.get_submodule(frozen.cut).register_forward_hook(stop)
     try:
-        with torch.no_grad(), eval_mode(model):
+        with preserve_state(model, evaluation=True, no_grad=True) as hooks:
+            hooks.append(model.get_submodule(frozen.cut).register_forward_hook(stop))
             model(images)
     except _Stop as stopped:
         if isinstance(stopped.features, Tensor) and stopped.features.shape[:1] == images.shape[:1]:
             return stopped.features
-    finally:
-        handle.remove()
     raise FoveateError(f"{frozen.cut!r} gives no single tensor for each image")
 
 
@@ -178,7 +171,7 @@ def is_chain(model: nn.Module, frozen: Frozen, images: Tensor) -> bool:
     read = [host_of(model, site) for at in record.placed for site in at.maps] if record else []
     if any(f"{site}.".startswith(f"{name}.") for site in read for name in frozen.modules):
         return False  # a head in the tail reads feature maps of the trunk
-    with torch.no_grad(), eval_mode(model):
+    with preserve_state(model, evaluation=True, no_grad=True):
         expected = model(images)
         try:
             features = trunk_features(model, frozen, images)

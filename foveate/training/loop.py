@@ -17,9 +17,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from foveate.model_info import pretrained_config
+from foveate.preserve import preserve_state
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.insert import plan_of
-from foveate.surgery.trace import eval_mode
 from foveate.training.checkpoint import Position, read_state, save_state
 from foveate.training.distillation import Teacher, state_digest
 from foveate.training.distributed import Team
@@ -196,7 +196,7 @@ class Run:
         team = self.team
         team.follow([self.judged])  # BatchNorm's running statistics are each process's own
         batches = val.batches(of_whole(val.count, self.recipe.batch_size, team.rank, team.count))
-        with eval_mode(self.judged):
+        with preserve_state(self.judged, evaluation=True):
             shown = self.report.track(batches, "evaluating", -(-val.count // team.count))
             found = predict(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
         return measure(*(team.gather(rows, val.count) for rows in found))

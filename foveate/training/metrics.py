@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
-from foveate.surgery.trace import eval_mode
+from foveate.preserve import preserve_state
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import Batch, of_whole
 from foveate.training.progress import Report
@@ -168,7 +168,7 @@ def evaluate(
         raise FoveateError(f"the split {split.name!r} has no image to evaluate")
     device, _ = device_and_dtype(model)
     source = Source(split, "", preprocess or Preprocess.of(model, image_size), workers)
-    with Report(progress) as report, eval_mode(model):
+    with Report(progress) as report, preserve_state(model, evaluation=True):
         batches = source.stream()(of_whole(len(split), batch_size))
         shown = report.track(batches, f"evaluating on {split.name}", len(split))
         return measure(*predict(lambda inputs: model(source.normalised(inputs, device)), shown))

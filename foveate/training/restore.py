@@ -12,16 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from foveate.errors import FoveateError, near
 from foveate.model_info import device_and_dtype
+from foveate.preserve import preserve_state
 from foveate.surgery.insert import attentions
 
-__all__ = ["OutOfMemory", "compiled", "kept_random", "lent", "memory_advice", "own_batchnorms", "synchronised"]
-
-
-@contextlib.contextmanager
-def kept_random() -> Iterator[None]:
-    """The global random numbers of torch go on afterwards as if nothing had been drawn inside."""
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-        yield
+__all__ = ["OutOfMemory", "compiled", "lent", "memory_advice", "own_batchnorms", "synchronised"]
 
 
 def own_batchnorms(model: nn.Module) -> list[_BatchNorm]:
@@ -34,43 +28,39 @@ def own_batchnorms(model: nn.Module) -> list[_BatchNorm]:
 def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
     """A model on a device for training.
 
-    Afterwards modes, gradients, BatchNorm's momentum, memory format and device are again as found. After an error
-    (but not after the user's interruption, who may want what was learned so far) the modules, their attributes and
-    all weights are, too.
+    Afterwards what ``preserve_state`` names, BatchNorm's momentum, memory format and device are again as found. After
+    an error (but not after the user's interruption, who may want what was learned so far) the modules, their attributes
+    and all weights are, too.
     """
-    modes = {id(module): module.training for module in model.modules()}
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     momenta = [(module, module.momentum) for module in own_batchnorms(model)]
     contiguous = all(parameter.is_contiguous() for parameter in model.parameters())
     home, _ = device_and_dtype(model)
     parts = [(module, dict(module._modules), _attributes(module)) for module in model.modules()]
     weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-    try:
-        for parameter, _ in gradients:
-            parameter.grad = None
-        model.to(device)
-        yield
-    except Exception:
-        for module, children, attributes in parts:
-            module._modules.clear()
-            module._modules.update(children)
-            for name in _attributes(module).keys() - attributes.keys():
-                delattr(module, name)
-            module.__dict__.update(attributes)
-        model.load_state_dict(weights)
-        raise
-    finally:
-        model.to(home)
-        if contiguous:
-            model.to(memory_format=torch.contiguous_format)
-        for module, momentum in momenta:
-            module.momentum = momentum
-        for module in model.modules():
-            module.training = modes.get(id(module), model.training)
-        for parameter in model.parameters():
-            parameter.grad = None
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+    training = model.training
+    with preserve_state(model, devices=[device]):
+        try:
+            model.to(device)
+            yield
+        except Exception:
+            for module, children, attributes in parts:
+                module._modules.clear()
+                module._modules.update(children)
+                for name in _attributes(module).keys() - attributes.keys():
+                    delattr(module, name)
+                module.__dict__.update(attributes)
+            model.load_state_dict(weights)
+            raise
+        finally:
+            for module in model.modules():
+                module.training = training  # of those that are new, such as a classifier
+            for parameter in model.parameters():
+                parameter.grad = None
+            model.to(home)
+            if contiguous:
+                model.to(memory_format=torch.contiguous_format)
+            for module, momentum in momenta:
+                module.momentum = momentum
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.explanations.borrow import borrowed
 from foveate.explanations.layers import check_logits
 from foveate.model_info import device_and_dtype
+from foveate.preserve import preserve_state
 from foveate.studies.evaluation.in_memory import HeldImages
 
 __all__ = ["Run", "bar"]
@@ -32,7 +32,7 @@ class Run:
     def predictions(self, hooked: list[tuple[nn.Module, Callable[..., Any]]]) -> Tensor:
         """(N,) the predicted classes."""
         found = []
-        with borrowed(self.model) as hooks:
+        with preserve_state(self.model, evaluation=True, no_grad=True) as hooks:
             hooks += [module.register_forward_hook(hook) for module, hook in hooked]
             for images, _ in self.held.batches(self.size, self.device):
                 logits = check_logits(self.model(images.to(self.dtype).clone()))
@@ -61,7 +61,7 @@ class Run:
 
             return hook
 
-        with borrowed(self.model) as hooks:
+        with preserve_state(self.model, evaluation=True, no_grad=True) as hooks:
             for index, module in enumerate(modules):
                 hooks.append(module.register_forward_pre_hook(start(index)))
                 hooks.append(module.register_forward_hook(stop(index)))

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
 from foveate.explanations.attention import attention_maps
-from foveate.explanations.borrow import borrowed
 from foveate.explanations.explain import METHODS, OF_A_CLASS
 from foveate.explanations.layers import check_logits, find_layer
 from foveate.explanations.measures import drop, enlarged, iou, perturbation, pointing
 from foveate.model_info import device_and_dtype
+from foveate.preserve import preserve_state
 from foveate.studies.evaluation.faithfulness_result import Faithfulness
 from foveate.studies.evaluation.in_memory import Data, HeldImages, hold
 from foveate.surgery.insert import unwrapped
@@ -131,7 +131,7 @@ def _of_model(
     start = 0
 
     def probabilities(images: Tensor) -> Tensor:
-        with borrowed(model):
+        with preserve_state(model, evaluation=True, no_grad=True):
             parts = [check_logits(model(part.clone())).float().softmax(dim=1) for part in images.split(batch_size)]
         return torch.cat(parts)
 
