@@ -13,7 +13,7 @@ PACKAGE = Path(foveate.__file__).parent
 LEVELS = [
     {"errors"},
     {"model_info"},
-    {"spec", "images", "preserve"},
+    {"spec", "images", "preserve", "scores"},
     {"registry", "kernels"},
     {"attention", "pooling", "heads"},
     {"networks"},

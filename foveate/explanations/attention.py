@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.explanations.axes import class_maps, split_map
-from foveate.explanations.layers import check_logits, chosen_classes
+from foveate.explanations.layers import chosen_classes
 from foveate.explanations.result import Map
 from foveate.pooling.gap import GlobalAveragePool
 from foveate.preserve import preserve_state
+from foveate.scores import check_logits
 from foveate.surgery.apply import part, record_of
 from foveate.surgery.wrappers import Gate, mechanism_of
 

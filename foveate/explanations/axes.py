@@ -10,12 +10,31 @@ from torch import Tensor
 from foveate.errors import FoveateError
 from foveate.explanations.result import Map
 
-__all__ = ["EACH_CLASS", "class_maps", "split_map"]
+__all__ = ["EACH_CLASS", "check_axes", "class_maps", "split_map"]
 
 # What one index of an axis is called in a map's name, and the axes that are averaged out of a map.
 _WORDS = {"g": "subspace", "k": "head", "n": "map"}
 _AVERAGED = {"q": "places", "c": "channels"}
 EACH_CLASS = 16  # with so many classes at most, each class's map is given
+
+
+def check_axes(values: Tensor, axes: str, site: str) -> list[str]:
+    """The words of a map's axes.
+
+    Args:
+        values: the tensor from ``attend``.
+        axes: its axes in einops words, the batch first, as "b g h w".
+        site: where the attention module stands, for the error.
+
+    Raises:
+        FoveateError: the tensor does not have these axes, or they are neither spatial nor of channels.
+    """
+    words = axes.split()
+    if values.ndim != len(words) or words[:1] != ["b"] or len(set(words)) != len(words):
+        raise FoveateError(f"the map at {site} has the shape {tuple(values.shape)}, not the axes {axes!r} it declares")
+    if not {"h", "w"} <= set(words) and set(words) - {"q"} != {"b", "c"}:
+        raise FoveateError(f"the map at {site} has the axes {axes!r}: only 'b c' and axes with h and w can be drawn")
+    return words
 
 
 def split_map(values: Tensor, axes: str, site: str) -> tuple[list[Map], list[tuple[str, Tensor]]]:
@@ -35,17 +54,13 @@ def split_map(values: Tensor, axes: str, site: str) -> tuple[list[Map], list[tup
     Raises:
         FoveateError: the tensor does not have these axes, or they cannot be drawn.
     """
-    words = axes.split()
+    words = check_axes(values, axes, site)
     values = values.detach().float()
-    if values.ndim != len(words) or words[:1] != ["b"] or len(set(words)) != len(words):
-        raise FoveateError(f"the map at {site} has the shape {tuple(values.shape)}, not the axes {axes!r} it declares")
     spatial = {"h", "w"} <= set(words)
     channels: list[tuple[str, Tensor]] = []
     if set(words) - {"q", "h", "w"} == {"b", "c"}:
         means = [place for place, word in enumerate(words) if word in ("q", "h", "w")]
         channels.append((site, (values.mean(dim=means) if means else values).cpu()))
-    elif not spatial:
-        raise FoveateError(f"the map at {site} has the axes {axes!r}: only 'b c' and axes with h and w can be drawn")
     if not spatial:
         return [], channels
     means = [place for place, word in enumerate(words) if word in _AVERAGED]

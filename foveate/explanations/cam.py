@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.explanations.layers import Layer, check_logits, chosen_classes
+from foveate.explanations.layers import Layer, chosen_classes
 from foveate.explanations.result import Map
 from foveate.preserve import preserve_state
+from foveate.scores import check_logits
 from foveate.surgery.classifier import classifier_of
 
 __all__ = ["cam"]

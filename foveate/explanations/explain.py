@@ -22,6 +22,7 @@ from foveate.explanations.layers import Layer, find_layer
 from foveate.explanations.result import Explanation, Map
 from foveate.explanations.sources import Images, OneImage
 from foveate.model_info import pretrained_config
+from foveate.scores import predicted_classes
 from foveate.surgery.insert import unwrapped
 
 __all__ = ["METHODS", "OF_A_CLASS", "explain"]
@@ -88,7 +89,8 @@ def explain(
         pictures += shown
     logits = torch.cat([part[0].float().cpu() for part in parts])
     scores = logits.softmax(dim=1)
-    probabilities, predictions = scores.max(dim=1)
+    predictions = predicted_classes(logits)
+    probabilities = scores.gather(1, predictions[:, None])[:, 0]
     chosen = predictions if classes is None else torch.tensor(classes)
     maps = [_joined(same) for same in zip(*(part[1] for part in parts), strict=True)]
     if method != "attention":

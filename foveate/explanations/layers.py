@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
 from foveate.preserve import preserve_state
+from foveate.scores import check_logits, predicted_classes
 from foveate.surgery.trace import run
 
-__all__ = ["Layer", "Slopes", "check_logits", "chosen_classes", "find_layer", "slopes"]
+__all__ = ["Layer", "Slopes", "chosen_classes", "find_layer", "slopes"]
 
 
 @dataclass(frozen=True)
@@ -163,19 +164,6 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def check_logits(output: Any) -> Tensor:
-    """The logits in a model's output.
-
-    Raises:
-        FoveateError: the output is not (B, classes) with two classes or more.
-    """
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-        given = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise FoveateError(f"the model must give (B, classes) logits of two classes or more, not {given}")
-    return logits
-
-
 def chosen_classes(target: Sequence[int] | None, logits: Tensor) -> Tensor:
     """The class of each image, (B,): the given ones, else those with the largest logit.
 
@@ -183,7 +171,7 @@ def chosen_classes(target: Sequence[int] | None, logits: Tensor) -> Tensor:
         FoveateError: the model has no class of this index.
     """
     if target is None:
-        return logits.argmax(dim=1)
+        return predicted_classes(logits)
     count = logits.shape[1]
     for index in target:
         if not 0 <= index < count:

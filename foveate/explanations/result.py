@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.explanations.files import tracked, write_whole
+from foveate.scores import top_classes
 
 __all__ = ["Explanation", "Map"]
 
@@ -73,8 +74,10 @@ class Explanation:
         """The classes of the largest probabilities in one image, and these, the largest first."""
         if self.scores is None:
             return {self.label(int(self.predictions[index])): float(self.probabilities[index])}
-        values, classes = self.scores[index].topk(min(most, self.scores.shape[1]))
-        return {self.label(int(number)): float(value) for value, number in zip(values, classes, strict=True)}
+        first = int(self.predictions[index])  # softmax may have rounded its lead away
+        others = [number for number in top_classes(self.scores[index : index + 1], most)[0].tolist() if number != first]
+        chosen = [first, *others][: min(most, self.scores.shape[1])]
+        return {self.label(number): float(self.scores[index, number]) for number in chosen}
 
     def overlay(self, number: int = 0, index: int = 0, *, opacity: float = 0.6) -> Image.Image:
         """One map over one image, in the image's own size.

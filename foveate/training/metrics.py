@@ -15,6 +15,7 @@ from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
+from foveate.scores import check_labels, top_classes
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import Batch, of_whole
 from foveate.training.progress import Report
@@ -98,21 +99,20 @@ def measure(logits: Tensor, labels: Tensor) -> Evaluation:
 
     Raises:
         Diverged: a score is NaN or infinite.
-        FoveateError: there is no image, or a label that the scores do not have.
+        FoveateError: there is no image, there are fewer than two classes, or a label is not one of them.
     """
     from torchmetrics.functional import classification as metrics  # imports for seconds
 
     count, classes = logits.shape
     if not count:
         raise FoveateError("there is no image to evaluate")
-    if int(labels.max()) >= classes:
-        raise FoveateError(f"the model has {classes} classes and an image has the label {int(labels.max())}")
+    labels = check_labels(labels.cpu(), classes)
     bad = int((~logits.isfinite().all(dim=1)).sum())
     if bad:
         raise Diverged(f"the model's outputs are NaN or infinite for {bad} of {count} images: lower the learning rate")
-    logits, labels = logits.float().cpu(), labels.cpu()
+    logits = logits.float().cpu()
     probabilities = logits.softmax(dim=1)
-    best = logits.topk(min(5, classes), dim=1).indices
+    best = top_classes(logits, 5)
     right = best == labels[:, None]
     f1 = metrics.multiclass_f1_score(best[:, 0], labels, classes, average="macro")
     return Evaluation(

@@ -47,8 +47,14 @@ def test_errors():
         measure(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), torch.tensor([0, 1]))
     assert error.value.exit_code == 3
     assert "1 of 2 images" in str(error.value)
-    with pytest.raises(FoveateError, match="2 classes and an image has the label 2"):
-        measure(torch.zeros(1, 2), torch.tensor([2]))
+    with pytest.raises(FoveateError, match=r"1 of 3 images have a label outside 0..1, such as 2"):
+        measure(torch.zeros(3, 2), torch.tensor([0, 2, 1]))
+    with pytest.raises(FoveateError, match="such as -1"):
+        measure(torch.zeros(3, 2), torch.tensor([0, -1, 1]))
+    with pytest.raises(FoveateError, match="needs two classes or more, and this model has 1"):
+        measure(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(FoveateError, match="one class number for each image"):
+        measure(torch.zeros(3, 2), torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize("training", [True, False])

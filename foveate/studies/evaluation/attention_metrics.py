@@ -1,33 +1,42 @@
-"""What one inserted module does in one forward pass, as numbers."""
+"""What one inserted module does in forward passes, as numbers: its maps and its contribution."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.explanations.axes import split_map
+from foveate.explanations.axes import check_axes
 
-__all__ = ["MapStatistics", "Survival", "contribution", "factor_of", "low_precision", "own_maps", "plain_of"]
+__all__ = ["CONSTANT", "ContributionStatistics", "MapStatistics", "factor_of", "own_maps", "plain_of"]
 
-CONSTANT = 0.01  # a map whose values vary by less than 1% of their mean between images counts as the same for all
+CONSTANT = 0.01  # a map none of whose values varies by 1% between images counts as the same for all
+_AT_ONCE = 2**22  # values of maps in float64: the map of N x N positions is large
+_ROUNDING = 1e-7  # a standard deviation below this part of the mean is float32's rounding
 
 
 def own_maps(module: Any, inputs: Sequence[Any]) -> list[Tensor]:
-    """The module's own maps of a batch, each (B, N): over the places, or over the channels.
+    """The module's own maps of a batch, one tensor (B, maps, rows, N) for each feature map that it reads.
 
-    Maps for each class or head count each; places that look and channels are averaged as they are drawn.
+    Nothing is averaged. N are the spatial positions, or the channels of a map without any. Rows are what a drawing
+    averages out: a map for each query position (q), or for each channel (c). Maps are the other axes, such as groups.
     """
     found = module.attend(*inputs)
     maps: list[Tensor] = []
     for level in found if isinstance(found, tuple) else (found,):
-        planes, channels = split_map(level, str(module.map_axes), "")
-        maps += [plane.values.flatten(1) for plane in planes] or [weights for _, weights in channels]
+        words = check_axes(level, str(module.map_axes), type(module).__name__)
+        spatial = {"h", "w"} <= set(words)
+        positions = [word for word in words if word in (("h", "w") if spatial else ("c",))]
+        rows = [word for word in words if word in ("q", "c") and word not in positions]
+        others = [word for word in words[1:] if word not in (*positions, *rows)]
+        sizes = dict(zip(words, level.shape, strict=True))
+        ordered = level.detach().permute([words.index(word) for word in ("b", *others, *rows, *positions)])
+        shape = [math.prod(sizes[word] for word in part) for part in (others, rows, positions)]
+        maps.append(ordered.reshape(len(level), *shape))
     return maps
 
 
@@ -42,41 +51,101 @@ class MapStatistics:
     squares: list[Tensor] = field(default_factory=list)
 
     def see(self, maps: Sequence[Tensor]) -> None:
-        """Add a batch's maps, each (B, N)."""
-        doubles = [values.double() for values in maps]
-        for values in doubles:
-            total = values.sum(dim=1, keepdim=True)
-            share = values / total
-            fine = (values >= 0).all(dim=1) & (total[:, 0] > 0)
-            entropy = torch.where(fine, -torch.xlogy(share, share).sum(dim=1), torch.nan)
-            places = values.shape[1]
-            self.entropy += (entropy / math.log(places)).tolist() if places > 1 else []
-            self.area += (entropy.exp() / places).tolist()
+        """Add a batch's maps, each (B, maps, rows, N)."""
         if not self.sums:
-            self.sums = [torch.zeros(values.shape[1], dtype=torch.float64) for values in doubles]
+            self.sums = [torch.zeros(values.shape[1:], dtype=torch.float64, device=values.device) for values in maps]
             self.squares = [torch.zeros_like(total) for total in self.sums]
-        self.images += len(doubles[0]) if doubles else 0
-        for total, square, values in zip(self.sums, self.squares, doubles, strict=True):
-            total += values.sum(dim=0)
-            square += values.square().sum(dim=0)
+        self.images += len(maps[0]) if maps else 0
+        for total, square, values in zip(self.sums, self.squares, maps, strict=True):
+            for part in values.split(max(1, _AT_ONCE // values[0].numel())):
+                doubles = part.double()
+                self._uniformity(doubles)
+                total += doubles.sum(dim=0)
+                square += doubles.square().sum(dim=0)
+
+    def _uniformity(self, values: Tensor) -> None:
+        total = values.sum(dim=3, keepdim=True)
+        share = values / total
+        defined = (values >= 0).all(dim=3) & (total[..., 0] > 0)
+        entropy = torch.where(defined, -torch.xlogy(share, share).sum(dim=3), torch.nan)
+        positions = values.shape[3]
+        if positions > 1:
+            self.entropy += (entropy / math.log(positions)).nanmean(dim=2).flatten().tolist()
+        self.area += (entropy.exp() / positions).nanmean(dim=2).flatten().tolist()
+
+    @property
+    def count(self) -> int:
+        """How many maps an image has."""
+        return sum(len(total) for total in self.sums)
 
     def variation(self) -> list[float]:
-        """For each map its standard deviation between images, averaged over places, in units of its mean value."""
+        """For each map its standard deviation between images, averaged over its values, in units of their mean."""
+        return [
+            float(deviation.mean()) / size if size else 0.0
+            for mean, deviation in self._moments()
+            for size in [float(mean.abs().mean())]
+        ]
+
+    def largest_variation(self) -> list[float]:
+        """For each map the largest standard deviation of one of its values, relative to it or to the mean value."""
+        return [
+            float((deviation / mean.abs().clamp_min(size)).max()) if size else 0.0
+            for mean, deviation in self._moments()
+            for size in [float(mean.abs().mean())]
+        ]
+
+    def _moments(self) -> list[tuple[Tensor, Tensor]]:
+        """For each map the mean and the standard deviation between images of each value, (rows, N)."""
         found = []
         for total, square in zip(self.sums, self.squares, strict=True):
             mean = total / self.images
             deviation = (square / self.images - mean.square()).clamp_min(0).sqrt()
-            # What rounding alone leaves of equal numbers is no variation.
-            deviation[deviation < 1e-7 * mean.abs()] = 0
-            size = float(mean.abs().mean())
-            found.append(float(deviation.mean()) / size if size else 0.0)
+            deviation[deviation < _ROUNDING * mean.abs()] = 0
+            found += list(zip(mean.unbind(), deviation.unbind(), strict=True))
         return found
 
     @property
     def constant(self) -> float | None:
-        """The share of the maps that are the same for every image."""
-        varied = self.variation()
+        """The share of the maps that are the same for every image: none of their values varies by 1%."""
+        varied = self.largest_variation()
         return sum(value < CONSTANT for value in varied) / len(varied) if varied else None
+
+
+@dataclass
+class ContributionStatistics:
+    """How large output - input is, over batches: as a whole, and in the channel that is changed most.
+
+    One channel with large values hides in the norm of the whole what happens in all others.
+    """
+
+    relative: list[float] = field(default_factory=list)  # ||output - plain|| / ||plain|| of each image
+    moved: Tensor | None = None  # (C,) sum of squares of output - plain
+    given: Tensor | None = None  # (C,) sum of squares of plain
+
+    def see(self, plain: Tensor, output: Tensor) -> None:
+        """Add a batch: what stands in the module's place without it, and what the module gives; alike in shape."""
+        plain, output = plain.detach().double(), output.detach().double()
+        difference = output - plain
+        self.relative += (difference.flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1).clamp_min(1e-30)).tolist()
+        channels = 2 if plain.ndim == 3 else 1  # (B, C, H, W), (B, C), or (B, K, C)
+        others = [axis for axis in range(plain.ndim) if axis != channels]
+        moved, given = (values.square().sum(dim=others) for values in (difference, plain))
+        self.moved = moved if self.moved is None else self.moved + moved
+        self.given = given if self.given is None else self.given + given
+
+    @property
+    def mean(self) -> float | None:
+        """||output - plain|| / ||plain||, the mean over the images."""
+        return sum(self.relative) / len(self.relative) if self.relative else None
+
+    @property
+    def largest_channel(self) -> float | None:
+        """The same of the channel where it is largest, over all images; a channel near 0 counts as an ordinary one."""
+        if self.moved is None or self.given is None:
+            return None
+        moved, given = self.moved.sqrt(), self.given.sqrt()
+        ordinary = float(given[given > 0].median()) if bool((given > 0).any()) else 1.0
+        return float((moved / given.clamp_min(1e-3 * ordinary)).max())
 
 
 def plain_of(verb: str, given: Tensor, output: Tensor) -> Tensor:
@@ -93,16 +162,11 @@ def plain_of(verb: str, given: Tensor, output: Tensor) -> Tensor:
     return mean.unsqueeze(1).expand_as(output) if output.ndim == 3 else mean
 
 
-def contribution(plain: Tensor, output: Tensor) -> Tensor:
-    """||output - plain|| / ||plain|| for each image, (B,)."""
-    plain, output = plain.flatten(1).double(), output.flatten(1).double()
-    return (output - plain).norm(dim=1) / plain.norm(dim=1).clamp_min(1e-30)
-
-
 def factor_of(module: Any, given: Tensor, output: Tensor) -> Tensor | None:
     """The factor f with output = f * x that a module's own map gives, (B, ...); None where it works in another way.
 
-    Tried, not looked up: the map and 1 + map, spread over the channels as its axes say, must give the output.
+    Tried, not looked up: the map and 1 + map, spread over the channels as its axes say, must give the output, in each
+    channel up to rounding at that channel's own scale.
     """
     axes = str(getattr(module, "map_axes", ""))
     if not hasattr(module, "attend") or axes not in ("b g h w", "b c", "b c h w", "b h w"):
@@ -113,61 +177,8 @@ def factor_of(module: Any, given: Tensor, output: Tensor) -> Tensor | None:
             return None
         found = found.repeat_interleave(given.shape[1] // found.shape[1], dim=1)
     found = found[:, :, None, None] if axes == "b c" else found[:, None] if axes == "b h w" else found
+    small = 1e-5 * output.abs().amax(dim=(0, 2, 3), keepdim=True)
     for factor in (found, 1 + found):
-        if torch.allclose(given * factor, output, rtol=1e-3, atol=1e-5 * float(output.abs().max())):
+        if bool(((given * factor - output).abs() <= 1e-3 * output.abs() + small).all()):
             return factor
     return None
-
-
-@dataclass(frozen=True)
-class Survival:
-    """What low precision leaves of a module's contribution.
-
-    Args:
-        correlation: of output - input with float32's, over all elements; 0 where nothing is left.
-        changed: the share of the elements that are not 0 which the module changes at all.
-    """
-
-    correlation: float
-    changed: float
-
-
-def low_precision(outer: nn.Module, given: Tensor, output: Tensor) -> dict[str, Survival | None]:
-    """The module run again in bf16 and fp16, and its input and output rounded to 8 bits on a grid that they share.
-
-    int8 is an upper limit: the module itself is computed in float32, and only what stands in memory before and after
-    it has 8 bits, from the least to the largest value of the batch.
-
-    Args:
-        outer: the module with its gate; a copy runs.
-        given: (B, C, H, W) float32.
-        output: what it gives, of the same shape.
-
-    Returns:
-        For "bf16", "fp16" and "int8"; None where the machine cannot run the module so.
-    """
-    exact = (output - given).float()
-    found: dict[str, Survival | None] = {}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        try:
-            low = given.to(dtype)
-            after = copy.deepcopy(outer).to(dtype).forward(low)  # not called, so that no hook on it runs
-        except (RuntimeError, TypeError):  # an operation that has no such kernel here
-            found[name] = None
-            continue
-        found[name] = _survival(low, after, exact)
-    least = float(min(given.min(), output.min()))
-    step = (float(max(given.max(), output.max())) - least) / 255 or 1.0
-    codes = [((values.float() - least) / step).round() for values in (given, output)]
-    found["int8"] = _survival(codes[0], codes[1], exact, given != 0)
-    return found
-
-
-def _survival(before: Tensor, after: Tensor, exact: Tensor, counted: Tensor | None = None) -> Survival:
-    moved = (after.float() - before.float()).flatten().double()
-    counted = before != 0 if counted is None else counted
-    changed = float(((after != before) & counted).sum() / counted.sum().clamp_min(1))
-    reference = exact.flatten().double()
-    moved, reference = moved - moved.mean(), reference - reference.mean()
-    size = float(moved.norm() * reference.norm())
-    return Survival(float(moved @ reference) / size if size > 0 and math.isfinite(size) else 0.0, changed)

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.scores import check_labels
 from foveate.studies.comparison.statistics import holm, mcnemar, paired_difference
 from foveate.studies.evaluation.attention_metrics import (
+    ContributionStatistics,
     MapStatistics,
-    Survival,
-    contribution,
     factor_of,
-    low_precision,
     own_maps,
     plain_of,
 )
-from foveate.studies.evaluation.audit_result import Audit, Effect, ModuleAudit, verdict_of
+from foveate.studies.evaluation.audit_result import Audit, ModuleAudit
 from foveate.studies.evaluation.audit_run import Run, bar
 from foveate.studies.evaluation.in_memory import Data, HeldImages, hold
+from foveate.studies.evaluation.low_precision import LowPrecision
+from foveate.studies.evaluation.verdict import Effect, Measures, verdict_of
 from foveate.surgery.apply import part, record_of
 from foveate.surgery.insert import unwrapped
 from foveate.surgery.wrappers import Gate, mechanism_of
@@ -41,11 +42,10 @@ class _Module:
     verb: str
     outer: nn.Module  # with its gate
     module: Any
+    precision: LowPrecision
     maps: MapStatistics = field(default_factory=MapStatistics)
-    count: int = 0
-    contributions: list[float] = field(default_factory=list)
-    shuffles: str | None = None
-    survival: dict[str, Survival | None] = field(default_factory=dict)
+    contribution: ContributionStatistics = field(default_factory=ContributionStatistics)
+    shuffles: str | None = None  # what is exchanged between images; "map" where the output is a multiple of the input
 
 
 def audit(
@@ -64,14 +64,16 @@ def audit(
     differs between images, how large its contribution is, what becomes of the accuracy without it and with another
     image's map, what low precision leaves of the contribution, and its share of the time.
 
-    The verdict is the first of these rules that holds:
+    The verdict follows from what becomes of the accuracy; the first of these rules that holds decides:
 
     1. harmful: without the module accuracy is better, beyond the 95% interval and with p < 0.05.
-    2. inert: its contribution is below a thousandth of its input, or no prediction of at least 300 changes without it.
-    3. static: each of its maps varies by less than 1% between images.
-    4. works: without the module accuracy is worse, beyond the 95% interval and with p < 0.05.
-    5. inert: the interval of the difference lies within one percentage point of 0, for at least 300 images.
-    6. unclear: anything else; more images may tell.
+    2. works: without the module accuracy is worse, beyond the 95% interval and with p < 0.05; static, if in addition
+       rule 4 holds.
+    3. inert: no prediction of at least 300 changes without it; or none changes and its contribution is below a
+       thousandth of its input, in each channel; or the interval of the difference lies within one percentage point of
+       0, for at least 300 images.
+    4. static: none of its maps' values varies by 1% between images, and another image's map changes nothing.
+    5. unclear: anything else; more images may tell.
 
     Args:
         model: a classifier with a plan, trained: a fresh module has nothing to tell.
@@ -84,7 +86,8 @@ def audit(
         progress: show a bar.
 
     Raises:
-        FoveateError: the model carries no plan, or the data cannot be read or does not fit the model.
+        FoveateError: the model carries no plan, gives NaN or infinite scores, or the data cannot be read or does not
+            fit the model.
     """
     model = unwrapped(model)
     if batch_size < 2:
@@ -101,7 +104,7 @@ def _inserted(model: nn.Module) -> list[_Module]:
     special = {"as pool": "pool", "as head": "head"}
     found = [(at, part(model, at.path)) for at in record.placed] if record else []
     modules = [
-        _Module(special.get(at.verb, at.site), str(at.spec), at.verb, outer, mechanism_of(outer))
+        _Module(special.get(at.verb, at.site), str(at.spec), at.verb, outer, mechanism_of(outer), LowPrecision(outer))
         for at, outer in found
         if outer is not None
     ]
@@ -116,15 +119,19 @@ def _audit(
     labels = torch.cat([right for _, right in held.batches(size, torch.device("cpu"))])
     run = Run(model, held, size, advance)
     before = run.predictions([(one.outer, _watch(one)) for one in modules])
-    if int(labels.max()) >= run.classes:
-        raise FoveateError(f"the model has {run.classes} classes and an image has the label {int(labels.max())}")
+    labels = check_labels(labels, run.classes)
+    broken = int((before < 0).sum())
+    if broken:
+        raise FoveateError(
+            f"the model's scores are NaN or infinite for {broken} of {len(before)} images: there is nothing to audit"
+        )
     effects: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     for index, one in enumerate(modules):
         if one.verb == "as head":
             continue
         effects["off", index] = (run.predictions([(one.outer, _switch_off(one))]), before)
         if one.shuffles:
-            effects["shuffled", index] = (run.predictions([(one.module, _shuffle)]), before)
+            effects["shuffled", index] = (run.predictions([(one.module, _shuffle(one.shuffles))]), before)
     judged = _effects(effects, labels)
     seconds, shares = run.times([one.outer for one in modules])
     rows = []
@@ -138,26 +145,27 @@ def _audit(
 
 def _row(one: _Module, off: Effect | None, shuffled: Effect | None, share: float) -> ModuleAudit:
     varied = one.maps.variation()
-    varies = statistics.fmean(varied) if varied else None
-    size = statistics.fmean(one.contributions) if one.contributions else None
-    verdict, reason = verdict_of(off, shuffled, size, varies, one.maps.constant)
+    measures = Measures(
+        off=off,
+        shuffled=shuffled,
+        shuffles=one.shuffles if shuffled else None,
+        contribution=one.contribution.mean,
+        contribution_channel=one.contribution.largest_channel,
+        varies=statistics.fmean(varied) if varied else None,
+        varies_most=max(one.maps.largest_variation(), default=None),
+        constant=one.maps.constant,
+    )
+    verdict, reason = verdict_of(measures)
     return ModuleAudit(
         site=one.site,
         spec=one.spec,
         verb=one.verb,
         gate=float(one.outer.gate.detach()) if isinstance(one.outer, Gate) else None,
-        maps=one.count,
+        maps=one.maps.count,
         entropy=_mean(one.maps.entropy),
         area=_mean(one.maps.area),
-        varies=varies,
-        constant=one.maps.constant,
-        contribution=size,
-        off=off,
-        shuffled=shuffled,
-        shuffles=one.shuffles if shuffled else None,
-        bf16=one.survival.get("bf16"),
-        fp16=one.survival.get("fp16"),
-        int8=one.survival.get("int8"),
+        **vars(measures),
+        **one.precision.result(),
         time=share,
         verdict=verdict,
         reason=reason,
@@ -193,15 +201,15 @@ def _watch(one: _Module) -> Callable[..., None]:
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if hasattr(one.module, "attend"):
-            maps = own_maps(one.module, inputs)
-            one.count = len(maps)
-            one.maps.see(maps)
+            one.maps.see(own_maps(one.module, inputs))
         given = inputs[0]
         if one.verb == "as head" or not isinstance(given, Tensor):
             return
-        one.contributions += contribution(plain_of(one.verb, given, output), output).tolist()
-        if not one.survival and one.verb != "as pool":
-            one.survival = low_precision(one.outer, given.float(), output.float())
+        one.contribution.see(plain_of(one.verb, given, output), output)
+        if one.verb == "as pool":
+            return
+        one.precision.range(given, output)
+        if one.shuffles != "contribution":
             ungated = output if one.outer is one.module else one.module(given)
             one.shuffles = "map" if factor_of(one.module, given, ungated) is not None else "contribution"
 
@@ -209,16 +217,24 @@ def _watch(one: _Module) -> Callable[..., None]:
 
 
 def _switch_off(one: _Module) -> Callable[..., Tensor]:
+    """A hook that passes the module's input on; what the module does is measured in low precision on the way."""
+
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if one.verb != "as pool":
+            one.precision.see(inputs[0], output)  # all that stands before it is as it was in the first pass
         return plain_of(one.verb, inputs[0], output)
 
     return hook
 
 
-def _shuffle(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The output with the map, or the contribution, of the image before in the batch; the batch is in random order."""
-    given = inputs[0]
-    factor = factor_of(module, given, output)
-    if factor is not None:
-        return given * factor.roll(1, dims=0)
-    return given + (output - given).roll(1, dims=0)
+def _shuffle(what: str) -> Callable[..., Tensor]:
+    """A hook: the map, or the contribution, of the image before in the batch; the batch is in random order."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        given = inputs[0]
+        factor = factor_of(module, given, output) if what == "map" else None
+        if factor is not None:
+            return given * factor.roll(1, dims=0)
+        return given + (output - given).roll(1, dims=0)
+
+    return hook

@@ -1,82 +1,34 @@
-"""What an audit found, and the rule that turns numbers into a verdict."""
+"""What an audit found, as tables and plain values."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError
-from foveate.studies.comparison.statistics import Difference
-from foveate.studies.evaluation.attention_metrics import CONSTANT, Survival
+from foveate.studies.evaluation.low_precision import PRECISIONS, Survival
+from foveate.studies.evaluation.verdict import Measures, points
 
-__all__ = ["LEAST", "MARGIN", "NIL", "Audit", "Effect", "ModuleAudit", "verdict_of"]
-
-NIL = 1e-3  # a contribution below a thousandth of the input is none
-MARGIN = 1.0  # percentage points: an interval within +-1 point is no effect
-LEAST = 300  # images: what is seen in none of 300 has a rate below 1% (95%; the rule of three)
-_P = 0.05
+__all__ = ["Audit", "ModuleAudit"]
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What becomes of the predictions when a module is changed.
-
-    Args:
-        difference: in accuracy, changed minus unchanged, in percentage points with a 95% interval over the images.
-        p: of McNemar's exact test, by Holm's correction for all the modules of the audit.
-        changed: the share of the images whose predicted class is another one.
-        images: how many were looked at.
-    """
-
-    difference: Difference
-    p: float
-    changed: float
-    images: int
-
-    @property
-    def better(self) -> bool:
-        """Whether accuracy rises beyond the interval."""
-        return self.difference.low > 0 and self.p < _P
-
-    @property
-    def worse(self) -> bool:
-        """Whether accuracy falls beyond the interval."""
-        return self.difference.high < 0 and self.p < _P
-
-    @property
-    def none(self) -> bool:
-        """Whether no prediction changes, of enough images."""
-        return self.changed == 0 and self.images >= LEAST
-
-    @property
-    def nil(self) -> bool:
-        """Whether the whole interval is within ``MARGIN`` points of 0, of enough images."""
-        return self.images >= LEAST and self.difference.low > -MARGIN and self.difference.high < MARGIN
-
-
-@dataclass(frozen=True)
-class ModuleAudit:
-    """One inserted module.
+@dataclass(frozen=True, kw_only=True)
+class ModuleAudit(Measures):
+    """One inserted module: what was measured of it, its verdict, and why.
 
     Args:
         site: where it stands; "pool" or "head".
-        spec: the mechanism, as in the plan.
+        spec: the attention module, as in the plan.
         verb: "after", "replacing", "as pool" or "as head".
         gate: of a module that started as the identity; else None.
         maps: how many maps of its own it has for an image; 0 where it does not tell.
-        entropy: of its maps, relative to the uniform map's: 1 is uniform, 0 one place alone. None without maps.
-        area: exp(entropy) / N, the part of the places that a map of equal weights with this entropy covers.
-        varies: how much a map's values differ between images: standard deviation in units of their mean.
-        constant: the share of the maps that vary by less than 1%.
-        contribution: ||output - input|| / ||input||, the mean over images; of a pool against the mean.
-        off: with its input passed on in its place; of a pool with the mean in its place. None for a head.
-        shuffled: with another image's map; None where that makes no sense.
-        shuffles: "map"; "contribution", output - input of another image, where the output is no multiple of x.
+        entropy: of its maps, relative to the uniform map's: 1 is uniform, 0 one position alone. None without maps.
+        area: exp(entropy) / N, the part of the positions that a map of equal weights with this entropy covers.
         bf16: what bfloat16 leaves of the contribution; None where it was not tried.
         fp16: the same of float16.
         int8: the same of 8 bits.
@@ -92,12 +44,6 @@ class ModuleAudit:
     maps: int
     entropy: float | None
     area: float | None
-    varies: float | None
-    constant: float | None
-    contribution: float | None
-    off: Effect | None
-    shuffled: Effect | None
-    shuffles: str | None
     bf16: Survival | None
     fp16: Survival | None
     int8: Survival | None
@@ -106,43 +52,7 @@ class ModuleAudit:
     reason: str
 
 
-def verdict_of(
-    off: Effect | None,
-    shuffled: Effect | None,
-    contribution: float | None,
-    varies: float | None,
-    constant: float | None,
-) -> tuple[str, str]:
-    """The verdict and its reason. The first rule that holds decides.
-
-    1. harmful: without the module accuracy is better, beyond the 95% interval and with p < 0.05.
-    2. inert: its contribution is below a thousandth of its input, or no prediction of at least 300 changes without it.
-    3. static: each of its maps varies by less than 1% between images.
-    4. works: without the module accuracy is worse, beyond the 95% interval and with p < 0.05.
-    5. inert: the interval of the difference lies within one percentage point of 0, for at least 300 images.
-    6. unclear: anything else; more images may tell.
-    """
-    told = f"without it {off.difference} points" if off else ""
-    if off and off.better:
-        return "harmful", f"{told}: the network is better without it"
-    if contribution is not None and contribution < NIL:
-        return "inert", f"it changes its input by {100 * contribution:.2g}%"
-    if off and off.none:
-        return "inert", f"no prediction of {off.images} changes without it"
-    if constant == 1 and varies is not None:
-        same = f"its map is the same for every image (varies {100 * varies:.2g}%, less than {100 * CONSTANT:.0f}%)"
-        return "static", f"{same}; {told}" if told else same
-    if off is None:
-        return "unclear", "a head is the classifier: it cannot be switched off"
-    if off.worse:
-        if shuffled and shuffled.worse:
-            return "works", f"{told}, with another image's map {shuffled.difference}"
-        if shuffled and shuffled.nil:
-            return "works", f"{told}; but another image's map does as well: little depends on the image"
-        return "works", told
-    if off.nil:
-        return "inert", f"{told}: no effect beyond {MARGIN:g} point"
-    return "unclear", f"{told}: too few images to tell"
+Column = tuple[str, int, Callable[[ModuleAudit], str]]  # heading, width (below 0: to the left), a module's cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,25 +100,29 @@ class Audit:
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
     def table(self) -> str:
-        """The table as plain text, at most 100 columns wide."""
+        """The tables as plain text, at most 100 columns wide."""
         head = (
             f"{self.data}: {self.images} images, accuracy {self.accuracy:.1f}%; points without the module, "
             "with another image's map"
         )
-        columns: list[tuple[str, int, Callable[[ModuleAudit], str]]] = [
-            ("module", -20, lambda row: row.site if len(row.site) <= 20 else f"…{row.site[-19:]}"),
+        columns: list[Column] = [
+            ("module", -30, _site),
             ("verdict", -8, lambda row: row.verdict),
-            ("without [95%]", 19, lambda row: str(row.off.difference) if row.off else "-"),
+            ("without [95%]", 22, lambda row: points(row.off.difference) if row.off else "-"),
             ("shuf.", 5, lambda row: f"{row.shuffled.difference.mean:+.1f}" if row.shuffled else "-"),
             ("size", 7, lambda row: _number(row.contribution, ".2g")),
             ("entropy", 7, lambda row: _number(row.entropy, ".3f")),
             ("varies", 6, lambda row: _number(row.varies, ".2f")),
-            ("bf16 fp16 int8", 14, lambda row: " ".join(_survived(s) for s in (row.bf16, row.fp16, row.int8))),
-            ("time", 5, lambda row: f"{100 * row.time:.2g}%"),
+            ("time", 6, lambda row: f"{100 * row.time:.2g}%"),
         ]
-        lines = [head[:100], " ".join(_padded(name, width) for name, width, _ in columns).rstrip()]
-        lines += [" ".join(_padded(cell(row), width) for _, width, cell in columns).rstrip() for row in self.rows]
-        return "\n".join(lines)
+        tables = [head[:100], *_table(columns, self.rows)]
+        measured = [row for row in self.rows if any(getattr(row, name) for name in PRECISIONS)]
+        if measured:
+            columns = [("module", -30, _site)]
+            columns += [(name, 22, lambda row, name=name: _survived(getattr(row, name))) for name in PRECISIONS]
+            words = "what low precision leaves of output - input: correlation, norm ratio, relative error"
+            tables += ["", words, *_table(columns, measured)]
+        return "\n".join(tables)
 
     def __str__(self) -> str:
         words = [f"{row.site} ({row.spec} {row.verb}): {row.verdict}: {row.reason}" for row in self.rows]
@@ -219,8 +133,18 @@ class Audit:
         print(self)
 
 
+def _table(columns: Sequence[Column], rows: Sequence[ModuleAudit]) -> list[str]:
+    lines = [" ".join(_padded(name, width) for name, width, _ in columns)]
+    lines += [" ".join(_padded(cell(row), width) for _, width, cell in columns) for row in rows]
+    return [line.rstrip() for line in lines]
+
+
 def _padded(text: str, width: int) -> str:
     return f"{text:<{-width}}" if width < 0 else f"{text:>{width}}"
+
+
+def _site(row: ModuleAudit) -> str:
+    return row.site if len(row.site) <= 30 else f"…{row.site[-29:]}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -228,12 +152,19 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _survived(survival: Survival | None) -> str:
-    return "   -" if survival is None else f"{survival.correlation:4.2f}"
+    if survival is None:
+        return "-"
+    numbers = (survival.correlation, survival.norm_ratio, survival.relative_error)
+    words = " ".join(
+        "   -" if x is None else ">999" if x > 999 else f"{x:4.2f}" if x < 10 else f"{x:4.0f}" for x in numbers
+    )
+    return f"{words} overfl." if survival.overflow else words
 
 
 def _flat(row: ModuleAudit) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for part in dataclasses.fields(row):
+    # The module's name first, then what was measured, in the order of the class.
+    for part in sorted(dataclasses.fields(row), key=lambda part: part.name not in ("site", "spec", "verb", "verdict")):
         value = getattr(row, part.name)
         if part.name in ("off", "shuffled"):
             of = value.difference if value else None
@@ -242,8 +173,8 @@ def _flat(row: ModuleAudit) -> dict[str, Any]:
             found[f"{part.name}_p"] = value.p if value else None
             found[f"{part.name}_changed"] = value.changed if value else None
         elif part.name in ("bf16", "fp16", "int8"):
-            found[f"{part.name}_correlation"] = value.correlation if value else None
-            found[f"{part.name}_changed"] = value.changed if value else None
+            for key in (field.name for field in dataclasses.fields(Survival)):
+                found[f"{part.name}_{key}"] = getattr(value, key) if value else None
         else:
             found[part.name] = value
     return found

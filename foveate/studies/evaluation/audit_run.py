@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.explanations.layers import check_logits
 from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
+from foveate.scores import check_logits, predicted_classes
 from foveate.studies.evaluation.in_memory import HeldImages
 
 __all__ = ["Run", "bar"]
@@ -30,14 +30,15 @@ class Run:
         self.classes = 0
 
     def predictions(self, hooked: list[tuple[nn.Module, Callable[..., Any]]]) -> Tensor:
-        """(N,) the predicted classes."""
+        """(N,) the predicted classes; -1, which is no class, where a score is NaN or infinite."""
         found = []
         with preserve_state(self.model, evaluation=True, no_grad=True) as hooks:
             hooks += [module.register_forward_hook(hook) for module, hook in hooked]
             for images, _ in self.held.batches(self.size, self.device):
                 logits = check_logits(self.model(images.to(self.dtype).clone()))
                 self.classes = logits.shape[1]
-                found.append(logits.argmax(dim=1).cpu())
+                classes = torch.where(logits.isfinite().all(dim=1), predicted_classes(logits), -1)
+                found.append(classes.cpu())
                 self.advance(len(images))
         return torch.cat(found)
 

@@ -15,6 +15,7 @@ from foveate.data.division import sample
 from foveate.data.split import Split
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.scores import class_numbers
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import of_whole
 
@@ -109,14 +110,14 @@ def _of_batches(name: str, batches: Any, limit: int | None) -> HeldImages:
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
             raise FoveateError("data is a folder, a data set, or batches (images, labels) of tensors")
-        pixels, right = batch
-        if pixels.ndim != 4 or not pixels.is_floating_point() or len(torch.as_tensor(right)) != len(pixels):
+        pixels, right = batch[0], torch.as_tensor(batch[1])
+        if pixels.ndim != 4 or not pixels.is_floating_point() or right.shape[:1] != pixels.shape[:1]:
             raise FoveateError(
-                f"a batch has images {tuple(pixels.shape)} of {pixels.dtype} and {len(torch.as_tensor(right))} labels: "
+                f"a batch has images {tuple(pixels.shape)} of {pixels.dtype} and labels {tuple(right.shape)}: "
                 "give normalised float (B, C, H, W) and (B,)"
             )
         images.append(pixels.detach().cpu())
-        labels.append(torch.as_tensor(right).cpu().long())
+        labels.append(class_numbers(right).cpu())
         if limit is not None and sum(map(len, labels)) >= limit:
             break
     if not images:

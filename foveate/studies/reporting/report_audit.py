@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from foveate.studies.evaluation.attention_metrics import Survival
-from foveate.studies.evaluation.audit_result import Audit, Effect, ModuleAudit
+from foveate.studies.evaluation.audit_result import Audit, ModuleAudit
+from foveate.studies.evaluation.low_precision import Survival
+from foveate.studies.evaluation.verdict import Effect
 from foveate.studies.reporting.html_tables import plan_table, signed
 
 __all__ = ["audit_section"]
@@ -14,12 +15,13 @@ __all__ = ["audit_section"]
 _KINDS = {"works": "better", "harmful": "worse"}  # others are neither
 _HEADINGS = (
     *("Module", "Verdict", "Without it, points", "Another image's map", "Size", "Entropy", "Varies"),
-    *("Kept by bf16, fp16, int8", "Time"),
+    *("Lost by bf16, fp16, int8", "Time"),
 )
 _HINT = (
     "Without it: top-1 with the module switched off, minus top-1, in points with a 95% interval over the images. Size: "
     "‖output − input‖ / ‖input‖. Entropy of its maps: 1 is uniform, 0 is one place alone. Varies: how much a map "
-    "differs between images, against its mean. Kept: correlation of its contribution in low precision with float32's. "
+    "differs between images, against its mean. Lost: relative error of its contribution in low precision, against "
+    "float32's: 0 nothing is lost, 1 as bad as without it. "
     "Time: its share of a forward pass."
 )
 
@@ -49,7 +51,7 @@ def audit_section(audits: Mapping[str, Audit]) -> str:
 
 
 def _cells(row: ModuleAudit) -> list[tuple[str, str]]:
-    kept = " ".join(_kept(survival) for survival in (row.bf16, row.fp16, row.int8))
+    lost = " ".join(_lost(survival) for survival in (row.bf16, row.fp16, row.int8))
     return [
         ("", escape(row.site)),
         ("whole", f'<span class="dot {_KINDS.get(row.verdict, "same")}"></span>{row.verdict}'),
@@ -58,7 +60,7 @@ def _cells(row: ModuleAudit) -> list[tuple[str, str]]:
         ("number", _number(row.contribution, ".3f")),
         ("number", _number(row.entropy, ".3f")),
         ("number", _number(row.varies, ".2f")),
-        ("number", kept),
+        ("number", lost),
         ("number", f"{100 * row.time:.1f} %"),
     ]
 
@@ -74,8 +76,8 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _kept(survival: Survival | None) -> str:
-    return "–" if survival is None else f"{survival.correlation:.2f}"
+def _lost(survival: Survival | None) -> str:
+    return "–" if survival is None else _number(survival.relative_error, ".2f")
 
 
 def _minus(text: str) -> str:

@@ -6,16 +6,17 @@ import re
 import pytest
 
 from foveate.studies.comparison.statistics import Difference
-from foveate.studies.evaluation.attention_metrics import Survival
-from foveate.studies.evaluation.audit_result import Audit, Effect, ModuleAudit
+from foveate.studies.evaluation.audit_result import Audit, ModuleAudit
+from foveate.studies.evaluation.low_precision import Survival
+from foveate.studies.evaluation.verdict import Effect
 from foveate.studies.reporting.html import write_report
 from foveate.studies.reporting.report_audit import audit_section
 
 OFF = Effect(Difference(-2.0, -3.0, -1.0, 1, 0.01), 0.01, 0.1, 500)
 ROW = ModuleAudit(
     site="layer2.0", spec="ulsam(groups=4)", verb="after", gate=None, maps=4, entropy=0.9, area=0.5, varies=0.25,
-    constant=0.0, contribution=0.065, off=OFF, shuffled=None, shuffles=None, bf16=Survival(1.0, 1.0), fp16=None,
-    int8=None, time=0.0123, verdict="works", reason="without it -2.0 [-3.0, -1.0] points",
+    constant=0.0, contribution=0.065, off=OFF, shuffled=None, shuffles=None,
+    bf16=Survival(1.0, 1.0, 0.02, 1.0), fp16=None, int8=None, time=0.0123, verdict="works", reason="without it -2.0 [-3.0, -1.0] points",
 )  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def test_a_row_and_a_line_for_each_module(tmp_path):
         "−2.0",
         "[−3.0, −1.0]",
         "0.065",
-        "1.00 – –",
+        "0.02 – –",
         "1.2 %",
         "500 validation images",
         "ulsam &lt;after&gt; two",

@@ -1,0 +1,80 @@
+"""From a classifier's scores to classes, by one rule everywhere: the first of the largest scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+
+__all__ = ["check_labels", "check_logits", "class_numbers", "predicted_classes", "top_classes"]
+
+
+def check_logits(output: Any) -> Tensor:
+    """The logits in a model's output.
+
+    Raises:
+        FoveateError: the output is not (B, classes) with two classes or more.
+    """
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+        given = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise FoveateError(f"the model must give (B, classes) logits of two classes or more, not {given}")
+    return logits
+
+
+def predicted_classes(scores: Tensor) -> Tensor:
+    """The class of each image, (B,): the first of those with the largest score.
+
+    Args:
+        scores: (B, classes). Take logits: softmax rounds small differences of large logits away.
+    """
+    return scores.float().argmax(dim=1)  # promises the first of several
+
+
+def top_classes(scores: Tensor, count: int) -> Tensor:
+    """The classes with the largest scores, (B, count), the largest first; of equal scores the first class comes first.
+
+    Args:
+        scores: (B, classes).
+        count: how many, at most the number of classes.
+    """
+    # topk promises no order of equal scores.
+    return scores.float().sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
+def class_numbers(labels: Tensor) -> Tensor:
+    """Labels, (N,), as int64.
+
+    Raises:
+        FoveateError: they are not whole numbers, one for each image.
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise FoveateError(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype}: give one class number for each image, (N,)"
+        )
+    return labels.long()
+
+
+def check_labels(labels: Tensor, classes: int) -> Tensor:
+    """The labels of some images, as int64, none of which is beyond the model's classes.
+
+    Args:
+        labels: (N,).
+        classes: how many classes the model has, so that labels are 0 to classes - 1.
+
+    Raises:
+        FoveateError: they are not whole numbers, one for each image, or the model has no such class.
+    """
+    labels = class_numbers(labels)
+    if classes < 2:
+        raise FoveateError(f"a classifier needs two classes or more, and this model has {classes}: add another class")
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise FoveateError(
+            f"{len(outside)} of {len(labels)} images have a label outside 0..{classes - 1}, such as {int(outside[0])}: "
+            f"the model has {classes} classes; leave images without a class out"
+        )
+    return labels.long()
