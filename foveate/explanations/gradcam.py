@@ -14,30 +14,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from foveate.explanations.layers import Layer, slopes
+from foveate.explanations.gradients import weighted_map
+from foveate.explanations.layers import Layer
 from foveate.explanations.result import Map
 
-__all__ = ["gradcam"]
+__all__ = ["gradcam", "mean_gradient"]
+
+
+def mean_gradient(_: Tensor, gradient: Tensor) -> Tensor:
+    """alpha: the mean of each channel's gradient over the positions, (B, K, 1, 1).
+
+    Args:
+        gradient: of the logit with respect to A, (B, K, h, w).
+    """
+    return gradient.mean(dim=(2, 3), keepdim=True)
 
 
 def gradcam(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int] | None = None) -> tuple[Tensor, Map]:
-    """The Grad-CAM map of one class in each image.
-
-    Args:
-        model: gives (B, classes) logits; left as found.
-        images: (B, C, H, W), normalised.
-        layer: what ``find_layer`` gives.
-        target: the class of each image; without it the class with the largest logit.
-
-    Returns:
-        The logits, and the map, (B, h, w), not rescaled.
-
-    Raises:
-        FoveateError: as ``slopes``.
-    """
-    found = slopes(model, images, layer, target)
-    weights = found.gradient.mean(dim=(2, 3), keepdim=True)
-    values = F.relu((weights * found.maps).sum(dim=1))
-    return found.logits, Map(f"Grad-CAM {layer.name}", values.float().cpu(), layer.name)
+    """The Grad-CAM map of one class in each image. Arguments, result and errors as in ``weighted_map``."""
+    return weighted_map("Grad-CAM", mean_gradient, model, images, layer, target)

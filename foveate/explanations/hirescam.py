@@ -17,27 +17,25 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from foveate.explanations.layers import Layer, slopes
+from foveate.explanations.gradients import weighted_map
+from foveate.explanations.layers import Layer
 from foveate.explanations.result import Map
 
-__all__ = ["hirescam"]
+__all__ = ["hirescam", "own_gradient"]
+
+
+def own_gradient(_: Tensor, gradient: Tensor) -> Tensor:
+    """Each position's own gradient, (B, K, h, w).
+
+    Args:
+        gradient: of the logit with respect to A, (B, K, h, w).
+    """
+    return gradient
 
 
 def hirescam(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int] | None = None) -> tuple[Tensor, Map]:
-    """The HiResCAM map of one class in each image.
+    """The HiResCAM map of one class in each image, of either sign.
 
-    Args:
-        model: gives (B, classes) logits; left as found.
-        images: (B, C, H, W), normalised.
-        layer: what ``find_layer`` gives.
-        target: the class of each image; without it the class with the largest logit.
-
-    Returns:
-        The logits, and the map, (B, h, w), of either sign, not rescaled.
-
-    Raises:
-        FoveateError: as ``slopes``.
+    Arguments, result and errors as in ``weighted_map``.
     """
-    found = slopes(model, images, layer, target)
-    values = (found.gradient * found.maps).sum(dim=1)
-    return found.logits, Map(f"HiResCAM {layer.name}", values.float().cpu(), layer.name)
+    return weighted_map("HiResCAM", own_gradient, model, images, layer, target, positive=False)

@@ -1,4 +1,4 @@
-"""The feature maps of one layer and the gradient of a class's logit with respect to them, on the caller's own model."""
+"""Which layer of a network is looked at, and which class of each image."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
 from foveate.preserve import preserve_state
-from foveate.scores import check_logits, predicted_classes
+from foveate.scores import predicted_classes
 from foveate.surgery.trace import run
 
-__all__ = ["Layer", "Slopes", "chosen_classes", "find_layer", "slopes"]
+__all__ = ["Layer", "chosen_classes", "find_layer"]
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,6 @@ def _is_map(output: Any) -> bool:
     return isinstance(output, Tensor) and output.ndim == 4 and sum(side > 1 for side in output.shape[1:]) > 1
 
 
-@dataclass(frozen=True)
-class Slopes:
-    """What the gradient methods need.
-
-    Attributes:
-        logits: (B, classes).
-        maps: (B, K, h, w), the layer's output, at least float32.
-        gradient: (B, K, h, w), of each image's logit of its class with respect to ``maps``.
-    """
-
-    logits: Tensor
-    maps: Tensor
-    gradient: Tensor
-
-
 def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, look: bool = False) -> Layer:
     """The layer of this name, or the one that gives the last feature map before the pooling.
 
@@ -115,53 +100,6 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, loo
         raise FoveateError("no layer of this model gives a (B, K, h, w) feature map larger than 1x1 for these images")
     name = last if name is None else name
     return Layer(name, seen[name].nhwc)
-
-
-def slopes(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int] | None = None) -> Slopes:
-    """Run the model and take the gradient of one logit of each image with respect to a layer's output.
-
-    Works on frozen models: the output becomes a fresh leaf of the graph, and nothing before it is recorded, which saves
-    time and memory. No parameter's ``grad`` is written. A layer that runs several times counts with its last run.
-
-    Args:
-        model: gives (B, classes) logits; left as found.
-        images: (B, C, H, W), normalised.
-        layer: where.
-        target: the class of each image; without it the class with the largest logit.
-
-    Raises:
-        FoveateError: the layer does not run, gives no feature map, or has no part in the logits; or the model gives no
-            logits, or has no class of this index.
-    """
-    leaves: list[Tensor] = []
-
-    def cut(_: nn.Module, __: Any, output: Any) -> Tensor:
-        layer.check(output)
-        # Only what follows is recorded: ``preserve_state`` began without gradients, and puts the caller's mode back.
-        torch.set_grad_enabled(True)
-        # The rest of the network gets a copy, so that an operation in place cannot change the leaf.
-        leaves[:] = [output.detach().requires_grad_()]
-        return leaves[0].clone()
-
-    with preserve_state(model, evaluation=True, no_grad=True) as hooks:
-        hooks.append(model.get_submodule(layer.name).register_forward_hook(cut))
-        output = model(images.clone())
-        if not leaves:
-            raise FoveateError(f"layer {layer.name!r} does not run when the model sees an image; choose another layer")
-        logits = check_logits(output)
-        score = logits.gather(1, chosen_classes(target, logits)[:, None]).sum()
-        gradient = None
-        if score.requires_grad:
-            (gradient,) = torch.autograd.grad(score, leaves, allow_unused=True)
-    if gradient is None:
-        raise FoveateError(f"the logits do not depend on layer {layer.name!r}; choose another layer")
-    layer = layer.settled(model, gradient, images)
-    maps, gradient = (_precise(layer.channels_first(of)) for of in (leaves[0].detach(), gradient))
-    return Slopes(logits.detach(), maps, gradient)
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def chosen_classes(target: Sequence[int] | None, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One picture of an explanation: the image, each map laid over it with its true scale, channel weights as bars.
+"""One drawing: a picture, each map laid over it with its true scale, channel weights as bars.
 
 Each map is drawn over its own range of values, and the range is written under it: the maps of a softmax are tiny in
 value, so they are given in units of the uniform value 1/hw as well. A map that is constant is drawn so: below a
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,10 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from foveate.explanations.result import Explanation, Map
-
-__all__ = ["FLAT", "MOST", "colours", "draw", "is_uniform", "picture_of", "scale_words"]
+__all__ = ["FLAT", "MOST", "Panel", "colours", "draw", "is_uniform", "picture_of", "scale_words"]
 
 FLAT = 1e-3  # (max - min) / max(|min|, |max|) below which a map counts as uniform
 COLOURS = "inferno"  # perceptually uniform
@@ -34,23 +32,46 @@ CELL, GAP, TITLE, LEGEND = (280, 400), 14, 15, 13
 LINE = 1.3  # height of a line of text, in letters
 
 
-def draw(explanation: Explanation, index: int = 0) -> Image.Image:
-    """Draw one image of an explanation.
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One map as it is drawn.
 
     Args:
-        explanation: what ``explain`` returned.
-        index: which image.
+        name: its title, and behind a comma what is to be known of it.
+        values: (h, w).
+        group: the module that it belongs to; a module with several maps has rows of its own.
+        of: the class that it is of; "" for a map that does not depend on a class.
+        softmax: the map sums to 1, so that its values have a unit: the uniform value 1/hw.
+    """
+
+    name: str
+    values: Tensor
+    group: str
+    of: str = ""
+    softmax: bool = False
+
+
+def draw(
+    picture: Image.Image, caption: Sequence[str], panels: Sequence[Panel], channels: Sequence[tuple[str, Tensor]] = ()
+) -> Image.Image:
+    """Draw a picture, maps over it, and channel weights below.
+
+    Args:
+        picture: what the network saw.
+        caption: lines above the picture.
+        panels: the maps.
+        channels: names and channel weights, each (c,).
 
     Returns:
         An RGB picture. Its size depends on the number of maps.
     """
-    picture = explanation.pictures[index].convert("RGB")
+    picture = picture.convert("RGB")
     width = min(max(picture.width, CELL[0]), CELL[1])
     picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.BICUBIC)
-    cells, note = _grid(explanation.maps, index)
-    blocks = [_row(picture, cell_row, explanation, index) for cell_row in cells]
-    across = max([block.width for block in blocks] + [3 * width if explanation.channels else 0])
-    blocks += [_bars(name, weights[index], across) for name, weights in explanation.channels]
+    cells, note = _grid(panels)
+    blocks = [_row(picture, caption, cell_row) for cell_row in cells]
+    across = max([block.width for block in blocks] + [3 * width if channels else 0])
+    blocks += [_bars(name, weights, across) for name, weights in channels]
     if note:
         blocks.insert(0, _text(_wrap(note, across, TITLE), across, TITLE))
     sheet = Image.new("RGB", (across + 2 * GAP, sum(block.height + GAP for block in blocks) + GAP), "white")
@@ -61,30 +82,30 @@ def draw(explanation: Explanation, index: int = 0) -> Image.Image:
     return sheet
 
 
-def _grid(maps: tuple[Map, ...], index: int) -> tuple[list[list[Map | None]], str]:
+def _grid(panels: Sequence[Panel]) -> tuple[list[list[Panel | None]], str]:
     """Rows of cells, and a note on what was left out.
 
-    None is the picture itself. A site with several maps has rows of its own, the others share.
+    None is the picture itself. A module with several maps has rows of its own, the others share.
     """
-    sites: dict[str, list[Map]] = {}
-    for found in maps:
-        sites.setdefault(found.module, []).append(found)
-    groups = [_most_varied(group, index) for group in sites.values() if len(group) > 1]
-    groups += [[group[0] for group in sites.values() if len(group) == 1]]
+    modules: dict[str, list[Panel]] = {}
+    for panel in panels:
+        modules.setdefault(panel.group, []).append(panel)
+    groups = [_most_varied(group) for group in modules.values() if len(group) > 1]
+    groups += [[group[0] for group in modules.values() if len(group) == 1]]
     shown, note = sum(map(len, groups)), ""
-    if shown < len(maps):
-        note = f"{shown} of {len(maps)} maps are drawn: for each site the {MOST} that vary most in this image"
+    if shown < len(panels):
+        note = f"{shown} of {len(panels)} maps are drawn: for each site the {MOST} that vary most in this image"
     most = COLUMNS - 1
     rows = [[None, *group[start : start + most]] for group in groups for start in range(0, len(group), most)]
     return rows or [[None]], note
 
 
-def _most_varied(group: list[Map], index: int) -> list[Map]:
-    def spread(found: Map) -> float:
-        return float(found.values[index].max() - found.values[index].min())
+def _most_varied(group: list[Panel]) -> list[Panel]:
+    def range_of(panel: Panel) -> float:
+        return float(panel.values.max() - panel.values.min())
 
-    chosen = sorted(group, key=spread, reverse=True)[:MOST]
-    return [found for found in group if any(found is one for one in chosen)]
+    chosen = sorted(group, key=range_of, reverse=True)[:MOST]
+    return [panel for panel in group if any(panel is one for one in chosen)]
 
 
 def is_uniform(values: Tensor) -> bool:
@@ -183,10 +204,10 @@ def _text(lines: Sequence[str], width: int, size: int, *, side: str = "middle", 
     return block
 
 
-def _row(picture: Image.Image, cells: Sequence[Map | None], explanation: Explanation, index: int) -> Image.Image:
-    """The picture and maps side by side: titles above, scales below."""
+def _row(picture: Image.Image, caption: Sequence[str], cells: Sequence[Panel | None]) -> Image.Image:
+    """The picture and maps in one row: titles above, scales below."""
     width, height = picture.size
-    titles = [_title(cell, explanation, index, width) for cell in cells]
+    titles = [_title(cell, caption, width) for cell in cells]
     above = max(len(title) for title in titles) * round(LINE * TITLE) + 4
     below = 10 + 8 + 2 * round(LINE * LEGEND)
     row = Image.new("RGB", (len(cells) * (width + GAP) - GAP, above + height + below), "white")
@@ -197,28 +218,20 @@ def _row(picture: Image.Image, cells: Sequence[Map | None], explanation: Explana
         if cell is None:
             row.paste(picture, (left, above))
             continue
-        values = cell.values[index]
-        row.paste(picture_of(colours(picture, values)), (left, above))
-        row.paste(_scale(values, width, softmax=_is_softmax(cell)), (left, above + height + 6))
+        row.paste(picture_of(colours(picture, cell.values)), (left, above))
+        row.paste(_scale(cell.values, width, softmax=cell.softmax), (left, above + height + 6))
     return row
 
 
-def _title(cell: Map | None, explanation: Explanation, index: int, width: int) -> list[str]:
+def _title(cell: Panel | None, caption: Sequence[str], width: int) -> list[str]:
     if cell is None:
-        said = explanation.label(int(explanation.predictions[index]))
-        lines = [f"predicted: {said}", f"probability {float(explanation.probabilities[index]):.3f}"]
+        lines = list(caption)
     else:
         name, _, note = cell.name.partition(", ")
-        size = f"{cell.values.shape[1]}×{cell.values.shape[2]}"
-        if cell.targets is not None:
-            of = f"for: {explanation.label(int(cell.targets[index]))}"
-            note = f"{of}, {note}" if note else of
-        lines = [name, f"{size}, {note}" if note else size]
+        of = f"for: {cell.of}" if cell.of else ""
+        size = f"{cell.values.shape[0]}×{cell.values.shape[1]}"
+        lines = [name, ", ".join(filter(None, (size, of, note)))]
     return [part for line in lines for part in _wrap(line, width, TITLE, bold=cell is None)]
-
-
-def _is_softmax(found: Map) -> bool:
-    return bool(((found.values.sum(dim=(-2, -1)) - 1).abs() < 1e-3).all())
 
 
 def _scale(values: Tensor, width: int, *, softmax: bool) -> Image.Image:

@@ -35,6 +35,11 @@ class Map:
     module: str
     targets: Tensor | None = None
 
+    @property
+    def is_softmax(self) -> bool:
+        """Whether each image's map sums to 1, as behind a softmax over the positions."""
+        return bool(((self.values.sum(dim=(-2, -1)) - 1).abs() < 1e-3).all())
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -105,11 +110,23 @@ class Explanation:
         Raises:
             FoveateError: there is no image of this index.
         """
-        from foveate.explanations.overlay import draw
+        from foveate.explanations.overlay import Panel, draw
 
         if not 0 <= index < len(self.pictures):
             raise FoveateError(f"there is no image {index}: the explanation holds {len(self.pictures)}, counted from 0")
-        return draw(self, index)
+        predicted = self.label(int(self.predictions[index]))
+        caption = (f"predicted: {predicted}", f"probability {float(self.probabilities[index]):.3f}")
+        panels = [
+            Panel(
+                found.name,
+                found.values[index],
+                found.module,
+                self.label(int(found.targets[index])) if found.targets is not None else "",
+                found.is_softmax,
+            )
+            for found in self.maps
+        ]
+        return draw(self.pictures[index], caption, panels, [(name, weights[index]) for name, weights in self.channels])
 
     def save(self, path: str | os.PathLike[str], *, progress: bool = False) -> tuple[Path, ...]:
         """Write the drawings: one image into a PNG file, several into a folder of PNG files.

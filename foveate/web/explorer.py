@@ -180,7 +180,7 @@ class Explorer:
             rows.append([words, f"{now:,.3f} {short}", f"{plain:,.3f} {short}", change])
         return rows
 
-    def audit(self, name: str, plan: str = "", *, images: int = 200) -> fv.Audit:
+    def audit(self, name: str, plan: str = "", *, images: int = 500) -> fv.Audit:
         """Whether each inserted attention does anything, on the owner's data.
 
         Raises:

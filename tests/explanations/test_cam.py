@@ -91,3 +91,18 @@ def test_the_numbers_in_half_precision(model, images):
     exact = explain(model.float(), images, "cam", target=0)
     assert found.maps[0].values.dtype == torch.float32
     assert (found.maps[0].values - exact.maps[0].values).abs().max() < 0.1 * exact.maps[0].values.abs().max()
+
+
+@pytest.mark.parametrize("end", ["linear", "maps of the classes"])
+def test_a_channel_of_large_values_excuses_no_other(model, images, end):
+    # The largest is pooled, not the mean; in channel 0, where all values are alike, both are the same.
+    model.pool = nn.AdaptiveMaxPool2d(1)
+    with torch.no_grad():
+        model.body[1].weight[0] = 0
+        model.body[1].bias[0] = 1e6
+    if end != "linear":
+        model.head = nn.Identity()
+    with pytest.raises(FoveateError, match="cam needs global average pooling"):
+        explain(model, images, "cam")
+    model.pool = nn.AdaptiveAvgPool2d(1)
+    assert explain(model, images, "cam", target=1).maps[0].values.isfinite().all()

@@ -4,8 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from foveate.explanations.explain import explain
-from foveate.explanations.gradcam_pp import gradcam_pp, place_weights
-from foveate.explanations.layers import find_layer, slopes
+from foveate.explanations.gradcam_pp import gradcam_pp, position_weights
+from foveate.explanations.gradients import layer_gradients
+from foveate.explanations.layers import find_layer
 
 
 class Tail(nn.Module):
@@ -51,8 +52,8 @@ def test_the_paper_with_true_derivatives(tail, target):
     expected = F.relu((weights * maps).sum(1))
     assert expected.max() > 0
 
-    found = slopes(tail, image, find_layer(tail, image, "body"), [target])
-    mine = place_weights(found.maps, found.gradient)
+    found = layer_gradients(tail, image, find_layer(tail, image, "body"), [target])
+    mine = position_weights(found.maps, found.gradient)
     torch.testing.assert_close(mine[first != 0], alpha[first != 0])
     _, result = gradcam_pp(tail, image, find_layer(tail, image, "body"), [target])
     scale = found.logits[0, target].exp()  # the factor that is left out
@@ -73,7 +74,7 @@ def test_float32_gives_what_float64_gives(model, images):
 def test_a_denominator_of_zero_is_no_nan(dtype):
     maps = torch.tensor([[[[-1.0, 0.0], [0.0, -1.0]], [[0.0, 0.0], [0.0, 0.0]]]], dtype=dtype)
     gradient = torch.tensor([[[[1.0, 0.0], [2.0, -1.0]], [[0.0, 1.0], [0.0, 0.0]]]], dtype=dtype)
-    alpha = place_weights(maps, gradient)
+    alpha = position_weights(maps, gradient)
     assert alpha.isfinite().all()
     assert alpha[0, 0].tolist() == [[0.0, 0.5], [-0.5, 0.25]]  # 2 - 2 * 1 = 0
     assert (alpha[0, 1] == 0.5).all()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.explanations.overlay import COLUMNS, MOST, colours, draw, is_uniform, scale_words
+from foveate.explanations.overlay import COLUMNS, MOST, colours, is_uniform, scale_words
 from foveate.explanations.result import Explanation, Map
 
 GREY = Image.new("RGB", (40, 24), (120, 120, 120))
@@ -92,22 +92,22 @@ def test_nothing_is_clipped(maps, channels):
         [(long, torch.rand(1, 300))] * channels,
         label="a class with a very long name, longer than the picture is wide",
     )
-    pixels = np.asarray(draw(found))
+    pixels = np.asarray(found.draw())
     frame = np.concatenate([pixels[:3].ravel(), pixels[-3:].ravel(), pixels[:, :3].ravel(), pixels[:, -3:].ravel()])
     assert (frame == 255).all()
     assert pixels.shape[1] < COLUMNS * 300
 
 
 def test_sites_with_one_map_share_a_row():
-    shared = draw(explanation([ramp(f"s{k}", f"s{k}") for k in range(4)]))
-    apart = draw(explanation([ramp(f"s{k} subspace {n}/2", f"s{k}") for k in range(2) for n in range(2)]))
+    shared = explanation([ramp(f"s{k}", f"s{k}") for k in range(4)]).draw()
+    apart = explanation([ramp(f"s{k} subspace {n}/2", f"s{k}") for k in range(2) for n in range(2)]).draw()
     assert shared.width > shared.height
     assert apart.height > 1.5 * shared.height
 
 
 def test_of_many_maps_those_that_vary_most_are_drawn():
     def panels(count):
-        return draw(explanation([ramp(f"m {n}/{count}", "m", n + 1.0) for n in range(count)]))
+        return explanation([ramp(f"m {n}/{count}", "m", n + 1.0) for n in range(count)]).draw()
 
     assert abs(panels(MOST).height - panels(4 * MOST).height) < 40  # a line of text says how many are left out
 
@@ -115,9 +115,9 @@ def test_of_many_maps_those_that_vary_most_are_drawn():
 @pytest.mark.parametrize("label", ["$x^", "犬", "a\\b_c%", "<b>"])
 def test_any_name_can_be_written(label):
     found = explanation([ramp(label, label)], [(label, torch.rand(1, 4))], label, torch.tensor([0]))
-    assert draw(found).width > 100
+    assert found.draw().width > 100
 
 
 def test_channel_weights_of_any_sign():
     for weights in (torch.zeros(1, 5), -torch.rand(1, 5), torch.rand(1, 1)):
-        assert draw(explanation((), [("se", weights)])).height > 100
+        assert explanation((), [("se", weights)]).draw().height > 100

@@ -104,3 +104,11 @@ def test_the_random_state_stays(explorer):
     state = torch.get_rng_state()
     explorer.network("resnet10t", "se after layer1.0")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_audit_takes_images_enough_for_every_verdict():
+    from inspect import signature
+
+    from foveate.studies.evaluation.verdict import LEAST
+
+    assert signature(Explorer.audit).parameters["images"].default >= LEAST

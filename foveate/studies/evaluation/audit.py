@@ -156,6 +156,7 @@ def _row(one: _Module, off: Effect | None, shuffled: Effect | None, share: float
         constant=one.maps.constant,
     )
     verdict, reason = verdict_of(measures)
+    kept = one.precision.result()
     return ModuleAudit(
         site=one.site,
         spec=one.spec,
@@ -165,7 +166,9 @@ def _row(one: _Module, off: Effect | None, shuffled: Effect | None, share: float
         entropy=_mean(one.maps.entropy),
         area=_mean(one.maps.area),
         **vars(measures),
-        **one.precision.result(),
+        bf16=kept["bf16"],
+        fp16=kept["fp16"],
+        int8=kept["int8"],
         time=share,
         verdict=verdict,
         reason=reason,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ class Audit:
         measured = [row for row in self.rows if any(getattr(row, name) for name in PRECISIONS)]
         if measured:
             columns = [("module", -30, _site)]
-            columns += [(name, 22, lambda row, name=name: _survived(getattr(row, name))) for name in PRECISIONS]
+            columns += [(name, 22, functools.partial(_survived, name)) for name in PRECISIONS]
             words = "what low precision leaves of output - input: correlation, norm ratio, relative error"
             tables += ["", words, *_table(columns, measured)]
         return "\n".join(tables)
@@ -151,7 +152,8 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _survived(survival: Survival | None) -> str:
+def _survived(name: str, row: ModuleAudit) -> str:
+    survival: Survival | None = getattr(row, name)
     if survival is None:
         return "-"
     numbers = (survival.correlation, survival.norm_ratio, survival.relative_error)

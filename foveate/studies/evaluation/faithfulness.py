@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
-from foveate.explanations.attention import attention_maps
+from foveate.explanations.attention import attention_maps, readers
 from foveate.explanations.explain import METHODS, OF_A_CLASS
-from foveate.explanations.layers import check_logits, find_layer
+from foveate.explanations.layers import find_layer
 from foveate.explanations.measures import drop, enlarged, iou, perturbation, pointing
 from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
+from foveate.scores import check_logits, predicted_classes
 from foveate.studies.evaluation.faithfulness_result import Faithfulness
 from foveate.studies.evaluation.in_memory import Data, HeldImages, hold
 from foveate.surgery.insert import unwrapped
@@ -130,17 +131,22 @@ def _of_model(
     found: dict[tuple[str, str], list[Tensor]] = {}
     start = 0
 
-    def probabilities(images: Tensor) -> Tensor:
+    def scores(images: Tensor) -> Tensor:
         with preserve_state(model, evaluation=True, no_grad=True):
-            parts = [check_logits(model(part.clone())).float().softmax(dim=1) for part in images.split(batch_size)]
-        return torch.cat(parts)
+            return torch.cat([check_logits(model(part.clone())).float() for part in images.split(batch_size)])
+
+    def probabilities(images: Tensor) -> Tensor:
+        return scores(images).softmax(dim=1)
 
     for batch, _ in held.batches(batch_size, device):
         images = batch.to(dtype)
-        classes = probabilities(images).argmax(dim=1)
+        logits = scores(images)
+        if not logits.isfinite().all():
+            raise FoveateError("the model's scores are NaN or infinite: there is nothing to explain")
+        classes = predicted_classes(logits)
         empty, blurred = torch.zeros_like(images), _blurred(images)
         # Of the pictures themselves, which no map changes.
-        ends = [probabilities(p).gather(1, classes[:, None])[:, 0] for p in (images, empty, blurred)]
+        ends = [p.gather(1, classes[:, None])[:, 0] for p in (logits.softmax(1), *map(probabilities, (empty, blurred)))]
         inside = None if masks is None else masks[start : start + len(images)].to(images.device)
         start += len(images)
         for method, make in makers.items():
@@ -173,7 +179,7 @@ def _maker(model: nn.Module, method: str, first: Tensor, generator: torch.Genera
         gaussian = (-2 * rows).exp()  # a standard deviation of half of the half side
         return lambda images, _: gaussian.to(images.device).expand(len(images), -1, -1)
     if method == "attention":
-        return lambda images, _: _own_map(model, images)
+        return lambda images, classes: _own_map(model, images, classes)
     layer = find_layer(model, first)
 
     def make(images: Tensor, classes: Tensor) -> Tensor:
@@ -183,15 +189,21 @@ def _maker(model: nn.Module, method: str, first: Tensor, generator: torch.Genera
     return make
 
 
-def _own_map(model: nn.Module, images: Tensor) -> Tensor:
-    """The mean of all own maps, each summing to 1 before it is enlarged."""
-    _, maps, _ = attention_maps(model, images)
-    maps = [one for one in maps if " class " not in one.name or one.name.endswith("class map")]
+def _own_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """The mean of all own maps, each summing to 1 before it is enlarged; of maps by class those of the classes."""
+    per_class = any(one.per_class for one in readers(model))
+    _, maps, _ = attention_maps(model, images, classes.tolist() if per_class else None)
+    # Of a module with a map for each class the first one is the class's own.
+    first = {one.module: one for one in reversed(maps) if one.targets is not None}
+    maps = [one for one in maps if one.targets is None or one is first[one.module]]
     if not maps:
-        raise FoveateError("the attention of this model weighs channels and has no map of places: leave it out")
+        raise FoveateError("the attention of this model weighs channels and has no spatial map: leave it out")
     total = torch.zeros(len(images), *images.shape[2:])
     for one in maps:
-        share = one.values / one.values.sum(dim=(1, 2), keepdim=True).clamp_min(1e-30) * one.values[0].numel()
+        # A map of both signs, as of a dot product, has no share until its least value is 0.
+        values = one.values - one.values.amin(dim=(1, 2), keepdim=True).clamp_max(0)
+        sums = values.sum(dim=(1, 2), keepdim=True)
+        share = torch.where(sums > 0, values / sums.clamp_min(1e-30) * values[0].numel(), 1.0)
         total += enlarged(share, images.shape[2], images.shape[3])
     return (total / len(maps)).to(images.device)
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.explanations.attention import attention_maps
 from foveate.explanations.measures import drop, enlarged, iou, perturbation, places_in_order, pointing
-from foveate.studies.evaluation.faithfulness import BASELINES, MEASURES, faithfulness
+from foveate.studies.evaluation.faithfulness import BASELINES, MEASURES, _own_map, faithfulness
 from foveate.studies.evaluation.faithfulness_result import bootstrapped
 from foveate.surgery.insert import insert
 
@@ -186,3 +187,49 @@ def test_the_interval_holds_the_mean():
     assert low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * (1 / 12 / 200) ** 0.5, rel=0.15)
     assert bootstrapped(torch.full((5,), 0.3)) == pytest.approx((0.3, 0.3, 0.3))
+
+
+def own_map(plan, images, **options):
+    torch.manual_seed(0)
+    model = insert(Colours(), plan, **options).eval()
+    return model, _own_map(model, images, model(images).argmax(dim=1))
+
+
+def test_maps_of_classes_behind_a_gate_are_the_class_s_own(data):
+    images = data[0][0][0][:3]
+    model, found = own_map("attention_pool(classes=3) as pool", images, start="identity")
+    _, maps, _ = attention_maps(model, images, model(images).argmax(dim=1).tolist())
+    assert maps[0].name.endswith("class map, gate 0, changes nothing")
+    assert len(maps) == 4
+    values = maps[0].values / maps[0].values.sum(dim=(1, 2), keepdim=True) * maps[0].values[0].numel()
+    torch.testing.assert_close(found, enlarged(values, SIDE, SIDE))
+
+
+def test_a_map_of_both_signs_has_finite_shares():
+    images = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = insert(Colours(), "se after body").eval()
+
+    class Signed(nn.Module):
+        map_axes = "b h w"
+
+        def attend(self, x):
+            values = torch.linspace(-1, 1, x[0, 0].numel()).view(1, *x.shape[2:]).expand(len(x), -1, -1).clone()
+            values[-1] = 0
+            return values
+
+        def forward(self, x):
+            return x
+
+    model.body.foveate = Signed()
+    found = _own_map(model, images, torch.zeros(3, dtype=torch.int64))
+    assert found.amin() >= 0
+    torch.testing.assert_close(found.mean(dim=(1, 2)), torch.ones(3), atol=0.05, rtol=0)
+    assert (found[-1] == 1).all()
+    assert (found[0].argmax(), found[0].argmin()) == (SIDE * SIDE - 1, 0)
+
+
+def test_scores_that_are_not_finite(data):
+    images = torch.full((4, 3, SIDE, SIDE), torch.nan)
+    with pytest.raises(FoveateError, match="scores are NaN or infinite"):
+        faithfulness(Colours(), [(images, torch.zeros(4, dtype=torch.int64))], ["cam"])

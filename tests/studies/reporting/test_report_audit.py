@@ -16,7 +16,8 @@ OFF = Effect(Difference(-2.0, -3.0, -1.0, 1, 0.01), 0.01, 0.1, 500)
 ROW = ModuleAudit(
     site="layer2.0", spec="ulsam(groups=4)", verb="after", gate=None, maps=4, entropy=0.9, area=0.5, varies=0.25,
     constant=0.0, contribution=0.065, off=OFF, shuffled=None, shuffles=None,
-    bf16=Survival(1.0, 1.0, 0.02, 1.0), fp16=None, int8=None, time=0.0123, verdict="works", reason="without it -2.0 [-3.0, -1.0] points",
+    bf16=Survival(1.0, 1.0, 0.02, 1.0), fp16=None, int8=None, time=0.0123, verdict="works",
+    reason="without it -2.0 [-3.0, -1.0] points",
 )  # fmt: skip
 
 
