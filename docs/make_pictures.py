@@ -118,7 +118,7 @@ def panels(values: Tensor, axes: str) -> list[Panel]:
         taken = Panel("how much each channel is taken, mean", values.mean(dim=0))
         return [Panel("pairs of channels", values, pairs=True), taken]
     if axes == "b c h w":
-        return [Panel("mean over channels", values.mean(dim=0)), Panel("mean over places", values.mean(dim=(1, 2)))]
+        return [Panel("mean over channels", values.mean(dim=0)), Panel("mean over positions", values.mean(dim=(1, 2)))]
     if axes in AXES_WITH_Q:
         heads = values[None] if axes == "b q h w" else values[[0, -1]]
         words = [""] if axes == "b q h w" else [f", head {n}/{len(values)}" for n in (1, len(values))]

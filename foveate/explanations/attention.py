@@ -1,4 +1,4 @@
-"""The maps that mechanisms, pools and heads themselves compute, read through ``attend`` and ``map_axes`` only."""
+"""The maps that attention modules, pools and heads compute themselves, through ``attend`` and ``map_axes`` only."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Reader:
 
     @property
     def per_class(self) -> bool:
-        """Whether it has a map for each class: a pool with a token per class, SAOL's scores of the places."""
+        """Whether it has a map for each class: a pool with a token per class, SAOL's scores of the positions."""
         return getattr(self.module, "classes", None) is not None or hasattr(self.module, "spatial_probabilities")
 
 
 def readers(model: nn.Module) -> list[Reader]:
-    """The inserted modules that have a map of their own, then those of the network itself with maps of places.
+    """The inserted modules that have a map of their own, then those of the network itself with spatial maps.
 
     Raises:
         FoveateError: there is none.
@@ -64,7 +64,7 @@ def readers(model: nn.Module) -> list[Reader]:
     found = [one for one in found if hasattr(one.module, "attend")]
     taken = [f"{path}." for path in placed]
     for name, module in model.named_modules():
-        # Maps of places: a network may have channel weights in each of its blocks.
+        # Spatial maps: a network may have channel weights in each of its blocks.
         spatial = hasattr(module, "attend") and "h" in str(getattr(module, "map_axes", "")).split()
         if spatial and not isinstance(module, GlobalAveragePool) and not f"{name}.".startswith(tuple(taken)):
             found.append(Reader(name, module, module, False))
@@ -77,7 +77,7 @@ def readers(model: nn.Module) -> list[Reader]:
 def attention_maps(
     model: nn.Module, images: Tensor, target: Sequence[int] | None = None
 ) -> tuple[Tensor, list[Map], Channels]:
-    """Run the model once and read the own map of each mechanism, pool and head.
+    """Run the model once and read the own map of each attention module, pool and head.
 
     A module's map is ``attend`` of the input that it gets, taken in evaluation mode without gradients. A module that
     runs several times shows its last map; a head that reads several feature maps shows one for each. The name says
@@ -92,7 +92,7 @@ def attention_maps(
         The logits; the spatial maps, each (B, h, w); names and channel weights, each (B, c).
 
     Raises:
-        FoveateError: there is no attention, or none of the mechanisms has a map of its own.
+        FoveateError: there is no attention, or none of the modules has a map of its own.
     """
     found = readers(model)
     seen: Seen = {}
@@ -143,14 +143,14 @@ def _keep(one: Reader, seen: Seen, of_classes: dict[str, Tensor]) -> Callable[..
 
 def _note(one: Reader, notes: dict[str, str]) -> Callable[..., None]:
     def hook(outer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        words = f", gate {float(outer.gate.detach()):.3g}" if isinstance(outer, Gate) else ""
+        note = f", gate {float(outer.gate.detach()):.3g}" if isinstance(outer, Gate) else ""
         given = inputs[0]
         if isinstance(given, Tensor) and isinstance(output, Tensor):
             pooled = given.mean(dim=(-2, -1)) if output.ndim != given.ndim and given.ndim == 4 else given
             pooled = pooled.unsqueeze(1).expand_as(output) if output.ndim == 3 and pooled.ndim == 2 else pooled
             idle = pooled.shape == output.shape and torch.equal(pooled, output)
             if idle and not isinstance(one.module, GlobalAveragePool):
-                words += ", changes nothing"
-        notes[one.name] = words
+                note += ", changes nothing"
+        notes[one.name] = note
 
     return hook

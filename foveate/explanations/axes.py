@@ -14,7 +14,7 @@ __all__ = ["EACH_CLASS", "check_axes", "class_maps", "split_map"]
 
 # What one index of an axis is called in a map's name, and the axes that are averaged out of a map.
 _WORDS = {"g": "subspace", "k": "head", "n": "map"}
-_AVERAGED = {"q": "places", "c": "channels"}
+_AVERAGED = {"q": "positions", "c": "channels"}
 EACH_CLASS = 16  # with so many classes at most, each class's map is given
 
 
@@ -40,13 +40,13 @@ def check_axes(values: Tensor, axes: str, site: str) -> list[str]:
 def split_map(values: Tensor, axes: str, site: str) -> tuple[list[Map], list[tuple[str, Tensor]]]:
     """Cut a map into spatial maps and channel weights.
 
-    With h and w among the axes there is one map for each index of the other axes; c, and q, the places that look,
+    With h and w among the axes there is one map for each index of the other axes; c, and q, the query positions,
     are averaged out first. Channel weights are what has c: averaged over q, h and w.
 
     Args:
         values: the tensor from ``attend``.
         axes: its axes in einops words, the batch first, as "b g h w".
-        site: where the mechanism stands; it begins the names.
+        site: where the module stands; it begins the names.
 
     Returns:
         The maps, each (B, h, w), and names with channel weights, each (B, c); float32 on the CPU.

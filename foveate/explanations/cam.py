@@ -1,4 +1,4 @@
-"""CAM: what each place adds to a class's logit, on networks that end in global average pooling and one linear layer.
+"""CAM: what each position adds to a class's logit, on networks that end in global average pooling and one linear layer.
 
 Zhou, Khosla, Lapedriza, Oliva, Torralba: Learning Deep Features for Discriminative Localization, CVPR 2016,
 https://arxiv.org/abs/1512.04150

@@ -54,8 +54,8 @@ def explain(
         model: a classifier that gives (B, classes) logits.
         images: a path, a PIL image, the bytes of an image file, or a list of these; or a normalised float tensor
             (B, C, H, W). A path is a file, a folder (the images in it and below), or a pattern such as "dogs/*.jpg".
-        method: "attention": the mechanisms' own maps. "gradcam", "gradcam++", "hirescam": of a class, by gradients;
-            "cam": of a class, exactly, for networks that end in global average pooling and one linear layer.
+        method: "attention": the attention modules' own maps. "gradcam", "gradcam++", "hirescam": of a class, by
+            gradients; "cam": of a class, exactly, for networks that end in global average pooling and one linear layer.
         target: the class to explain, by index, or one for each image; without it the predicted class. For "attention"
             only where there is a map for each class.
         layer: the dotted name of the layer to look at; without it the last feature map. For methods with gradients.
@@ -118,10 +118,10 @@ def explain(
 
 def _check_options(model: nn.Module, method: str, target: object, layer: str | None) -> None:
     if layer is not None and method in ("attention", "cam"):
-        what = "a mechanism's own map" if method == "attention" else "CAM, which reads the last feature map"
+        what = "a module's own map" if method == "attention" else "CAM, which reads the last feature map"
         raise FoveateError(f"layer= does not change {what}: leave it out, or use method='gradcam'")
     if method == "attention" and target is not None and not any(one.per_class for one in readers(model)):
-        raise FoveateError("target= does not change a mechanism's own map: leave it out, or use method='gradcam'")
+        raise FoveateError("target= does not change a module's own map: leave it out, or use method='gradcam'")
 
 
 def _looker(
@@ -158,7 +158,7 @@ def _one_for_each(target: Any, count: int) -> list[int] | None:
 
 
 def _labels(model: nn.Module, count: int) -> tuple[str, ...]:
-    """The names of the classes, from the model's own words, or ImageNet's for weights that timm marks so."""
+    """The names of the classes, as the model's description says, or ImageNet's for weights that timm marks so."""
     config = pretrained_config(model)
     names = config.get("label_names") or ()
     if not names and count == 1000 and re.search(r"in1k\b", str(config.get("tag", ""))):

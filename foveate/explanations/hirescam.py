@@ -1,14 +1,14 @@
-"""HiResCAM: each place weighed by its own gradient, so that the map holds what the network computed there.
+"""HiResCAM: each position weighed by its own gradient, so that the map holds what the network computed there.
 
 Draelos, Carin: Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks, 2020,
 https://arxiv.org/abs/2011.08891
 
-    map = sum_k (d logit_c / d A_k) A_k        at each place
+    map = sum_k (d logit_c / d A_k) A_k        at each position
 
-As in the paper, without a ReLU: negative places speak against the class. What it adds to Grad-CAM: that one averages
-the gradient over all places first, so it can light up places that the class does not use, wherever the layer is not the
-last one before global average pooling. There, Grad-CAM before its ReLU is the same. Where one linear layer follows,
-with weights of its own for each place, the sum of this map plus the bias is the logit.
+As in the paper, without a ReLU: negative positions speak against the class. What it adds to Grad-CAM: that one averages
+the gradient over all positions first, so it can light up positions that the class does not use, wherever the layer is
+not the last one before global average pooling. There, Grad-CAM before its ReLU is the same. Where one linear layer
+follows, with weights of its own for each position, the sum of this map plus the bias is the logit.
 """
 
 from __future__ import annotations

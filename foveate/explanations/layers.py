@@ -30,7 +30,7 @@ class Layer:
     nhwc: bool | None = None
 
     def check(self, output: Any) -> None:
-        """Make sure that the module gave a feature map, whichever of its axes are the places.
+        """Make sure that the module gave a feature map, whichever of its axes are spatial.
 
         Raises:
             FoveateError: it did not.
@@ -44,14 +44,14 @@ class Layer:
         return output.permute(0, 3, 1, 2) if self.nhwc else output
 
     def settled(self, model: nn.Module, output: Tensor, images: Tensor) -> Layer:
-        """The same with ``nhwc`` known: the places are the two sides with the image's proportions.
+        """The same with ``nhwc`` known: the spatial axes are the two sides with the image's proportions.
 
         Where both pairs of sides have these, the whole network is looked at.
         """
         if self.nhwc is not None:
             return self
         (one, two, three), (height, width) = output.shape[1:], images.shape[2:]
-        # Each step of stride 2 may round a side up or down, by less than one place in the end.
+        # Each step of stride 2 may round a side up or down, by less than one position in the end.
         first, last = (abs(h / height - w / width) <= 1 / min(height, width) for h, w in ((one, two), (two, three)))
         return find_layer(model, images, self.name, look=True) if first and last else Layer(self.name, first)
 
@@ -63,15 +63,15 @@ def _is_map(output: Any) -> bool:
 def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, look: bool = False) -> Layer:
     """The layer of this name, or the one that gives the last feature map before the pooling.
 
-    Of all modules that give a feature map with more than one place, in the order in which they finish, the last one;
+    Of all modules that give a feature map with more than one position, in the order in which they finish, the last one;
     pooling layers and layers that do nothing in evaluation mode do not count. One pass over zeros of the images' size
-    tells this, and which of a map's axes are the places.
+    tells this, and which of a map's axes are spatial.
 
     Args:
         model: left as found.
         images: (B, C, H, W); only their size counts.
         name: the dotted name of a module; without it the last feature map.
-        look: run the pass for a layer with a name, too: it settles the places.
+        look: run the pass for a layer with a name, too: it tells which axes are spatial.
 
     Raises:
         FoveateError: there is no such module, or no module gives a feature map.

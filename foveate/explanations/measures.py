@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["drop", "enlarged", "iou", "perturbation", "places_in_order", "pointing"]
+__all__ = ["drop", "enlarged", "iou", "perturbation", "pixels_in_order", "pointing"]
 
 Probabilities = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) -> (B, classes)."""
@@ -27,7 +27,7 @@ def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(maps[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
 
 
-def places_in_order(maps: Tensor, seed: int = 0) -> Tensor:
+def pixels_in_order(maps: Tensor, seed: int = 0) -> Tensor:
     """For each pixel how many others come before it when the largest value comes first: (B, H, W) -> (B, H * W).
 
     Equal values come in a random order, the same for every map: a uniform map is a random one.
@@ -66,7 +66,7 @@ def perturbation(
     Returns:
         (B,), from 0 to 1.
     """
-    ranks = places_in_order(maps).view(len(images), 1, *images.shape[2:])
+    ranks = pixels_in_order(maps).view(len(images), 1, *images.shape[2:])
     curve = [ends[0]]
     for step in range(1, steps):
         taken = ranks < round(step * maps[0].numel() / steps)
@@ -102,12 +102,12 @@ def drop(
 
 def pointing(maps: Tensor, masks: Tensor) -> Tensor:
     """Whether the largest value lies in the mask, (B,) as 0 or 1: (B, H, W) and (B, H, W) bool."""
-    best = places_in_order(maps).argmin(dim=1, keepdim=True)
+    best = pixels_in_order(maps).argmin(dim=1, keepdim=True)
     return masks.flatten(1).gather(1, best)[:, 0].float()
 
 
 def iou(maps: Tensor, masks: Tensor) -> Tensor:
     """Intersection over union of the mask and as many of the brightest pixels as the mask has, (B,)."""
     inside = masks.flatten(1)
-    chosen = places_in_order(maps) < inside.sum(dim=1, keepdim=True)
+    chosen = pixels_in_order(maps) < inside.sum(dim=1, keepdim=True)
     return (chosen & inside).sum(dim=1) / (chosen | inside).sum(dim=1).clamp_min(1)

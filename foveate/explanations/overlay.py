@@ -2,7 +2,7 @@
 
 Each map is drawn over its own range of values, and the range is written under it: the maps of a softmax are tiny in
 value, so they are given in units of the uniform value 1/hw as well. A map that is constant is drawn so: below a
-relative spread of ``FLAT`` it is not stretched over the colours.
+relative range of ``FLAT`` it is not stretched over the colours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["FLAT", "MOST", "Panel", "colours", "draw", "is_uniform", "picture_of
 
 FLAT = 1e-3  # (max - min) / max(|min|, |max|) below which a map counts as uniform
 COLOURS = "inferno"  # perceptually uniform
-UNIFORM = 0.6  # the grey of a map that is constant: no colour, since it prefers no place
+UNIFORM = 0.6  # the grey of a map that is constant: no colour, since it prefers no position
 OPACITY = 0.6
 COLUMNS = 5
 MOST = 16  # maps drawn of one site: those that vary most; all are in the numbers
@@ -109,7 +109,7 @@ def _most_varied(group: list[Panel]) -> list[Panel]:
 
 
 def is_uniform(values: Tensor) -> bool:
-    """Whether a map, (h, w), is constant: its relative spread is at most ``FLAT``."""
+    """Whether a map, (h, w), is constant: its relative range is at most ``FLAT``."""
     low, high = float(values.min()), float(values.max())
     return high - low <= FLAT * max(abs(low), abs(high))
 
@@ -131,8 +131,8 @@ def scale_words(values: Tensor, *, softmax: bool) -> tuple[str, str]:
     numbers = ["≈0" if 0 < abs(value) < tiny else f"{value:.3g}" for value in (low, high)]
     words = [f"min {numbers[0]}", f"max {numbers[1]}"]
     if softmax:
-        places = values.numel()
-        words = [f"{word}\n{_times(value * places)}× uniform" for word, value in zip(words, (low, high), strict=True)]
+        count = values.numel()
+        words = [f"{word}\n{_times(value * count)}× uniform" for word, value in zip(words, (low, high), strict=True)]
     return words[0], words[1]
 
 
@@ -255,8 +255,8 @@ def picture_of(colour: np.ndarray[Any, Any]) -> Image.Image:
 def _bars(name: str, weights: Tensor, width: int) -> Image.Image:
     """Channel weights as bars from 0, with their range."""
     low, mean, high = float(weights.min()), float(weights.mean()), float(weights.max())
-    words = f"{name}: weights of {len(weights)} channels, min {low:.3g}, mean {mean:.3g}, max {high:.3g}"
-    title = _text(_wrap(words, width, TITLE), width, TITLE, side="left")
+    text = f"{name}: weights of {len(weights)} channels, min {low:.3g}, mean {mean:.3g}, max {high:.3g}"
+    title = _text(_wrap(text, width, TITLE), width, TITLE, side="left")
     gutter, height = 48, 76
     bottom, top = min(low, 0.0), max(high, 0.0)
     span = (top - bottom) or 1.0

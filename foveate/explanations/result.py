@@ -50,7 +50,7 @@ class Explanation:
         names: a name for each image: the file's name without its ending, or "image".
         pictures: the images as the network saw them, resized and cropped.
         maps: the spatial maps, each (B, h, w).
-        channels: names and channel weights, each (B, c), of mechanisms that weigh channels.
+        channels: names and channel weights, each (B, c), of modules that weigh channels.
         predictions: (B,) the index of the class with the largest logit.
         probabilities: (B,) its softmax probability.
         targets: (B,) the class that is explained; None where no map depends on a class.
@@ -98,8 +98,8 @@ class Explanation:
         from foveate.explanations.overlay import colours, picture_of
 
         if not (0 <= number < len(self.maps) and 0 <= index < len(self.pictures)):
-            held = f"{len(self.maps)} maps of {len(self.pictures)} images"
-            raise FoveateError(f"there is no map {number} of image {index}: the explanation holds {held}")
+            known = f"{len(self.maps)} maps of {len(self.pictures)} images"
+            raise FoveateError(f"there is no map {number} of image {index}: the explanation holds {known}")
         if not 0 <= opacity <= 1:
             raise FoveateError(f"opacity={opacity}: give a number from 0, the image alone, to 1, the map alone")
         return picture_of(colours(self.pictures[index], self.maps[number].values[index], opacity))

@@ -124,7 +124,7 @@ class Explorer:
                 network = fv.create_model(name, pretrained=self.pretrained)
         else:
             known = f"; {near(name, self.saved)}" if self.saved else ""
-            raise FoveateError(f"{name!r} is no network's name: write one of timm's or torchvision:NAME{known}")
+            raise FoveateError(f"{name!r} is not the name of a network: write one of timm's or torchvision:NAME{known}")
         if plan:
             fv.insert(network, plan, seed=0)
         return network.eval()
@@ -152,7 +152,7 @@ class Explorer:
             method: one of ``METHODS``.
 
         Raises:
-            FoveateError: the image, the network, the plan or the method is not to be had.
+            FoveateError: the image, the network, the plan or the method is not there or does not fit.
         """
         picture = self.image(data)
         with self._lock:

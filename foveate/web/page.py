@@ -26,7 +26,7 @@ _BUTTONS: Any = ["download", "fullscreen"]  # not "share", which sends the pictu
 _PLAN = "ulsam(groups=4) after blocks.5.1"
 
 
-def _told(task: Callable[..., Any]) -> Callable[..., Any]:
+def _shown(task: Callable[..., Any]) -> Callable[..., Any]:
     """A visitor's mistake is one line on the page."""
 
     def run(*args: Any) -> Any:
@@ -100,12 +100,12 @@ def page(explorer: Explorer) -> gr.Blocks:
         inputs = [image, *network, method, opacity]
         for event in (go.click, image.upload, method.change, plan.submit):
             event(
-                _told(lambda data, *rest: look(data, *rest) if data else [gr.skip()] * len(looked)), inputs, looked
-            ).success(_told(explorer.costs), network, costs)
+                _shown(lambda data, *rest: look(data, *rest) if data else [gr.skip()] * len(looked)), inputs, looked
+            ).success(_shown(explorer.costs), network, costs)
         for event in (model.change, blocks.load):
-            event(_told(explorer.costs), network, costs)
+            event(_shown(explorer.costs), network, costs)
         opacity.release(blend, [state, chosen, opacity], overlay)
         chosen.input(blend, [state, chosen, opacity], overlay)
-        start.click(_told(audit), network, audits)
+        start.click(_shown(audit), network, audits)
     blocks.queue(default_concurrency_limit=1, max_size=20)
     return blocks

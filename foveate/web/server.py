@@ -51,7 +51,7 @@ def serve(
         raise FoveateError("foveate serve needs gradio: pip install 'foveate[web]'") from None
     explorer = Explorer(saved, data=data, pretrained=pretrained, limits=limits)
     for label in saved:
-        explorer.network(label)  # what cannot be loaded is said now
+        explorer.network(label)  # what cannot be loaded raises its error now
     blocks = page(explorer)
     try:
         blocks.launch(
@@ -66,7 +66,7 @@ def serve(
         )
     except OSError as error:
         raise FoveateError(
-            f"port {port} at {host} cannot be had: {str(error).splitlines()[0]}; give another"
+            f"port {port} at {host} cannot be used: {str(error).splitlines()[0]}; give another"
         ) from error
     return blocks
 

@@ -77,8 +77,8 @@ def test_every_registered_mechanism_can_be_shown(model, images, name):
         ("b g h w", (2, 3, 5, 7), ["s subspace 1/3", "s subspace 2/3", "s subspace 3/3"], ()),
         ("b g h w", (2, 1, 5, 7), ["s"], ()),
         ("b c h w", (2, 3, 5, 7), ["s, mean over channels"], (1,)),
-        ("b q h w", (2, 35, 5, 7), ["s, mean over places"], (1,)),
-        ("b k q h w", (2, 2, 35, 5, 7), ["s head 1/2, mean over places", "s head 2/2, mean over places"], (2,)),
+        ("b q h w", (2, 35, 5, 7), ["s, mean over positions"], (1,)),
+        ("b k q h w", (2, 2, 35, 5, 7), ["s head 1/2, mean over positions", "s head 2/2, mean over positions"], (2,)),
     ],
 )
 def test_split(axes, shape, names, averaged):

@@ -10,7 +10,7 @@ from foveate.explanations.layers import find_layer
 
 
 class Tail(nn.Module):
-    """Feature maps, a ReLU with a linear layer of its own for each place, and a second one: piecewise linear."""
+    """Feature maps, a ReLU with a linear layer of its own for each position, and a second one: piecewise linear."""
 
     def __init__(self):
         super().__init__()

@@ -165,7 +165,7 @@ def plain_of(verb: str, given: Tensor, output: Tensor) -> Tensor:
 def factor_of(module: Any, given: Tensor, output: Tensor) -> Tensor | None:
     """The factor f with output = f * x that a module's own map gives, (B, ...); None where it works in another way.
 
-    Tried, not looked up: the map and 1 + map, spread over the channels as its axes say, must give the output, in each
+    Tried, not looked up: the map and 1 + map, repeated for the channels as its axes say, must give the output, in each
     channel up to rounding at that channel's own scale.
     """
     axes = str(getattr(module, "map_axes", ""))

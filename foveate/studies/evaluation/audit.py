@@ -23,7 +23,7 @@ from foveate.studies.evaluation.attention_metrics import (
 )
 from foveate.studies.evaluation.audit_result import Audit, ModuleAudit
 from foveate.studies.evaluation.audit_run import Run, bar
-from foveate.studies.evaluation.in_memory import Data, HeldImages, hold
+from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
 from foveate.studies.evaluation.low_precision import LowPrecision
 from foveate.studies.evaluation.verdict import Effect, Measures, verdict_of
 from foveate.surgery.apply import part, record_of
@@ -93,10 +93,10 @@ def audit(
     if batch_size < 2:
         raise FoveateError(f"batch_size={batch_size}: an audit exchanges maps between images, give at least 2")
     modules = _inserted(model)
-    held = hold(data, model, limit=limit, image_size=image_size, seed=seed)
+    loaded = load_images(data, model, limit=limit, image_size=image_size, seed=seed)
     passes = 1 + sum(2 if one.verb != "as head" else 0 for one in modules)
-    with bar(passes * len(held), progress) as advance:
-        return _audit(model, modules, held, batch_size, advance)
+    with bar(passes * len(loaded), progress) as advance:
+        return _audit(model, modules, loaded, batch_size, advance)
 
 
 def _inserted(model: nn.Module) -> list[_Module]:
@@ -114,10 +114,10 @@ def _inserted(model: nn.Module) -> list[_Module]:
 
 
 def _audit(
-    model: nn.Module, modules: list[_Module], held: HeldImages, size: int, advance: Callable[[int], None]
+    model: nn.Module, modules: list[_Module], loaded: LoadedImages, size: int, advance: Callable[[int], None]
 ) -> Audit:
-    labels = torch.cat([right for _, right in held.batches(size, torch.device("cpu"))])
-    run = Run(model, held, size, advance)
+    labels = torch.cat([right for _, right in loaded.batches(size, torch.device("cpu"))])
+    run = Run(model, loaded, size, advance)
     before = run.predictions([(one.outer, _watch(one)) for one in modules])
     labels = check_labels(labels, run.classes)
     broken = int((before < 0).sum())
@@ -138,9 +138,9 @@ def _audit(
     for index, one in enumerate(modules):
         off, shuffled = judged.get(("off", index)), judged.get(("shuffled", index))
         rows.append(_row(one, off, shuffled, shares[index]))
-    first = next(held.batches(size, torch.device("cpu")))[1]
+    first = next(loaded.batches(size, torch.device("cpu")))[1]
     accuracy = 100 * float((before == labels).double().mean())
-    return Audit(tuple(rows), held.name, len(held), accuracy, seconds, len(first))
+    return Audit(tuple(rows), loaded.name, len(loaded), accuracy, seconds, len(first))
 
 
 def _row(one: _Module, off: Effect | None, shuffled: Effect | None, share: float) -> ModuleAudit:

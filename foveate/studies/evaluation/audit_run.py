@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.scores import check_logits, predicted_classes
-from foveate.studies.evaluation.in_memory import HeldImages
+from foveate.studies.evaluation.in_memory import LoadedImages
 
 __all__ = ["Run", "bar"]
 
@@ -22,19 +22,19 @@ _TIMED = 5  # forward passes whose median time counts
 
 
 class Run:
-    """Forward passes over all images, with hooks, on the borrowed model."""
+    """Forward passes over all images, with hooks, on the caller's model."""
 
-    def __init__(self, model: nn.Module, held: HeldImages, size: int, advance: Callable[[int], None]) -> None:
-        self.model, self.held, self.size, self.advance = model, held, size, advance
+    def __init__(self, model: nn.Module, loaded: LoadedImages, size: int, advance: Callable[[int], None]) -> None:
+        self.model, self.loaded, self.size, self.advance = model, loaded, size, advance
         self.device, self.dtype = device_and_dtype(model)
         self.classes = 0
 
     def predictions(self, hooked: list[tuple[nn.Module, Callable[..., Any]]]) -> Tensor:
-        """(N,) the predicted classes; -1, which is no class, where a score is NaN or infinite."""
+        """(N,) the predicted classes; -1, not a class, where a score is NaN or infinite."""
         found = []
         with preserve_state(self.model, evaluation=True, no_grad=True) as hooks:
             hooks += [module.register_forward_hook(hook) for module, hook in hooked]
-            for images, _ in self.held.batches(self.size, self.device):
+            for images, _ in self.loaded.batches(self.size, self.device):
                 logits = check_logits(self.model(images.to(self.dtype).clone()))
                 self.classes = logits.shape[1]
                 classes = torch.where(logits.isfinite().all(dim=1), predicted_classes(logits), -1)
@@ -44,7 +44,7 @@ class Run:
 
     def times(self, modules: list[nn.Module]) -> tuple[float, list[float]]:
         """Seconds of one pass over the first batch, and each module's share: medians."""
-        images = next(self.held.batches(self.size, self.device))[0].to(self.dtype)
+        images = next(self.loaded.batches(self.size, self.device))[0].to(self.dtype)
         began: dict[int, float] = {}
         shares: list[list[float]] = [[] for _ in modules]
         totals: list[float] = []

@@ -17,14 +17,14 @@ from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.scores import check_logits, predicted_classes
 from foveate.studies.evaluation.faithfulness_result import Faithfulness
-from foveate.studies.evaluation.in_memory import Data, HeldImages, hold
+from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
 from foveate.surgery.insert import unwrapped
 
 __all__ = ["BASELINES", "MEASURES", "faithfulness"]
 
 BASELINES = ("random", "centre")
 MEASURES = ("insertion", "deletion", "drop", "increase", "pointing", "iou")
-_GRID = 7  # places of a random map along a side, as of the last feature map of most networks
+_GRID = 7  # positions of a random map along a side, as of the last feature map of most networks
 
 Maps = Callable[[Tensor, Tensor], Tensor]  # images, classes -> (B, H, W)
 
@@ -72,13 +72,13 @@ def faithfulness(
     chosen = _checked(methods, measures, placed=masks is not None or boxes is not None)
     if steps < 1:
         raise FoveateError(f"steps={steps}: give at least 1")
-    held = hold(data, next(iter(models.values())), limit=limit, image_size=image_size, seed=seed)
-    where = _masks(masks, boxes, held)
+    loaded = load_images(data, next(iter(models.values())), limit=limit, image_size=image_size, seed=seed)
+    where = _masks(masks, boxes, loaded)
     values: dict[tuple[str, str, str], Tensor] = {}
     for name, network in models.items():
-        found = _of_model(network, held, [*methods, *BASELINES], chosen, where, steps, batch_size, seed)
+        found = _of_model(network, loaded, [*methods, *BASELINES], chosen, where, steps, batch_size, seed)
         values |= {(name, method, measure): numbers for (method, measure), numbers in found.items()}
-    return Faithfulness(held.name, len(held), tuple(models), (*methods, *BASELINES), chosen, values, seed)
+    return Faithfulness(loaded.name, len(loaded), tuple(models), (*methods, *BASELINES), chosen, values, seed)
 
 
 def _checked(methods: Sequence[str], measures: Sequence[str] | None, *, placed: bool) -> tuple[str, ...]:
@@ -95,9 +95,9 @@ def _checked(methods: Sequence[str], measures: Sequence[str] | None, *, placed: 
     return tuple(measures)
 
 
-def _masks(masks: Tensor | None, boxes: Tensor | None, held: HeldImages) -> Tensor | None:
-    """(N, H, W) bool, in the order in which the images are held."""
-    height, width = held.inputs.shape[2:]
+def _masks(masks: Tensor | None, boxes: Tensor | None, loaded: LoadedImages) -> Tensor | None:
+    """(N, H, W) bool, in the order in which the images are loaded."""
+    height, width = loaded.inputs.shape[2:]
     if masks is None and boxes is not None:
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise FoveateError(f"boxes of shape {tuple(boxes.shape)}: give (N, 4), x0, y0, x1, y1 in pixels")
@@ -106,17 +106,17 @@ def _masks(masks: Tensor | None, boxes: Tensor | None, held: HeldImages) -> Tens
         masks = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
     if masks is None:
         return None
-    last = int(held.positions.max())
+    last = int(loaded.positions.max())
     if masks.ndim != 3 or len(masks) <= last or masks.shape[1:] != (height, width):
         raise FoveateError(
             f"masks of shape {tuple(masks.shape)}: give one of {height} x {width} pixels for each image of the data"
         )
-    return masks[held.positions].bool()
+    return masks[loaded.positions].bool()
 
 
 def _of_model(
     model: nn.Module,
-    held: HeldImages,
+    loaded: LoadedImages,
     methods: Sequence[str],
     measures: Sequence[str],
     masks: Tensor | None,
@@ -126,7 +126,7 @@ def _of_model(
 ) -> dict[tuple[str, str], Tensor]:
     device, dtype = device_and_dtype(model)
     generator = torch.Generator().manual_seed(seed)
-    first = next(held.batches(batch_size, device))[0].to(dtype)
+    first = next(loaded.batches(batch_size, device))[0].to(dtype)
     makers = {method: _maker(model, method, first, generator) for method in methods}
     found: dict[tuple[str, str], list[Tensor]] = {}
     start = 0
@@ -138,7 +138,7 @@ def _of_model(
     def probabilities(images: Tensor) -> Tensor:
         return scores(images).softmax(dim=1)
 
-    for batch, _ in held.batches(batch_size, device):
+    for batch, _ in loaded.batches(batch_size, device):
         images = batch.to(dtype)
         logits = scores(images)
         if not logits.isfinite().all():
@@ -212,6 +212,6 @@ def _blurred(images: Tensor) -> Tensor:
     """Blurred so far that fine structure is gone: a Gaussian with a standard deviation of a sixteenth of the side."""
     from torchvision.transforms.v2 import functional as transform
 
-    spread = min(images.shape[2:]) / 16
-    blurred: Tensor = transform.gaussian_blur(images, kernel_size=2 * math.ceil(2 * spread) + 1, sigma=spread)
+    deviation = min(images.shape[2:]) / 16
+    blurred: Tensor = transform.gaussian_blur(images, kernel_size=2 * math.ceil(2 * deviation) + 1, sigma=deviation)
     return blurred

@@ -19,14 +19,14 @@ from foveate.scores import class_numbers
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import of_whole
 
-__all__ = ["Data", "HeldImages", "hold"]
+__all__ = ["Data", "LoadedImages", "load_images"]
 
 Data = str | os.PathLike[str] | ImageData | Split | Iterable[tuple[Tensor, Tensor]]
 _AT_ONCE = 64  # images decoded in one go
 
 
 @dataclass(frozen=True, eq=False)
-class HeldImages:
+class LoadedImages:
     """Images in an order of their own, so that neighbours are not of one class.
 
     Args:
@@ -57,9 +57,9 @@ class HeldImages:
             yield inputs, self.labels[start:stop]
 
 
-def hold(
+def load_images(
     data: Data, model: nn.Module, *, limit: int | None, image_size: int | None = None, seed: int = 0
-) -> HeldImages:
+) -> LoadedImages:
     """Read images into memory.
 
     Args:
@@ -91,7 +91,7 @@ def hold(
 
 def _of_split(
     name: str, part: Split, model: nn.Module, limit: int | None, image_size: int | None, seed: int
-) -> HeldImages:
+) -> LoadedImages:
     chosen = list(range(len(part)))
     if limit is not None and limit < len(part):
         chosen = sample(part.names, part.labels, limit, seed)
@@ -101,10 +101,10 @@ def _of_split(
     source = Source(part, "", Preprocess.of(model, image_size))
     batches = list(source.stream()(of_whole(len(part), _AT_ONCE)))
     inputs, labels = (torch.cat(of) for of in zip(*batches, strict=True))
-    return HeldImages(name, inputs, labels, source, torch.tensor(chosen))
+    return LoadedImages(name, inputs, labels, source, torch.tensor(chosen))
 
 
-def _of_batches(name: str, batches: Any, limit: int | None) -> HeldImages:
+def _of_batches(name: str, batches: Any, limit: int | None) -> LoadedImages:
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in batches:
@@ -123,4 +123,4 @@ def _of_batches(name: str, batches: Any, limit: int | None) -> HeldImages:
     if not images:
         raise FoveateError("the data holds no batch of images")
     inputs = torch.cat(images)[:limit]
-    return HeldImages(name, inputs, torch.cat(labels)[:limit], None, torch.arange(len(inputs)))
+    return LoadedImages(name, inputs, torch.cat(labels)[:limit], None, torch.arange(len(inputs)))

@@ -59,7 +59,7 @@ class Measures:
     Args:
         off: with its input passed on in its place; of a pool with the mean in its place. None for a head.
         shuffled: with another image's map; None where that makes no sense.
-        shuffles: "map"; "contribution", output - input of another image, where the output is no multiple of x.
+        shuffles: "map"; "contribution", output - input of another image, where the output is not a multiple of x.
         contribution: ||output - input|| / ||input||, the mean over images; of a pool against the mean.
         contribution_channel: the same of the channel where it is largest, over all images.
         varies: how much a map's values differ between images: standard deviation in units of their mean.

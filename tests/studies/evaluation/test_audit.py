@@ -86,8 +86,8 @@ def useless():
     return train(with_ulsam(0))
 
 
-def test_one_that_works(working, held):
-    (row,) = audit(working, held).rows
+def test_one_that_works(working, loaded):
+    (row,) = audit(working, loaded).rows
     assert (row.verdict, row.site, row.spec, row.verb) == (
         "works",
         "body",
@@ -107,8 +107,8 @@ def test_one_that_works(working, held):
     assert 0 < row.time < 1
 
 
-def test_an_inert_one(useless, held):
-    (row,) = audit(useless, held).rows
+def test_an_inert_one(useless, loaded):
+    (row,) = audit(useless, loaded).rows
     assert row.verdict == "inert"
     assert row.gate == 0
     assert row.contribution == 0
@@ -119,24 +119,24 @@ def test_an_inert_one(useless, held):
     assert row.bf16.relative_error is None  # there is nothing to keep
 
 
-def test_a_harmful_one(useless, held):
+def test_a_harmful_one(useless, loaded):
     model = copy.deepcopy(useless)
     set_gate(model, -12)
-    (row,) = audit(model, held).rows
+    (row,) = audit(model, loaded).rows
     assert row.verdict == "harmful"
     assert row.off.difference.low > 0
     assert row.gate == -12
     assert "better without it" in row.reason
 
 
-def test_a_static_one(held):
+def test_a_static_one(loaded):
     model = with_ulsam(8)
     scores = attentions(model)["body"].bn_point
     with torch.no_grad():
         scores.weight.zero_()  # all scores are equal: the map is 1/N at each of the 16 places
     scores.weight.requires_grad_(False)
     train(model)
-    (row,) = audit(model, held).rows
+    (row,) = audit(model, loaded).rows
     assert row.verdict == "static"
     assert row.entropy == pytest.approx(1)
     assert row.area == pytest.approx(1)
@@ -148,10 +148,10 @@ def test_a_static_one(held):
     assert "the same for every image" in row.reason
 
 
-def test_each_module_alone(held):
+def test_each_module_alone(loaded):
     torch.manual_seed(0)
     model = train(insert(Tiny(), "se after stem; non_local after body; attention_pool as pool", seed=0))
-    found = audit(model, held)
+    found = audit(model, loaded)
     assert [row.site for row in found.rows] == ["stem", "body", "pool"]
     by = {row.site: row for row in found.rows}
     # SE multiplies by its weights; non-local adds what it computes from all places.
@@ -163,10 +163,10 @@ def test_each_module_alone(held):
 
 
 @pytest.mark.parametrize("name", ["ltpa", "saol"])
-def test_a_head_cannot_be_switched_off(held, name):
+def test_a_head_cannot_be_switched_off(loaded, name):
     torch.manual_seed(0)
     model = train(insert(Tiny(), f"{name} as head on stem, body", seed=0), steps=2)
-    (row,) = audit(model, held).rows
+    (row,) = audit(model, loaded).rows
     assert row.off is None
     assert row.contribution is None
     assert (row.verdict, row.reason) == ("unclear", "a head is the classifier: it cannot be switched off")
@@ -174,17 +174,17 @@ def test_a_head_cannot_be_switched_off(held, name):
     assert row.maps == (2 if name == "ltpa" else 1)
 
 
-def test_a_module_without_a_map(held):
+def test_a_module_without_a_map(loaded):
     torch.manual_seed(0)
     model = train(insert(Tiny(), "timm:eca after body", seed=0), steps=20)
-    (row,) = audit(model, held).rows
+    (row,) = audit(model, loaded).rows
     assert row.maps == 0
     assert row.entropy is row.varies is row.constant is None
     assert row.contribution > 0
     assert row.shuffles == "contribution"
 
 
-def test_in_a_blocks_place_its_input_is_passed_on(held):
+def test_in_a_blocks_place_its_input_is_passed_on(loaded):
     torch.manual_seed(0)
     model = Tiny()
     model.body = nn.Sequential(
@@ -192,7 +192,7 @@ def test_in_a_blocks_place_its_input_is_passed_on(held):
     )
     insert(model, "se replacing body.2", seed=0)
     train(model, steps=30)
-    (row,) = audit(model, held).rows
+    (row,) = audit(model, loaded).rows
     module = attentions(model)["body.2"]
     kept = []
     hook = module.register_forward_hook(lambda _, args, out: kept.append((args[0], out)))
@@ -213,20 +213,20 @@ def test_in_a_blocks_place_its_input_is_passed_on(held):
     assert row.off.changed == pytest.approx(float((before != after).double().mean()))
 
 
-def test_the_model_is_left_as_found(working, held):
+def test_the_model_is_left_as_found(working, loaded):
     model = copy.deepcopy(working).train()
     model.stem.eval()
     model.head.weight.grad = torch.ones_like(model.head.weight)
     hooks = {name: list(module._forward_hooks) for name, module in model.named_modules()}
     state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     random = torch.get_rng_state()
-    first = audit(model, held)
+    first = audit(model, loaded)
     assert torch.equal(random, torch.get_rng_state())
     assert modes == [module.training for module in model.modules()]
     assert hooks == {name: list(module._forward_hooks) for name, module in model.named_modules()}
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
-    again = audit(model, held)
+    again = audit(model, loaded)
     assert [row.off for row in again.rows] == [row.off for row in first.rows]
 
     def broken(x):
@@ -234,13 +234,13 @@ def test_the_model_is_left_as_found(working, held):
 
     attentions(model)["body"].attend = broken
     with pytest.raises(ZeroDivisionError):
-        audit(model, held)
+        audit(model, loaded)
     assert modes == [module.training for module in model.modules()]
     assert hooks == {name: list(module._forward_hooks) for name, module in model.named_modules()}
 
 
-def test_table_csv_and_words(working, held, tmp_path):
-    found = audit(working, held)
+def test_table_csv_and_words(working, loaded, tmp_path):
+    found = audit(working, loaded)
     lines = str(found).splitlines()
     assert max(map(len, found.table().splitlines())) <= 100
     assert lines[0].startswith(f"images: 200 images, accuracy {found.accuracy:.1f}%")
@@ -260,11 +260,11 @@ def test_table_csv_and_words(working, held, tmp_path):
         found.write_csv(tmp_path / "no" / "audit.csv")
 
 
-def test_what_cannot_be_audited(working, held):
+def test_what_cannot_be_audited(working, loaded):
     with pytest.raises(FoveateError, match="no inserted attention to audit"):
-        audit(Tiny(), held)
+        audit(Tiny(), loaded)
     with pytest.raises(FoveateError, match="batch_size=1"):
-        audit(working, held, batch_size=1)
+        audit(working, loaded, batch_size=1)
     with pytest.raises(FoveateError, match="no batch"):
         audit(working, [])
     with pytest.raises(FoveateError, match="normalised float"):
@@ -280,15 +280,15 @@ def test_what_cannot_be_audited(working, held):
     with pytest.raises(FoveateError, match="NaN or infinite for 1 of 3 images"):
         audit(working, [(torch.zeros(3, 3, 16, 16).index_fill(0, torch.tensor(1), torch.nan), torch.zeros(3).long())])
     with pytest.raises(FoveateError, match="image_size="):
-        audit(working, held, image_size=32)
+        audit(working, loaded, image_size=32)
     with pytest.raises(FoveateError, match="limit 0"):
-        audit(working, held, limit=0)
+        audit(working, loaded, limit=0)
 
 
 @pytest.mark.parametrize("size", [32, 33, 64])
-def test_batches_do_not_matter_to_what_is_switched_off(working, held, size):
-    (row,) = audit(working, held, batch_size=size).rows
-    assert row.off == audit(working, held).rows[0].off
+def test_batches_do_not_matter_to_what_is_switched_off(working, loaded, size):
+    (row,) = audit(working, loaded, batch_size=size).rows
+    assert row.off == audit(working, loaded).rows[0].off
 
 
 # Networks without training, in which the truth is known by construction. Channel 0 of an image tells what the module
@@ -431,8 +431,8 @@ def test_data_of_one_class():
     assert found.rows[0].verdict == "static"
 
 
-def test_what_low_precision_leaves_does_not_depend_on_the_batches(working, held):
-    one, other = (audit(working, held, batch_size=size).rows[0] for size in (16, 200))
+def test_what_low_precision_leaves_does_not_depend_on_the_batches(working, loaded):
+    one, other = (audit(working, loaded, batch_size=size).rows[0] for size in (16, 200))
     for name in ("bf16", "fp16", "int8"):
         for measure in ("correlation", "norm_ratio", "relative_error", "changed"):
             of = getattr(getattr(one, name), measure)

@@ -8,7 +8,7 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.explanations.attention import attention_maps
-from foveate.explanations.measures import drop, enlarged, iou, perturbation, places_in_order, pointing
+from foveate.explanations.measures import drop, enlarged, iou, perturbation, pixels_in_order, pointing
 from foveate.studies.evaluation.faithfulness import BASELINES, MEASURES, _own_map, faithfulness
 from foveate.studies.evaluation.faithfulness_result import bootstrapped
 from foveate.surgery.insert import insert
@@ -146,8 +146,8 @@ def test_what_was_not_measured(data):
 
 def test_the_order_of_places():
     maps = torch.tensor([[[0.1, 0.9], [0.5, 0.2]]])
-    assert places_in_order(maps).tolist() == [[3, 0, 1, 2]]
-    flat = places_in_order(torch.ones(2, 8, 8))
+    assert pixels_in_order(maps).tolist() == [[3, 0, 1, 2]]
+    flat = pixels_in_order(torch.ones(2, 8, 8))
     assert torch.equal(flat[0], flat[1])
     assert flat[0].tolist() != list(range(64))  # no preference for the upper left
     assert sorted(flat[0].tolist()) == list(range(64))
