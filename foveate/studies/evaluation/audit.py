@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from foveate.errors import FoveateError
 from foveate.scores import check_labels
 from foveate.studies.comparison.statistics import holm, mcnemar, paired_difference
 from foveate.studies.evaluation.attention_metrics import (
+    AuditPasses,
     ContributionStatistics,
     MapStatistics,
     factor_of,
@@ -22,13 +24,13 @@ from foveate.studies.evaluation.attention_metrics import (
     plain_of,
 )
 from foveate.studies.evaluation.audit_result import Audit, ModuleAudit
-from foveate.studies.evaluation.audit_run import Run, bar
 from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
 from foveate.studies.evaluation.low_precision import LowPrecision
 from foveate.studies.evaluation.verdict import Effect, Measures, verdict_of
 from foveate.surgery.apply import part, record_of
 from foveate.surgery.insert import unwrapped
 from foveate.surgery.wrappers import Gate, mechanism_of
+from foveate.training.metrics import Diverged
 
 __all__ = ["audit"]
 
@@ -86,8 +88,8 @@ def audit(
         progress: show a bar.
 
     Raises:
-        FoveateError: the model carries no plan, gives NaN or infinite scores, or the data cannot be read or does not
-            fit the model.
+        FoveateError: the model carries no plan, or the data cannot be read or does not fit the model.
+        Diverged: the model's scores are NaN or infinite.
     """
     model = unwrapped(model)
     if batch_size < 2:
@@ -95,7 +97,7 @@ def audit(
     modules = _inserted(model)
     loaded = load_images(data, model, limit=limit, image_size=image_size, seed=seed)
     passes = 1 + sum(2 if one.verb != "as head" else 0 for one in modules)
-    with bar(passes * len(loaded), progress) as advance:
+    with _bar(passes * len(loaded), progress) as advance:
         return _audit(model, modules, loaded, batch_size, advance)
 
 
@@ -117,12 +119,12 @@ def _audit(
     model: nn.Module, modules: list[_Module], loaded: LoadedImages, size: int, advance: Callable[[int], None]
 ) -> Audit:
     labels = torch.cat([right for _, right in loaded.batches(size, torch.device("cpu"))])
-    run = Run(model, loaded, size, advance)
+    run = AuditPasses(model, loaded, size, advance)
     before = run.predictions([(one.outer, _watch(one)) for one in modules])
     labels = check_labels(labels, run.classes)
     broken = int((before < 0).sum())
     if broken:
-        raise FoveateError(
+        raise Diverged(
             f"the model's scores are NaN or infinite for {broken} of {len(before)} images: there is nothing to audit"
         )
     effects: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
@@ -241,3 +243,17 @@ def _shuffle(what: str) -> Callable[..., Tensor]:
         return given + (output - given).roll(1, dims=0)
 
     return hook
+
+
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr: gives a function that moves it on by a number of images."""
+    if not progress:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("auditing", total=total)
+        yield lambda count: shown.advance(task, count)

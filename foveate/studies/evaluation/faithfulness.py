@@ -19,6 +19,7 @@ from foveate.scores import check_logits, predicted_classes
 from foveate.studies.evaluation.faithfulness_result import Faithfulness
 from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
 from foveate.surgery.insert import unwrapped
+from foveate.training.metrics import Diverged
 
 __all__ = ["BASELINES", "MEASURES", "faithfulness"]
 
@@ -66,6 +67,7 @@ def faithfulness(
 
     Raises:
         FoveateError: a method or a measure does not exist or does not fit the model, or the data cannot be read.
+        Diverged: the model's scores are NaN or infinite.
     """
     models = dict(model) if isinstance(model, Mapping) else {"": model}
     models = {name: unwrapped(one) for name, one in models.items()}
@@ -142,7 +144,7 @@ def _of_model(
         images = batch.to(dtype)
         logits = scores(images)
         if not logits.isfinite().all():
-            raise FoveateError("the model's scores are NaN or infinite: there is nothing to explain")
+            raise Diverged("the model's scores are NaN or infinite: there is nothing to explain")
         classes = predicted_classes(logits)
         empty, blurred = torch.zeros_like(images), _blurred(images)
         # Of the pictures themselves, which no map changes.

@@ -57,7 +57,7 @@ def train(model, steps=150):
 
 
 @pytest.fixture(scope="module")
-def held():
+def loaded():
     images, labels = squares(200, 2)
     return [(images[start : start + 50], labels[start : start + 50]) for start in range(0, 200, 50)]
 
@@ -196,8 +196,8 @@ def test_in_a_blocks_place_its_input_is_passed_on(loaded):
     module = attentions(model)["body.2"]
     kept = []
     hook = module.register_forward_hook(lambda _, args, out: kept.append((args[0], out)))
-    images = torch.cat([batch for batch, _ in held])
-    labels = torch.cat([right for _, right in held])
+    images = torch.cat([batch for batch, _ in loaded])
+    labels = torch.cat([right for _, right in loaded])
     with torch.no_grad():
         before = model(images).argmax(1)
         hook.remove()
