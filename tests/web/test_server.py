@@ -81,7 +81,7 @@ def test_no_file_of_the_machine_is_given_out(address, path):
 def test_a_port_that_is_taken_is_said(address):
     done = subprocess.run([*SERVE, "--port", address.rpartition(":")[2]], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "cannot be had" in done.stderr
+    assert "cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
 
 
