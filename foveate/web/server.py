@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,15 +46,15 @@ def serve(
     """
     limits = Limits(max_file_bytes, max_pixels)
     saved = _labels(models)
-    try:
-        from foveate.web.page import LOOKS, page
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise FoveateError("foveate serve needs gradio: pip install 'foveate[web]'") from None
+    # What cannot work raises its error before gradio is imported, which takes seconds.
+    if importlib.util.find_spec("gradio") is None:
+        raise FoveateError("foveate serve needs gradio: pip install 'foveate[web]'")
+    _check_address(host, port)
     explorer = Explorer(saved, data=data, pretrained=pretrained, limits=limits)
     for label in saved:
-        explorer.network(label)  # what cannot be loaded raises its error now
+        explorer.network(label)
+    from foveate.web.page import LOOKS, page
+
     blocks = page(explorer)
     try:
         blocks.launch(
@@ -65,10 +68,31 @@ def serve(
             **LOOKS,
         )
     except OSError as error:
-        raise FoveateError(
-            f"port {port} at {host} cannot be used: {str(error).splitlines()[0]}; give another"
-        ) from error
+        raise _unusable(host, port, error) from error
     return blocks
+
+
+def _check_address(host: str, port: int) -> None:
+    """Make sure that a server can listen there.
+
+    Raises:
+        FoveateError: the port is taken or not a port, or the machine has no such address.
+    """
+    if not 1 <= port <= 65535:
+        raise FoveateError(f"port {port} at {host} cannot be used: ports are 1 to 65535; give another")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            if os.name == "posix":  # elsewhere it would take a port that is in use
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise _unusable(host, port, error) from error
+
+
+def _unusable(host: str, port: int, error: Exception) -> FoveateError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return FoveateError(f"port {port} at {host} cannot be used: {reason}; give another")
 
 
 def _labels(models: Sequence[str]) -> dict[str, str]:

@@ -75,7 +75,7 @@ def test_networks_are_kept_and_old_ones_go(explorer):
     "name", ["/etc/passwd", "../tiny", "runs/demo", "C:\\models", "tiny/", "hf-hub:someone/model", "", "resnet10t\n/x"]
 )
 def test_a_visitor_names_no_path(explorer, name):
-    with pytest.raises(fv.FoveateError, match="no network's name"):
+    with pytest.raises(fv.FoveateError, match="is not the name of a network"):
         explorer.network(name)
 
 

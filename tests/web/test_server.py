@@ -85,6 +85,12 @@ def test_a_port_that_is_taken_is_said(address):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("no.such.host.invalid", 7860), ("127.0.0.1", -1)])
+def test_an_address_that_is_none(host, port):
+    with pytest.raises(fv.FoveateError, match=f"port {port} at {host} cannot be used: .*; give another"):
+        fv.serve(host=host, port=port, block=False)
+
+
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(fv.FoveateError, match="no folder"):
         fv.serve([str(tmp_path / "nothing")])

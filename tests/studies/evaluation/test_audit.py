@@ -150,7 +150,7 @@ def test_a_static_one(loaded):
 
 def test_each_module_alone(loaded):
     torch.manual_seed(0)
-    model = train(insert(Tiny(), "se after stem; non_local after body; attention_pool as pool", seed=0))
+    model = train(insert(Tiny(), "se after stem; non_local after body; attention_pool as pool", seed=0), steps=40)
     found = audit(model, loaded)
     assert [row.site for row in found.rows] == ["stem", "body", "pool"]
     by = {row.site: row for row in found.rows}

@@ -96,7 +96,7 @@ def test_a_module_that_cannot_run_so_has_no_number():
 
     found = survival(function, features())
     assert found["fp16"] is None
-    assert found["bf16"].norm_ratio == pytest.approx(1)
+    assert found["bf16"].norm_ratio == pytest.approx(1, abs=1e-3)
 
 
 def test_a_model_in_bfloat16_is_compared_with_float32():
