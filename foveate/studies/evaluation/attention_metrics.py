@@ -21,7 +21,7 @@ from foveate.studies.evaluation.in_memory import LoadedImages
 __all__ = ["CONSTANT", "AuditPasses", "ContributionStatistics", "MapStatistics", "factor_of", "own_maps", "plain_of"]
 
 CONSTANT = 0.01  # a map none of whose values varies by 1% between images counts as the same for all
-_AT_ONCE = 2**22  # values of maps in float64: the map of N x N positions is large
+_AT_ONCE = 2**22  # values in float64 at a time: the map of N x N positions is large
 _TIMED = 5  # forward passes whose median time counts
 _ROUNDING = 1e-7  # a standard deviation below this part of the mean is float32's rounding
 
@@ -131,7 +131,11 @@ class ContributionStatistics:
 
     def see(self, plain: Tensor, output: Tensor) -> None:
         """Add a batch: what stands in the module's place without it, and what the module gives; alike in shape."""
-        plain, output = plain.detach().double(), output.detach().double()
+        images = max(1, _AT_ONCE // plain[0].numel())
+        for part in zip(plain.detach().split(images), output.detach().split(images), strict=True):
+            self._add(*(values.double() for values in part))
+
+    def _add(self, plain: Tensor, output: Tensor) -> None:
         difference = output - plain
         self.relative += (difference.flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1).clamp_min(1e-30)).tolist()
         channels = 2 if plain.ndim == 3 else 1  # (B, C, H, W), (B, C), or (B, K, C)

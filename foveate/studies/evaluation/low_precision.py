@@ -13,6 +13,7 @@ __all__ = ["PRECISIONS", "LowPrecision", "Survival"]
 
 PRECISIONS = ("bf16", "fp16", "int8")
 _FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AT_ONCE = 2**22  # elements in float64
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # relative to the output: what float32 itself cannot tell apart
 
 
@@ -139,7 +140,10 @@ class LowPrecision:
         }
 
     def _add(self, name: str, *values: Tensor) -> None:
-        self.sums.setdefault(name, _Sums()).add(*values)
+        sums = self.sums.setdefault(name, _Sums())
+        images = max(1, _AT_ONCE // values[0][0].numel())
+        for part in zip(*(value.split(images) for value in values), strict=True):
+            sums.add(*part)
 
     def _copy(self, dtype: torch.dtype) -> nn.Module:
         if dtype not in self.copies:

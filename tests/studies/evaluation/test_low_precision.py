@@ -117,3 +117,11 @@ def test_a_model_in_bfloat16_is_compared_with_float32():
         measured.see(x, module(x))
     assert 0 < measured.result()["bf16"].relative_error < 1
     assert measured.result()["fp16"].relative_error < 0.1
+
+
+def test_large_batches_are_summed_in_parts(monkeypatch):
+    whole = survival(lambda x: 1.1 * x, features())
+    monkeypatch.setattr("foveate.studies.evaluation.low_precision._AT_ONCE", 300)  # one image at a time
+    for name, of in survival(lambda x: 1.1 * x, features()).items():
+        assert of.relative_error == pytest.approx(whole[name].relative_error)
+        assert of.correlation == pytest.approx(whole[name].correlation)
