@@ -91,6 +91,8 @@ class _Counter(TorchDispatchMode):
         if rule.macs is not None:
             tally.macs += rule.macs(args, kwargs, result)
             tally.activations += next(tensors_in([result])).numel()
+        elif rule.product:  # whatever is known of its element operations
+            tally.uncounted.add(rule.name)
         if rule.element_ops is not None:
             tally.element_ops += rule.element_ops(args, kwargs, result)
         elif next(tensors_in(args), None) is not None:  # without a tensor it makes one

@@ -1,7 +1,6 @@
 """The tables from operation to formula: multiply-adds, element operations, bytes.
 
-A multiply-add (MAC) belongs to a matrix product, a convolution or an attention product; torch's own table of formulas
-(``torch.utils.flop_counter``) gives them. A bias costs nothing more: the sum starts with it.
+A multiply-add (MAC) belongs to a matrix product, a convolution or an attention product: see ``products``.
 
 An element operation is one addition, multiplication, comparison, or value of a function (exp, a square root, sigmoid,
 GELU) of one element. What the formulas below say is what the definition needs; a kernel may do more or less.
@@ -14,18 +13,16 @@ or masked attention counts all pairs. Whoever adds an operation with ``torch.lib
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
+
+from foveate.accounting.counting.products import ATTENTION, PRODUCTS, Formula, is_product, macs_of
 
 __all__ = ["ELEMENT_OPS", "Rule", "is_dense", "rule_of", "tensors_in", "traffic"]
-
-Formula = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
-"""(positional arguments, keyword arguments, output) of one call -> a count."""
 
 
 def _first(out: Any) -> Tensor:
@@ -146,6 +143,7 @@ ELEMENT_OPS: dict[str, Formula] = {
     "aten::upsample_bilinear2d": _per_output(8),
     "aten::upsample_trilinear3d": _per_output(16),
     "aten::upsample_bicubic2d": _per_output(32),
+    "aten::_addmm_activation": _per_output(1),
     "torchvision::deform_conv2d": _deformed,
     "foveate::ulsam_infer": _ulsam(2),
     "foveate::ulsam_train": _ulsam(7),
@@ -154,10 +152,7 @@ ELEMENT_OPS: dict[str, Formula] = {
     "foveate::pool_channels": _per_input(2),
     "foveate::gate": _gate,
     **{f"aten::{name}": lambda args, _kwargs, _out: args[-1].numel() for name in ("index_add", "scatter_add")},
-    **{
-        f"aten::_scaled_dot_product_{kind}": _pairs
-        for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
-    },
+    **dict.fromkeys(ATTENTION, _pairs),
 }
 
 # Moved, chosen, made or asked for: bytes, and no arithmetic.
@@ -187,22 +182,6 @@ _OVERWRITING = frozenset(
     f"aten::{n}" for n in ("copy", "fill", "zero", "bernoulli", "uniform", "normal", "exponential")
 )
 
-# Products that torch's table lacks. A matrix product has as many MACs as its left side times the right side's columns.
-_PRODUCTS: dict[str, Formula] = {
-    "aten::mv": lambda args, _kwargs, _out: args[0].numel(),
-    "aten::addmv": lambda args, _kwargs, _out: args[1].numel(),
-    "aten::dot": lambda args, _kwargs, _out: args[0].numel(),
-    "aten::vdot": lambda args, _kwargs, _out: args[0].numel(),
-    "aten::addr": lambda args, _kwargs, _out: args[1].numel() * args[2].numel(),
-    "aten::addbmm": lambda args, _kwargs, _out: args[1].numel() * args[2].shape[2],
-    "torchvision::deform_conv2d": lambda args, _kwargs, out: out.numel() * args[1][0].numel(),
-    # A depthwise 1x1 convolution, and a weighted sum of all channels.
-    **dict.fromkeys(("foveate::ulsam_infer", "foveate::ulsam_train"), lambda args, _kwargs, _out: 2 * args[0].numel()),
-}
-_ONLY_PRODUCTS = frozenset(
-    {*_PRODUCTS, *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolution"))}
-)
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -210,14 +189,16 @@ class Rule:
 
     Args:
         name: such as ``aten::relu_``.
-        macs: None: it is no product.
-        element_ops: None: there is no formula, and the operation is named as uncounted.
+        macs: None: there is no formula for it.
+        product: it multiplies matrices; without ``macs`` it is named as unsupported, whatever ``element_ops`` says.
+        element_ops: None: there is no formula, and the operation is named as unsupported.
         view: it moves nothing.
         composite: it is made of other operations, which are counted in its place.
     """
 
     name: str
     macs: Formula | None
+    product: bool
     element_ops: Formula | None
     view: bool
     composite: bool
@@ -226,31 +207,24 @@ class Rule:
 def rule_of(func: Any) -> Rule:
     """The rule of an operation as the dispatcher gives it (an ``OpOverload``), by the tables as they now are."""
     if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator
-        return Rule(str(func), None, None, view=False, composite=False)
+        return Rule(str(func), None, True, None, view=False, composite=False)
     name = func._schema.name
     plain = _plain(name)
-    macs = _PRODUCTS.get(plain) or _from_torch(plain)
+    macs = macs_of(plain)
     view = func.is_view or plain in _VIEWS or torch.Tag.inplace_view in func.tags
     elements = ELEMENT_OPS.get(plain)
-    if elements is None and (view or plain in _FREE_OF_ARITHMETIC or plain in _ONLY_PRODUCTS):
+    if elements is None and (view or plain in _FREE_OF_ARITHMETIC or plain in PRODUCTS):
         elements = _per_nothing
     elif elements is None and torch.Tag.pointwise in func.tags:
         elements = _per_output(1)
     # Not func._can_decompose(): torch has decompositions in Python for leaves, too.
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    return Rule(name, macs, elements, view, composite)
+    product = macs is not None or (not view and is_product(plain))
+    return Rule(name, macs, product, elements, view, composite)
 
 
 def _per_nothing(_args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
     return 0
-
-
-def _from_torch(name: str) -> Formula | None:
-    library, _, operation = name.partition("::")
-    formula = flop_registry.get(getattr(getattr(torch.ops, library), operation, None))
-    if formula is None:
-        return None
-    return lambda args, kwargs, out: formula(*args, **kwargs, out_val=out) // 2  # torch counts a multiply-add as two
 
 
 def _plain(name: str) -> str:

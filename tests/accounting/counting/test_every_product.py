@@ -1,0 +1,211 @@
+"""Whatever multiplies matrices is counted once or named, however torch, in any version, dispatches it."""
+
+import contextlib
+import warnings
+
+import pytest
+import torch
+import torchvision  # noqa: F401 - registers its operations
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import flop_registry
+
+from foveate.accounting.counting import products
+from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.formulas import ELEMENT_OPS, rule_of
+
+C, S, V = 4, 8, 6  # heads, positions (and width), width of the values
+PAIRS = C * S * S
+
+
+class Does(nn.Module):
+    def __init__(self, do):
+        super().__init__()
+        self.do = do
+
+    def forward(self, x):
+        return self.do(x)
+
+
+def counted(do, device="meta"):
+    return tally(Does(do).to(device).eval(), (C, S, S))[""]
+
+
+class Layer(nn.Module):
+    """One of torch's own layers with attention, of two heads."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.layer = kind(S, 2, batch_first=True, **({} if kind is nn.MultiheadAttention else {"dim_feedforward": 16}))
+
+    def forward(self, x):
+        x = x[:, 0]
+        return self.layer(x, x, x, need_weights=False)[0] if self.kind is nn.MultiheadAttention else self.layer(x)
+
+
+def attend(x, *options, **more):
+    return F.scaled_dot_product_attention(x, x, x, *options, **more)
+
+
+def within(context):
+    def do(x):
+        with context():
+            return attend(x)
+
+    return do
+
+
+def in_inference_mode(x):
+    with torch.inference_mode():  # where the dispatcher takes nothing apart
+        return attend(torch.zeros_like(x))
+
+
+def scripted(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit, which people still have
+        return torch.jit.script(attend_in_torchscript)(x)
+
+
+def attend_in_torchscript(x: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+WAYS = {
+    "plain": (attend, 2 * PAIRS * S),
+    "by the operation": (lambda x: torch.ops.aten.scaled_dot_product_attention(x, x, x), 2 * PAIRS * S),
+    "causal": (lambda x: attend(x, is_causal=True), 2 * PAIRS * S),
+    "masked": (lambda x: attend(x, x.new_zeros(S, S)), 2 * PAIRS * S),
+    "hidden pairs": (lambda x: attend(x, x.new_ones(S, S, dtype=torch.bool)), 2 * PAIRS * S),
+    "own scale": (lambda x: attend(x, scale=0.5), 2 * PAIRS * S),
+    "dropout": (lambda x: attend(x, dropout_p=0.5), 2 * PAIRS * S),
+    "narrow values": (lambda x: F.scaled_dot_product_attention(x, x, x[..., :V]), PAIRS * (S + V)),
+    "fewer keys": (lambda x: F.scaled_dot_product_attention(x, x[:, :, :3], x[:, :, :3]), 2 * C * S * 3 * S),
+    "one query": (lambda x: F.scaled_dot_product_attention(x[:, :, :1], x, x), 2 * C * S * S),
+    "shared heads": (
+        lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True),
+        2 * PAIRS * S,
+    ),
+    "three axes": (lambda x: attend(x[0]), 2 * PAIRS * S),
+    "transposed": (lambda x: attend(x.transpose(2, 3)), 2 * PAIRS * S),
+    "half precision": (lambda x: attend(x.bfloat16()), 2 * PAIRS * S),
+    "inference mode": (in_inference_mode, 2 * PAIRS * S),
+    "TorchScript": (scripted, 2 * PAIRS * S),
+    "definition": (within(lambda: sdpa_kernel(SDPBackend.MATH)), 2 * PAIRS * S),
+    "flash": (within(lambda: sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])), 2 * PAIRS * S),
+}
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("way", WAYS)
+def test_attention_is_counted_once_whatever_computes_it(way, device):
+    do, macs = WAYS[way]
+    if way == "inference mode" and device == "meta":
+        pytest.skip("zeros without data inside inference mode belong to the cpu case")
+    found = counted(do, device)
+    assert (found.macs, found.uncounted - {"aten::_fused_sdp_choice"}) == (macs, set())
+
+
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer])
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_torchs_own_layers_do_not_hide_their_attention(kind, device):
+    """torch has one operation for each, which has no formula: they are counted part by part."""
+    found = tally(Layer(kind).to(device).eval(), (C, S, S))[""]
+    weights = 4 * S * S + (2 * S * 16 if kind is nn.TransformerEncoderLayer else 0)
+    assert (found.macs, found.uncounted) == (S * weights + 2 * S * S * S, set())
+
+
+KERNELS = {
+    "flash_attention_for_cpu": lambda f, q, k, v: f(q, k, v),
+    "flash_attention": lambda f, q, k, v: f(q, k, v),
+    "efficient_attention": lambda f, q, k, v: f(q, k, v, None, False),
+    "cudnn_attention": lambda f, q, k, v: f(q, k, v, None, False),
+    "fused_attention_overrideable": lambda f, q, k, v: f(q, k, v),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("torchs_table", [True, False])
+def test_each_kernel_of_attention_has_our_formula(kernel, torchs_table, monkeypatch):
+    """Also when torch's table lacks it, as it did with the CPU's before 2.15: it was counted as nothing."""
+    if not torchs_table:
+        for operation in list(flop_registry):
+            monkeypatch.delitem(flop_registry, operation)
+    operation = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")
+
+    def do(x):
+        try:
+            return KERNELS[kernel](operation, x, x, x)[0]
+        except NotImplementedError:
+            pytest.skip(f"{operation} gives nothing without data in torch {torch.__version__}")
+
+    found = counted(do)
+    assert (found.macs, found.element_ops, found.uncounted) == (2 * PAIRS * S, 6 * PAIRS, set())
+
+
+FORMULAS = {
+    "mm": lambda x: torch.mm(x[0, 0], x[0, 1, :, :3]),
+    "addmm": lambda x: torch.addmm(x[0, 0, 0], x[0, 0], x[0, 1]),
+    "bmm": lambda x: torch.bmm(x[0], x[0, :, :, :3]),
+    "baddbmm": lambda x: torch.baddbmm(x[0], x[0], x[0]),
+    "convolution": lambda x: F.conv2d(x, x.new_zeros(6, 2, 3, 3), stride=2, groups=2),
+    "convolution of volumes": lambda x: F.conv3d(x[:, None], x.new_zeros(2, 1, 1, 3, 3)),
+    "transposed": lambda x: F.conv_transpose2d(x, x.new_zeros(C, 6, 3, 3), stride=2),
+    "transposed in groups": lambda x: F.conv_transpose1d(x[0], x.new_zeros(S, 3, 2), stride=2, groups=2),
+    "efficient attention": lambda x: torch.ops.aten._scaled_dot_product_efficient_attention(x, x, x, None, False)[0],
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_where_both_have_a_formula_ours_is_torchs(name, monkeypatch):
+    ours = counted(FORMULAS[name])
+    for product in [product for product in products.PRODUCTS if product.startswith("aten::")]:
+        monkeypatch.delitem(products.PRODUCTS, product)
+    assert ours.macs == counted(FORMULAS[name]).macs > 0
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_product_that_every_table_has_lost_is_named(name, monkeypatch):
+    """Its element operations are still known; that says nothing of its multiply-adds."""
+    monkeypatch.setattr(products, "PRODUCTS", {})
+    for registered in list(flop_registry):
+        monkeypatch.delitem(flop_registry, registered)
+    found = counted(FORMULAS[name])
+    assert (found.macs, len(found.uncounted)) == (0, 1)
+
+
+def operations():
+    """Each operation of torch and torchvision that the dispatcher shows a counter."""
+    for name in sorted({schema.name for schema in torch._C._jit_get_all_schemas()}):
+        library, _, operation = name.partition("::")
+        if library in ("prim", "_test", "foveate_test"):  # TorchScript's own, and tests'
+            continue
+        packet = getattr(getattr(torch.ops, library), operation, None)
+        for overload in packet.overloads() if packet is not None else ():
+            with contextlib.suppress(RuntimeError):  # of TorchScript alone
+                rule = rule_of(getattr(packet, overload))
+                if not rule.composite:
+                    yield rule
+
+
+def test_no_operation_of_torch_or_torchvision_can_lose_its_products():
+    """Of each that multiplies matrices by its name the products are counted, or it is named when it runs."""
+    rules = {rule.name: rule for rule in operations()}
+    multiplying = {name: rule for name, rule in rules.items() if rule.product}
+    assert len(multiplying) > 100  # else this test sees nothing
+    assert {"aten::convolution", "aten::_scaled_dot_product_flash_attention_for_cpu"} < set(multiplying)
+    silent = {name for name, rule in multiplying.items() if rule.macs is None and rule.element_ops is not None}
+    assert silent == set()  # they would be named, too; but whoever adds a formula for elements adds both
+
+
+def test_every_formula_for_elements_of_a_product_stands_beside_one_for_its_products():
+    wanted = {name for name in (*ELEMENT_OPS, *products.PRODUCTS) if products.is_product(name)}
+    assert wanted == set(products.PRODUCTS)
+
+
+def test_words_that_only_sound_like_products():
+    for name in ("upsample_bilinear2d", "upsample_linear1d", "convert_element_type", "linalg_vector_norm", "addcmul"):
+        assert not products.is_product(f"aten::{name}")
+    for name in ("my_attention", "conv2d_relu", "fused_linear", "grouped_gemm", "hspmm"):
+        assert products.is_product(f"library::{name}")
