@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate.accounting.counting.allocations import LiveBytes, kept_by_the_model
@@ -22,6 +23,11 @@ __all__ = ["Tally", "tally"]
 
 logger = logging.getLogger("foveate")
 _told: set[str] = set()
+# What takes the numbers out of torch. Nothing is seen of what is computed with them.
+_WAYS_OUT = {
+    getattr(torch.Tensor, name): f"Tensor.{name} (what NumPy and others compute)"
+    for name in ("numpy", "__array__", "__dlpack__")
+}
 
 
 @dataclass
@@ -99,6 +105,19 @@ class _Counter(TorchDispatchMode):
             tally.uncounted.add(rule.name)
 
 
+class _WaysOut(TorchFunctionMode):
+    """Names what leaves torch as unsupported, in the module that it happens in."""
+
+    def __init__(self, counter: _Counter) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _WAYS_OUT:
+            self.counter.tallies[self.counter.stack[-1]].uncounted.add(_WAYS_OUT[func])
+        return func(*args, **(kwargs or {}))
+
+
 def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
     """Run a model once on one image of zeros and count.
 
@@ -125,7 +144,7 @@ def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
     images = images_for(model, size)
     counter.live.see([images])
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), counter, _WaysOut(counter):
             run(model, images)
     finally:
         for handle in handles:

@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torchvision  # noqa: F401 - registers its operations
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import flop_registry
 
+import foveate as fv
 from foveate.accounting.counting import products
 from foveate.accounting.counting.dispatch_counter import tally
 from foveate.accounting.counting.formulas import ELEMENT_OPS, rule_of
@@ -23,6 +25,7 @@ class Does(nn.Module):
     def __init__(self, do):
         super().__init__()
         self.do = do
+        self.anchor = nn.Parameter(torch.zeros(()))  # says where the images are to be
 
     def forward(self, x):
         return self.do(x)
@@ -173,6 +176,42 @@ def test_a_product_that_every_table_has_lost_is_named(name, monkeypatch):
         monkeypatch.delitem(flop_registry, registered)
     found = counted(FORMULAS[name])
     assert (found.macs, len(found.uncounted)) == (0, 1)
+
+
+ADDED = {  # to ResNet-18: convolutions and matrix products, by hand in test_registry_by_hand
+    "channel after layer3": 25_690_112,
+    "danet after layer3": 52_810_240,
+    "non_local after layer3": 35_524_608,
+    "sparse after layer3": 106_975_232,
+    "attention_pool as pool": 28_362_752,
+}
+
+
+def test_what_attention_adds_to_resnet18_is_the_same_in_every_version_of_torch():
+    found = {}
+    for plan in ADDED:
+        cost = fv.cost(fv.insert(fv.create_model("resnet18"), plan))
+        assert cost.uncounted == ()
+        found[plan] = cost.macs - cost.baseline.macs
+    assert found == ADDED
+
+
+class Outside(nn.Module):
+    """One product is NumPy's."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 1), out
+
+    def forward(self, x):
+        return self.conv(x) + torch.from_numpy(self.out(x) @ self.out(x)).sum()
+
+
+@pytest.mark.parametrize("out", [lambda x: x.numpy(), np.asarray, np.from_dlpack], ids=["numpy", "array", "dlpack"])
+def test_what_is_computed_outside_torch_is_named(out):
+    cost = fv.cost(Outside(out), S)
+    assert cost.macs == 3 * 4 * S * S
+    assert [name.split()[0] for name in cost.uncounted if name.startswith("Tensor.")] != []
 
 
 def operations():

@@ -25,6 +25,7 @@ class Does(nn.Module):
     def __init__(self, do, *weights):
         super().__init__()
         self.do = do
+        self.anchor = nn.Parameter(torch.zeros(()))  # says where the images are to be
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in weights)
 
     def forward(self, x):
