@@ -1,8 +1,8 @@
 """Every code block of README and docs/ runs: Python and ``foveate`` commands, page by page, in the order of the page.
 
-A comment that a reader does not see steers a page: ``<!-- snippets: CODE -->`` runs before the next block, and ``<!-- not
-run: REASON -->`` leaves the next block out. The blocks run as they are, on a folder of a few tiny images, with the changes
-in ``SMALLER``; weights that would have to be downloaded are left random.
+A comment that a reader does not see steers a page: ``<!-- snippets: CODE -->`` runs before the next block, and
+``<!-- not run: REASON -->`` leaves the next block out. The blocks run as they are, on a folder of a few tiny images,
+with the changes in ``SMALLER``; weights that would have to be downloaded are left random.
 """
 
 import re
