@@ -19,7 +19,7 @@ def explain(
     images: Annotated[list[Path], Parameter(consume_multiple=True)],
     *,
     method: Literal["attention", "cam", "gradcam", "gradcam++", "hirescam"] = "attention",
-    target: int | None = None,
+    target: int | str | None = None,
     layer: str | None = None,
     pretrained: bool = False,
     plan: str | None = None,
@@ -35,7 +35,7 @@ def explain(
         model: a folder that foveate saved, a timm model, or torchvision:NAME.
         images: image files, folders (the images in them and below), or patterns in quotes such as "dogs/*.jpg".
         method: "attention" shows the mechanisms' own maps, the others what speaks for a class.
-        target: the class, by index; without it the predicted one.
+        target: the class, by index or name; without it the predicted one.
         layer: the layer for the methods with gradients; without it the last feature map.
         pretrained: with a model's name, use its ImageNet weights.
         plan: attention to insert first.

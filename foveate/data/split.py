@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from PIL import Image
@@ -29,12 +29,14 @@ class Split:
             library's data set.
         labels: position of each image's class in :attr:`ImageData.classes`.
         names: what each image is called in errors and in the fingerprint, relative to the data set's folder.
+        classes: the class names of the data set, which :class:`ImageData` fills in; () where they are not known.
     """
 
     name: str
     sources: tuple[str | bytes | Piece | Row, ...]
     labels: tuple[int, ...]
     names: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Split {self.name!r}: {len(self)} images>"
@@ -75,6 +77,7 @@ class Split:
             tuple(self.sources[i] for i in indices),
             tuple(self.labels[i] for i in indices),
             tuple(self.names[i] for i in indices),
+            self.classes,
         )
 
 
@@ -99,6 +102,10 @@ class ImageData:
     licence: str | None = None
     note: str = ""
     bad: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in ("train", "val"):
+            object.__setattr__(self, part, replace(getattr(self, part), classes=self.classes))
 
     @cached_property
     def fingerprint(self) -> str:

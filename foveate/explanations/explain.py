@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +19,7 @@ from foveate.explanations.hirescam import hirescam
 from foveate.explanations.layers import Layer, find_layer
 from foveate.explanations.result import Explanation, Map
 from foveate.explanations.sources import Images, OneImage
-from foveate.model_info import pretrained_config
+from foveate.networks.class_names import class_index, class_names
 from foveate.scores import predicted_classes
 from foveate.surgery.insert import unwrapped
 
@@ -42,7 +40,7 @@ def explain(
     images: OneImage | Sequence[OneImage] | Tensor,
     method: str = "attention",
     *,
-    target: int | Sequence[int] | None = None,
+    target: int | str | Sequence[int | str] | None = None,
     layer: str | None = None,
     image_size: int | None = None,
     batch_size: int = 8,
@@ -56,8 +54,8 @@ def explain(
             (B, C, H, W). A path is a file, a folder (the images in it and below), or a pattern such as "dogs/*.jpg".
         method: "attention": the attention modules' own maps. "gradcam", "gradcam++", "hirescam": of a class, by
             gradients; "cam": of a class, exactly, for networks that end in global average pooling and one linear layer.
-        target: the class to explain, by index, or one for each image; without it the predicted class. For "attention"
-            only where there is a map for each class.
+        target: the class to explain, by index or by the name that the model gives it, or one for each image; without it
+            the predicted class. For "attention" only where there is a map for each class.
         layer: the dotted name of the layer to look at; without it the last feature map. For methods with gradients.
         image_size: the side, in pixels, of what the network sees; without it the model's own.
         batch_size: images in one pass.
@@ -78,7 +76,7 @@ def explain(
     model = unwrapped(model)  # hooks do not run inside what torch.compile wraps
     _check_options(model, method, target, layer)
     given = Images(model, images, image_size)
-    classes = _one_for_each(target, len(given))
+    classes = _one_for_each(model, target, len(given))
     look: Callable[[Tensor, list[int] | None], Found] | None = None
     parts: list[Found] = []
     pictures: list[Image.Image] = []
@@ -100,7 +98,8 @@ def explain(
         for same in zip(*(part[2] for part in parts), strict=True)
     )
     targets = chosen if any(one.targets is not None for one in maps) else None
-    labels = _labels(model, logits.shape[1])
+    labels = class_names(model, logits.shape[1])
+    _require_names(target, labels, logits.shape[1])
     return Explanation(
         method=method,
         names=given.names,
@@ -114,6 +113,17 @@ def explain(
         sources=given.files,
         scores=scores,
     )
+
+
+def _require_names(target: object, labels: tuple[str, ...], count: int) -> None:
+    """Refuse a class by name where the names that the model carries are not those of its outputs."""
+    named = isinstance(target, str) or (
+        isinstance(target, list | tuple) and any(isinstance(one, str) for one in target)
+    )
+    if named and not labels:
+        raise FoveateError(
+            f"target={target!r}: the model has {count} classes and carries another number of class names: give an index"
+        )
 
 
 def _check_options(model: nn.Module, method: str, target: object, layer: str | None) -> None:
@@ -146,29 +156,15 @@ def _joined(same: tuple[Map, ...]) -> Map:
     return Map(name, torch.cat([one.values for one in same]), same[0].module, torch.cat(targets) if targets else None)
 
 
-def _one_for_each(target: Any, count: int) -> list[int] | None:
+def _one_for_each(model: nn.Module, target: Any, count: int) -> list[int] | None:
     if target is None:
         return None
     if isinstance(target, Tensor):
         target = target.tolist()
-    classes = [target] * count if isinstance(target, int) else list(target)
+    given = [target] * count if isinstance(target, int | str) else list(target)
+    classes = [class_index(model, each) if isinstance(each, str) else each for each in given]
     if len(classes) != count or any(not isinstance(index, int) or isinstance(index, bool) for index in classes):
-        raise FoveateError(f"target={target!r}: give one class index, or one for each of the {count} images")
+        raise FoveateError(
+            f"target={target!r}: give one class, by index or name, or one for each of the {count} images"
+        )
     return classes
-
-
-def _labels(model: nn.Module, count: int) -> tuple[str, ...]:
-    """The names of the classes, as the model's description says, or ImageNet's for weights that timm marks so."""
-    config = pretrained_config(model)
-    names = config.get("label_names") or ()
-    if not names and count == 1000 and re.search(r"in1k\b", str(config.get("tag", ""))):
-        names = _imagenet_names()
-    return tuple(map(str, names)) if len(names) == count else ()
-
-
-@functools.cache
-def _imagenet_names() -> tuple[str, ...]:
-    from timm.data import ImageNetInfo
-
-    # timm reads its files again each time, which takes longer than a small network's forward pass.
-    return tuple(text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import update_pretrained_config
+from foveate.networks.class_names import class_positions, positions_by_name, stored_names
 from foveate.surgery.apply import record_of
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.trace import probe
@@ -90,25 +92,85 @@ def _refuse_plan_for_classes(model: nn.Module, own: int, wanted: int) -> None:
     for at in record.placed if record else ():
         if at.verb == "as head" or at.per_class:
             raise FoveateError(
-                f"'{at.spec} {at.verb}' was built for {own} classes and the data has {wanted}: remove the plan, set "
+                f"'{at.spec} {at.verb}' was built for {own} classes and the data has {wanted}"
+                f"{' others, or in another order' * (own == wanted)}: take classifier='keep', or remove the plan, set "
                 f"the number of classes (create_model(..., num_classes={wanted})), and insert it again"
             )
 
 
-def adapt(model: nn.Module, classes: tuple[str, ...], recipe: Recipe) -> Preprocess:
+def _fit_classes(model: nn.Module, count: int, classes: tuple[str, ...], recipe: Recipe) -> str:
+    """Bring the classifier to the data's classes as the recipe says, and what was done, in words.
+
+    Args:
+        model: its classifier has ``count`` outputs.
+        count: of classes that the model has.
+        classes: of the data.
+        recipe: its ``classifier``, and whether it trains at all.
+    """
+    own = stored_names(model, count)
+    if recipe.classifier == "keep":
+        if count != len(classes):
+            raise FoveateError(
+                f"classifier='keep': the model has {count} classes and the data has {len(classes)}: take 'by name' or "
+                "'new'"
+            )
+        return ""
+    if recipe.classifier == "by name":
+        if own == classes or (not own and count == len(classes)):
+            return ""
+        known = positions_by_name([(name,) for name in own], classes)
+        if known == tuple(range(count)):
+            return ""
+        if known is not None:
+            _take_outputs(model, count, known)
+            return (
+                f"the classifier's outputs for {', '.join(classes[:8])}{' ...' * (len(classes) > 8)} are kept, by name"
+            )
+        if own and not recipe.epochs:
+            class_positions(model, classes, count)  # raises, with both lists
+    _refuse_plan_for_classes(model, count, len(classes))
+    replace_classifier(model, len(classes))
+    return f"a new classifier for {len(classes)} classes, untrained" + (
+        f" (the model's {count} are others)" if own else ""
+    )
+
+
+@torch.no_grad()
+def _take_outputs(model: nn.Module, count: int, wanted: tuple[int, ...]) -> None:
+    """Give the model a classifier with some of its outputs, in this order."""
+    _refuse_plan_for_classes(model, count, len(wanted))
+    held = [model.get_submodule(name).state_dict() for name in classifier_of(model)]
+    parts = [tensor for state in held for tensor in state.values()]
+    kinds = [model.get_submodule(name) for name in classifier_of(model)]
+    if not all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in kinds) or any(len(one) != count for one in parts):
+        raise FoveateError(
+            f"the data has the model's classes in another order or only some of them, and its classifier, a "
+            f"{type(kinds[0]).__name__}, cannot be cut to them: take classifier='new'"
+        )
+    held = [{key: tensor[list(wanted)].clone() for key, tensor in state.items()} for state in held]
+    if count != len(wanted):
+        replace_classifier(model, len(wanted))
+    for name, state in zip(classifier_of(model), held, strict=True):
+        model.get_submodule(name).load_state_dict(state)
+
+
+def adapt(
+    model: nn.Module, classes: tuple[str, ...], recipe: Recipe, say: Callable[[str], None] = lambda _: None
+) -> Preprocess:
     """Give a model the data's classes and the recipe's settings, in place.
 
     Args:
         model: gives one score per class for an image.
         classes: of the data.
-        recipe: its image size, the seed of a new classifier, BatchNorm's momentum and memory format.
+        recipe: its image size, what becomes of the classifier, its seed, BatchNorm's momentum and memory format.
+        say: is told, in a line, of a classifier that is changed.
 
     Returns:
         How images are prepared for the model.
 
     Raises:
-        FoveateError: the model takes other channels, cannot run on this image size, is no classifier, or has no
-            parameter to train.
+        FoveateError: the model takes other channels, cannot run on this image size, is no classifier, has no parameter
+            to train, or does not know the data's classes and is not to be trained.
     """
     preprocess = Preprocess.of(model, recipe.image_size)
     seen, _ = probe(model, (len(preprocess.mean), *preprocess.size))
@@ -117,9 +179,9 @@ def adapt(model: nn.Module, classes: tuple[str, ...], recipe: Recipe) -> Preproc
         gives = f"shape {shape}" if shape else f"a {seen[''].out_type}"
         raise FoveateError(f"{type(model).__name__} gives {gives} for an image, not one score per class: no classifier")
     torch.manual_seed(mix(recipe.seed, "classifier"))
-    if shape[1] != len(classes):
-        _refuse_plan_for_classes(model, shape[1], len(classes))
-        replace_classifier(model, len(classes))
+    done = _fit_classes(model, shape[1], classes, recipe)
+    if done:
+        say(done)
     if recipe.head_init_scale is not None:
         draw_small(model, recipe.head_init_scale)
     if recipe.bn_momentum is not None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line
 from foveate.images import Preprocess
-from foveate.model_info import device_and_dtype, pretrained_config
+from foveate.model_info import device_and_dtype
+from foveate.networks.class_names import class_positions
 from foveate.networks.create import create_model
 from foveate.preserve import preserve_state
 from foveate.surgery.saving.checkpoint import load
@@ -42,10 +43,10 @@ class Teacher:
         model: the teacher, in eval mode.
         recipe: its ``distillation`` (share w of the loss) and ``temperature`` (T).
         preprocess: of the student: the teacher sees the student's images, normalised as it is used to.
-        classes: of the data, in order.
+        classes: of the data, in order. A teacher that carries class names may have more, and in another order.
 
     Raises:
-        FoveateError: the teacher gives other classes, or cannot run on the student's images.
+        FoveateError: the teacher does not know a class, or cannot run on the student's images.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
@@ -58,24 +59,23 @@ class Teacher:
         there, here = (torch.tensor([p.std, p.mean], device=device) for p in (own, preprocess))
         self._scale = (here[0] / there[0]).view(shape)
         self._shift = ((here[1] - there[1]) / there[0]).view(shape)
-        names = pretrained_config(model).get("label_names")
-        if names and len(names) == len(classes) and tuple(names) != classes:
-            raise FoveateError("the teacher's classes have other names or another order than the data's")
+        self.columns: tuple[int, ...] | None = None
         try:
             given = self.scores(torch.zeros((2, len(own.mean), *preprocess.size), device=device))
         except Exception as error:
             raise FoveateError(f"the teacher cannot run on {preprocess.size} images: {first_line(error)}") from error
-        if given.shape != (2, len(classes)):
-            raise FoveateError(
-                f"the teacher gives {tuple(given.shape[1:])} scores for an image and the data has {len(classes)} "
-                "classes: train the teacher on this data first"
-            )
+        if given.ndim != 2:
+            raise FoveateError(f"the teacher gives {tuple(given.shape[1:])} for an image, not one score per class")
+        try:
+            self.columns = class_positions(model, classes, given.shape[1])
+        except FoveateError as error:
+            raise FoveateError(f"the teacher does not fit the data: {error}") from error
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        """The teacher's scores (B, K) for images (B, C, H, W) as the student gets them."""
+        """The teacher's scores (B, K) for images (B, C, H, W) as the student gets them, in the data's order."""
         given: Tensor = self.model(images * self._scale + self._shift)
-        return given.float()
+        return given.float() if self.columns is None else given.float()[:, list(self.columns)]
 
     def loss(self, scores: Tensor, images: Tensor, other: Tensor) -> Tensor:
         """(1 - w) other + w T^2 KL(teacher at T || student at T), averaged over the batch.

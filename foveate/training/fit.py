@@ -47,7 +47,8 @@ def fit(
 ) -> Fit:
     """Train a classifier, in place.
 
-    A classifier with another number of classes than the data is replaced. ``model.pretrained_cfg`` then says how
+    A classifier of other classes than the data is replaced, unless the recipe's ``classifier`` says otherwise; where
+    the model carries class names, classes are told apart by name. ``model.pretrained_cfg`` then says how
     images are prepared and what the classes are called. Everything else of the model (mode, gradients, device,
     ``requires_grad``, memory format) and the global random numbers are left as found; after an error the weights, too.
 
@@ -93,7 +94,7 @@ def fit(
         with accelerated(recipe.amp, **options) as accelerator, lent(model, accelerator.device):
             team = Team(accelerator)
             _announce(recipe, team, report)
-            preprocess = adapt(model, data.classes, recipe)
+            preprocess = adapt(model, data.classes, recipe, report.line)
             team.follow([model])
             supply = Supply(model, data, recipe, preprocess, report, FeatureCache() if cache is None else cache, team)
             with (

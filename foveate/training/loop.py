@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,7 +199,7 @@ class Run:
         with preserve_state(self.judged, evaluation=True):
             shown = self.report.track(batches, "evaluating", -(-val.count // team.count))
             found = predict(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
-        return measure(*(team.gather(rows, val.count) for rows in found))
+        return replace(measure(*(team.gather(rows, val.count) for rows in found)), classes=self.classes)
 
     def end_epoch(self, position: Position, val: Feed, order: Order) -> Evaluation:
         """Evaluate, write a row of history, and keep what is worth keeping."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
+from foveate.networks.class_names import class_names, class_positions, to_outputs
 from foveate.preserve import preserve_state
 from foveate.scores import check_labels, top_classes
 from foveate.training.input.loaders import Source
@@ -47,6 +48,7 @@ class Evaluation:
         predictions: (N,) int64, the class with the highest score.
         labels: (N,) int64.
         probabilities: (N, K) float32, softmax of the scores.
+        classes: names of the K classes; () where neither model nor data name them.
     """
 
     loss: float
@@ -57,6 +59,7 @@ class Evaluation:
     predictions: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
     probabilities: Tensor = field(repr=False)
+    classes: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
     def confusion(self) -> Tensor:
@@ -70,11 +73,17 @@ class Evaluation:
         """A row for each class: name, images, recall (its accuracy), precision and F1, 0 where nothing is counted.
 
         Args:
-            classes: their names; without them their numbers.
+            classes: their names; without them those of :attr:`classes`, else their numbers.
+
+        Raises:
+            FoveateError: there are more or fewer names than classes.
         """
+        classes = classes or self.classes
         from torchmetrics.functional import classification as metrics
 
         count = self.probabilities.shape[1]
+        if classes and len(classes) != count:
+            raise FoveateError(f"{len(classes)} class names for {count} classes: leave them out for the model's own")
         given = (self.predictions, self.labels, count)
         columns = {
             "recall": metrics.multiclass_recall(*given, average=None),
@@ -152,7 +161,8 @@ def evaluate(
     """Measure a model on a split, in eval mode, on the device where it is. The model is left as found.
 
     Args:
-        model: a classifier of as many classes as the split has.
+        model: a classifier. Where it carries class names (``fit`` and ``save`` keep them), the split's classes are
+            found among them by name, in any order; every class of the model stands to be predicted.
         split: such as ``data.val``.
         preprocess: how images are prepared; without it as the model says.
         image_size: side of the images in pixels, instead of the model's own.
@@ -161,7 +171,7 @@ def evaluate(
         progress: show a bar.
 
     Raises:
-        FoveateError: an image cannot be read, or the split does not fit the model.
+        FoveateError: an image cannot be read, or the split has a class that the model does not know.
         Diverged: a score is NaN or infinite.
     """
     if not len(split):
@@ -171,4 +181,33 @@ def evaluate(
     with Report(progress) as report, preserve_state(model, evaluation=True):
         batches = source.stream()(of_whole(len(split), batch_size))
         shown = report.track(batches, f"evaluating on {split.name}", len(split))
-        return measure(*predict(lambda inputs: model(source.normalised(inputs, device)), shown))
+        forward = _Checked(model, split.classes, lambda inputs: model(source.normalised(inputs, device)))
+        scores, labels = predict(forward, shown)
+        found = measure(scores, forward.labels(labels))
+    return replace(found, classes=class_names(model, scores.shape[1]) or split.classes)
+
+
+class _Checked:
+    """A forward pass that looks, at the first batch, whether the model's classes are those of the data.
+
+    Args:
+        model: gives the scores.
+        classes: of the data.
+        forward: batch -> scores (B, K).
+    """
+
+    def __init__(self, model: nn.Module, classes: Sequence[str], forward: Callable[[Tensor], Tensor]) -> None:
+        self.model, self.classes, self.forward = model, classes, forward
+        self.seen = False
+        self.positions: tuple[int, ...] | None = None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        scores = self.forward(inputs)
+        if not self.seen and self.classes and scores.ndim == 2:
+            self.positions = class_positions(self.model, self.classes, scores.shape[1])
+        self.seen = True
+        return scores
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Labels of the data (N,) as positions among the model's classes."""
+        return to_outputs(labels, self.positions)

@@ -10,14 +10,15 @@ from typing import Any
 
 from foveate.errors import FoveateError, near
 
-__all__ = ["AMP", "AUGMENTATIONS", "LOSSES", "SCHEDULES", "Recipe"]
+__all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "Recipe"]
 
 SCHEDULES = ("cosine", "constant", "step")
 AUGMENTATIONS = ("none", "flip", "standard", "randaugment")
 AMP = ("no", "bf16", "fp16")
 LOSSES = ("cross_entropy", "bce")
+CLASSIFIERS = ("by name", "keep", "new")
 
-_CHOICES = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "amp": AMP, "loss": LOSSES}
+_CHOICES = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "amp": AMP, "loss": LOSSES, "classifier": CLASSIFIERS}
 
 # Field -> (lowest value, is the lowest value itself allowed, highest value). Highest values are included.
 _BOUNDS: dict[str, tuple[float, bool, float]] = {
@@ -85,6 +86,10 @@ class Recipe:
             was inserted keeps its own.
         head_init_scale: the classifier starts anew from a normal distribution with this standard deviation and a bias
             of 0, such as 0.01; None leaves it (a classifier with the wrong number of classes is replaced all the same).
+        classifier: "by name": where the model carries class names, what it learned of each of the data's classes is
+            kept, and a class that it does not know means a new classifier for all (with ``epochs`` 0 an error); a model
+            without names keeps its classifier where the number of classes is right. "keep": the classifier is kept as
+            it is, whatever its classes are called. "new": it is replaced.
         gradient_clip: the longest 2-norm of all gradients together; None does not clip.
         ema_decay: an exponential moving average of the weights with this decay is what is evaluated and kept; None: no.
         checkpoint_every: steps between two checkpoints inside an epoch; None: only after each epoch.
@@ -125,6 +130,7 @@ class Recipe:
     workers: int = 0
     bn_momentum: float | None = None
     head_init_scale: float | None = None
+    classifier: str = "by name"
     gradient_clip: float | None = None
     ema_decay: float | None = None
     checkpoint_every: int | None = None

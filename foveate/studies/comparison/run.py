@@ -62,6 +62,8 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """The run as plain values, which the hash is over."""
         recipe = {key: value for key, value in self.recipe.to_dict().items() if key not in _FREE}
+        if recipe["classifier"] == "by name":
+            del recipe["classifier"]  # as runs were described before there was a choice
         return {"network": self.network, "plan": self.plan, "start": self.start, "recipe": recipe, "data": self.data}
 
     @property

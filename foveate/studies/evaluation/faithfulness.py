@@ -17,7 +17,7 @@ from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.scores import check_logits, predicted_classes
 from foveate.studies.evaluation.faithfulness_result import Faithfulness
-from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
+from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images, outputs_of
 from foveate.surgery.insert import unwrapped
 from foveate.training.metrics import Diverged
 
@@ -66,7 +66,8 @@ def faithfulness(
         seed: of the choice of images, the random maps and the intervals.
 
     Raises:
-        FoveateError: a method or a measure does not exist or does not fit the model, or the data cannot be read.
+        FoveateError: a method or a measure does not exist or does not fit a model, or the data cannot be
+            read or has a class that a model does not know.
         Diverged: the model's scores are NaN or infinite.
     """
     models = dict(model) if isinstance(model, Mapping) else {"": model}
@@ -75,6 +76,8 @@ def faithfulness(
     if steps < 1:
         raise FoveateError(f"steps={steps}: give at least 1")
     loaded = load_images(data, next(iter(models.values())), limit=limit, image_size=image_size, seed=seed)
+    for network in models.values():
+        outputs_of(network, loaded)  # each must know the classes of the data
     where = _masks(masks, boxes, loaded)
     values: dict[tuple[str, str, str], Tensor] = {}
     for name, network in models.items():

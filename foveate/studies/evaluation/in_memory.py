@@ -15,11 +15,14 @@ from foveate.data.division import sample
 from foveate.data.split import Split
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.model_info import device_and_dtype
+from foveate.networks.class_names import class_positions, to_outputs
+from foveate.preserve import preserve_state
 from foveate.scores import class_numbers
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import of_whole
 
-__all__ = ["Data", "LoadedImages", "load_images"]
+__all__ = ["Data", "LoadedImages", "load_images", "outputs_of"]
 
 Data = str | os.PathLike[str] | ImageData | Split | Iterable[tuple[Tensor, Tensor]]
 _AT_ONCE = 64  # images decoded in one go
@@ -32,9 +35,10 @@ class LoadedImages:
     Args:
         name: of the data set.
         inputs: (N, C, H, W), uint8 pixels, or normalised floats as they were given.
-        labels: (N,) int64.
+        labels: (N,) int64, positions among the model's classes.
         source: normalises pixels; None for floats.
         positions: (N,) where each image stands in the data as given.
+        classes: of the data; () where they are not known.
     """
 
     name: str
@@ -42,6 +46,7 @@ class LoadedImages:
     labels: Tensor
     source: Source | None
     positions: Tensor
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,7 +76,8 @@ def load_images(
         seed: of the draw and the order.
 
     Raises:
-        FoveateError: the data cannot be read, holds no image, or does not fit the limit.
+        FoveateError: the data cannot be read, holds no image, has a class that the model does not know, or does not fit
+            the limit.
     """
     if limit is not None and limit < 1:
         raise FoveateError(f"limit {limit}: must be at least 1")
@@ -86,7 +92,8 @@ def load_images(
             raise FoveateError("image_size= is for image files: batches are taken as they are; leave it out")
         found = _of_batches(name, part, limit)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
-    return replace(found, inputs=found.inputs[order], labels=found.labels[order], positions=found.positions[order])
+    labels = to_outputs(found.labels, outputs_of(model, found))
+    return replace(found, inputs=found.inputs[order], labels=labels[order], positions=found.positions[order])
 
 
 def _of_split(
@@ -101,7 +108,23 @@ def _of_split(
     source = Source(part, "", Preprocess.of(model, image_size))
     batches = list(source.stream()(of_whole(len(part), _AT_ONCE)))
     inputs, labels = (torch.cat(of) for of in zip(*batches, strict=True))
-    return LoadedImages(name, inputs, labels, source, torch.tensor(chosen))
+    return LoadedImages(name, inputs, labels, source, torch.tensor(chosen), part.classes)
+
+
+def outputs_of(model: nn.Module, loaded: LoadedImages) -> tuple[int, ...] | None:
+    """Where the data's classes stand among the model's, as ``class_positions``; one image shows how many these are.
+
+    Raises:
+        FoveateError: a class of the data is not a class of the model.
+    """
+    if not loaded.classes or loaded.source is None:
+        return None
+    device, _ = device_and_dtype(model)
+    with preserve_state(model, evaluation=True), torch.no_grad():
+        scores = model(loaded.source.normalised(loaded.inputs[:1], device))
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        return None  # what is wrong is said where the scores are read
+    return class_positions(model, loaded.classes, scores.shape[1])
 
 
 def _of_batches(name: str, batches: Any, limit: int | None) -> LoadedImages:
