@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from foveate.surgery.insert import insert
+
 
 class Small(nn.Module):
     """Two convolutions, global average pooling, one linear layer."""
@@ -32,8 +34,7 @@ class Small(nn.Module):
         return self.head(self.drop(self.pool(self.body(self.stem(x))).flatten(1)))
 
 
-@pytest.fixture
-def model():
+def _small():
     torch.manual_seed(0)
     network = Small()
     with torch.no_grad():
@@ -43,6 +44,21 @@ def model():
                 module.running_var.uniform_(0.5, 2)
         network.head.weight.normal_()
     return network
+
+
+@pytest.fixture
+def model():
+    return _small()
+
+
+@pytest.fixture(scope="session")
+def prepared_once():
+    """The network with attention, in a state that is easily disturbed. To be copied."""
+    model = insert(_small(), "ulsam after body; se after stem", start="identity")
+    model.train()
+    model.stem[1].eval()  # a batch norm that is kept frozen
+    model.body[0].requires_grad_(False)
+    return model
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_grad_cam_before_its_relu_times_the_places_is_cam(model, images):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenetv2_035", "tf_efficientnet_lite0", "regnetx_002", "shufflenet_v2_x0_5"]
+    "name", ["resnet10t", "mobilenetv2_035", "tf_efficientnet_lite0", "regnetx_002", "shufflenet_v2_x0_5"]
 )
 def test_networks_with_pooling_and_one_linear_layer(name):
     torch.manual_seed(0)

@@ -76,7 +76,7 @@ def test_hirescam_adds_up_to_the_logit_where_one_linear_layer_follows(images):
     assert not torch.allclose(F.relu(found) / found.max(), averaged / averaged.max(), atol=0.05)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035"])
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035"])
 @pytest.mark.parametrize("inner", [False, True])
 def test_captum_gives_the_same_grad_cam(name, inner):
     captum = pytest.importorskip("captum.attr")
@@ -84,7 +84,7 @@ def test_captum_gives_the_same_grad_cam(name, inner):
     model = timm.create_model(name, num_classes=6).eval()
     nn.init.normal_(model.get_classifier().weight)
     images, target = torch.randn(2, 3, 96, 64), [4, 1]
-    layer = {"resnet18": "layer2", "mobilenetv2_035": "blocks.3"}[name] if inner else find_layer(model, images).name
+    layer = {"resnet10t": "layer2", "mobilenetv2_035": "blocks.3"}[name] if inner else find_layer(model, images).name
     theirs = captum.LayerGradCam(model, model.get_submodule(layer)).attribute(
         images, torch.tensor(target), relu_attributions=True
     )

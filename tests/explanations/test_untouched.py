@@ -1,12 +1,14 @@
 """The caller's model comes back as it was, on success and on error."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.explanations.explain import METHODS, explain
-from foveate.surgery.insert import attentions, insert
+from foveate.surgery.insert import attentions
 
 
 class Noisy(nn.Module):
@@ -27,12 +29,10 @@ class Broken(nn.Module):
 
 
 @pytest.fixture
-def prepared(model):
-    insert(model, "ulsam after body; se after stem", start="identity")
+def prepared(prepared_once):
+    torch.manual_seed(0)
+    model = copy.deepcopy(prepared_once)
     model.stem.append(Noisy())
-    model.train()
-    model.stem[1].eval()  # a batch norm that is kept frozen
-    model.body[0].requires_grad_(False)
     model.head.weight.grad = torch.ones_like(model.head.weight)
     model.head.register_forward_hook(lambda module, args, out: out)
     return model

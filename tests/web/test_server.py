@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 import foveate as fv
+from foveate.cli import main
 
 SERVE = (sys.executable, "-m", "foveate", "serve")
 
@@ -78,11 +79,13 @@ def test_no_file_of_the_machine_is_given_out(address, path):
     assert refused.value.code in (403, 404)
 
 
-def test_a_port_that_is_taken_is_said(address):
-    done = subprocess.run([*SERVE, "--port", address.rpartition(":")[2]], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "cannot be used" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_port_that_is_taken_is_said(address, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--port", address.rpartition(":")[2]])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "cannot be used: Address already in use; give another" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("no.such.host.invalid", 7860), ("127.0.0.1", -1)])

@@ -86,8 +86,13 @@ def useless():
     return train(with_ulsam(0))
 
 
-def test_one_that_works(working, loaded):
-    (row,) = audit(working, loaded).rows
+@pytest.fixture(scope="module")
+def found(working, loaded):
+    return audit(working, loaded)
+
+
+def test_one_that_works(found):
+    (row,) = found.rows
     assert (row.verdict, row.site, row.spec, row.verb) == (
         "works",
         "body",
@@ -239,8 +244,7 @@ def test_the_model_is_left_as_found(working, loaded):
     assert hooks == {name: list(module._forward_hooks) for name, module in model.named_modules()}
 
 
-def test_table_csv_and_words(working, loaded, tmp_path):
-    found = audit(working, loaded)
+def test_table_csv_and_words(found, tmp_path):
     lines = str(found).splitlines()
     assert max(map(len, found.table().splitlines())) <= 100
     assert lines[0].startswith(f"images: 200 images, accuracy {found.accuracy:.1f}%")
@@ -285,10 +289,14 @@ def test_what_cannot_be_audited(working, loaded):
         audit(working, loaded, limit=0)
 
 
-@pytest.mark.parametrize("size", [32, 33, 64])
-def test_batches_do_not_matter_to_what_is_switched_off(working, loaded, size):
+@pytest.mark.parametrize("size", [33, 64, 200])  # without an option: 32
+def test_batches_do_not_matter(working, loaded, found, size):
     (row,) = audit(working, loaded, batch_size=size).rows
-    assert row.off == audit(working, loaded).rows[0].off
+    assert row.off == found.rows[0].off
+    for name in ("bf16", "fp16", "int8"):
+        for measure in ("correlation", "norm_ratio", "relative_error", "changed"):
+            of = getattr(getattr(found.rows[0], name), measure)
+            assert getattr(getattr(row, name), measure) == pytest.approx(of, rel=1e-3)
 
 
 # Networks without training, in which the truth is known by construction. Channel 0 of an image tells what the module
@@ -429,11 +437,3 @@ def test_data_of_one_class():
     found = audit(Known(Module("b c h w", rest(lambda x: 1.5))), zeros)
     assert found.accuracy == 100
     assert found.rows[0].verdict == "static"
-
-
-def test_what_low_precision_leaves_does_not_depend_on_the_batches(working, loaded):
-    one, other = (audit(working, loaded, batch_size=size).rows[0] for size in (16, 200))
-    for name in ("bf16", "fp16", "int8"):
-        for measure in ("correlation", "norm_ratio", "relative_error", "changed"):
-            of = getattr(getattr(one, name), measure)
-            assert of == pytest.approx(getattr(getattr(other, name), measure), rel=1e-3)
