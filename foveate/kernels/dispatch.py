@@ -24,6 +24,7 @@ __all__ = [
     "backend_for",
     "dense",
     "in_the_strides_of",
+    "is_exporting",
     "is_ready",
     "passes",
     "unwatched",
@@ -55,6 +56,12 @@ def is_ready(device: str, dtype: torch.dtype, family: str = "ulsam") -> bool:
 _is_ready_constant = torch.compiler.assume_constant_result(is_ready.__wrapped__)
 
 
+@torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Whether torch.export traces this. torch 2.11 says so of torch.compile, too, where it is not asked outside."""
+    return torch.compiler.is_exporting()
+
+
 # Bound here, and asked in this order: between large tensors the interpreter's own memory is out of the caches, and each
 # name that is looked up, each object that is made costs a fetch of its own. So does a device's name.
 _is_compiling = torch.compiler.is_dynamo_compiling  # what torch.export traces otherwise is no plain tensor
@@ -76,7 +83,7 @@ def backend_for(x: Tensor, family: str = "ulsam") -> bool:
     if not enabled() or type(x) is not Tensor:
         return False
     if _is_compiling():
-        if x.ndim != 4 or x.numel() == 0 or torch.compiler.is_exporting():
+        if x.ndim != 4 or x.numel() == 0 or is_exporting():
             return False
         return _is_ready_constant(x.device.type, x.dtype, family)
     if _is_tracing() or _transform() is not None or forward_ad._current_level >= 0:

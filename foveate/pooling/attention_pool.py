@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from foveate.errors import FoveateError
 from foveate.kernels.children import are_as_built, wants_gradients
+from foveate.kernels.dispatch import is_exporting
 from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
 from foveate.kernels.switch import enabled
 
@@ -120,7 +121,7 @@ class AttentionPool(nn.Module):
 
     def _looks_first(self, x: Tensor) -> bool:
         """Whether the places are attended before k and v are made of them, and not after."""
-        traced = not isinstance(x, Tensor) or torch.compiler.is_exporting() or torch._C._is_tracing()
+        traced = not isinstance(x, Tensor) or is_exporting() or torch._C._is_tracing()
         if traced or not enabled() or wants_gradients(self, x):
             return False
         tokens, keys = self.token.numel() // x.shape[1], x.shape[2] * x.shape[3] + (self.classes is None)

@@ -165,7 +165,8 @@ def _train_shape(x: Tensor, parameters: list[Tensor], running: list[Tensor], *_:
     channels, groups = x.shape[1], parameters[5].numel()
     batch, point_batch = not running[0].numel(), not running[2].numel()
     attention, score = (x.new_empty((x.shape[0], groups, *x.shape[2:]), dtype=wide(x)) for k in range(2))
-    lengths = (channels * batch, channels * batch, 2 * channels * batch + 2 * groups * point_batch)
+    kept = channels if batch else 0  # a product of symbol and truth value is none for SymPy, in older versions of torch
+    lengths = (kept, kept, 2 * kept + (2 * groups if point_batch else 0))
     mean, var, observed = (x.new_empty(n, dtype=wide(x)) for n in lengths)
     return torch.empty_like(dense(x)), attention, score, mean, var, observed
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,20 +26,9 @@ def asked_for_the_first_time():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton on this system")
-def test_the_kernels_in_the_interpreter():
+def test_the_kernels_in_the_interpreter(interpreted):
     """In a process of its own: the interpreter must be chosen before Triton is imported."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(HERE / "ulsam_triton_interpreted.py"),
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parents[2])
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    interpreted(HERE / "ulsam_triton_interpreted.py")
 
 
 def test_triton_is_not_imported_before_it_is_needed():
