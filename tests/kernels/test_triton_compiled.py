@@ -26,8 +26,8 @@ pytestmark = [
     pytest.mark.skipif(not TOOL.exists(), reason="Triton without CUDA's tools"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
 ]
-# Bytes of memory and registers that the worst pass of ULSAM takes, by the compiler. Triton 3.5 to 3.8 (torch 2.9 to 2.14)
-# were seen to give at most 16 bytes and 187 registers: slower, one program of 8 warps at a time.
+# Bytes of memory and registers that the worst pass of ULSAM takes. Compiled by Triton 3.5 to 3.8 (torch 2.9 to 2.14)
+# they are up to 16 and 187: slower, with one program of 8 warps at a time.
 STACK, REGISTERS = (0, 128) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else (16, 192)
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
