@@ -21,18 +21,16 @@ from typing import TYPE_CHECKING, BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.errors import FoveateError, near
+from foveate.image_formats import NOT_READ, SUFFIXES, prepare_pillow
 from foveate.model_info import pretrained_config
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "Preprocess", "open_image"]
+__all__ = ["MAX_PIXELS", "NOT_READ", "SUFFIXES", "Preprocess", "open_image"]
 
 MAX_PIXELS = 64_000_000
 """The most pixels (width times height) that are decoded unless the caller allows more: 192 MB as RGB."""
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jfif", ".gif", ".avif")
-"""How the names of image files end: torchvision's and three more, without importing it."""
 
 _INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -83,6 +81,8 @@ def open_image(
     with stream, _naming(name):
         if not stream.read(1):
             raise FoveateError(f"{name} is empty (0 bytes): remove it or replace it")
+        stream.seek(0)
+        prepare_pillow(stream.read(64), name)
         stream.seek(0)
         # Pillow warns of a large header by its own limit; ours is checked before anything is decoded.
         with _OPENING, warnings.catch_warnings():

@@ -10,7 +10,7 @@ import foveate
 PACKAGE = Path(foveate.__file__).parent
 LEVELS = [
     {"errors"},
-    {"model_info"},
+    {"model_info", "image_formats"},
     {"spec", "images", "preserve", "scores"},
     {"registry", "kernels"},
     {"attention", "pooling", "heads"},

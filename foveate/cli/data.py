@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsons
 import sys
+from collections.abc import Sequence
 
 from cyclopts import App
 
@@ -14,11 +15,12 @@ __all__ = ["data"]
 data = App(name="data", help="Look at a data set before a network is trained on it.")
 
 _SHOWN = 20  # lines of a kind; --json has all
+_OF_A_GROUP = 6  # names of equal images on a line
 
 
 @data.command
 def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: bool = False) -> None:
-    """List every bad image, the same picture twice, and the images of each class. Exits with 1 if something is wrong.
+    """List bad images, the same picture twice, files that are not used, and each class. Exits with 1 if something is wrong.
 
     Args:
         source: a folder with train/ and val/, a folder of class folders, Parquet, tar files, hf:NAME,
@@ -37,6 +39,7 @@ def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: 
 
 def _print(found: fv.DataReport) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -44,18 +47,29 @@ def _print(found: fv.DataReport) -> None:
     for heading in ("train", "val"):
         table.add_column(heading, justify="right")
     for name, train, val in found.counts:
-        table.add_row(name, str(train), str(val), style=None if train else "red")
+        table.add_row(escape(name), str(train), str(val), style=None if train else "red")
+    print(f"{found.name}: {found.note}")
     console.print(table)
     lines = {
         "bad images": [reason if image in reason else f"{image}: {reason}" for image, reason in found.bad],
-        "in training and in validation": [" = ".join(group) for group in found.leaks],
-        "in two classes": [" = ".join(group) for group in found.two_classes],
-        "equal byte by byte": [" = ".join(group) for group in found.same_bytes],
-        "equal once decoded": [" = ".join(group) for group in found.same_pixels],
+        "in training and in validation": [_equal(group) for group in found.leaks],
+        "in two classes": [_equal(group) for group in found.two_classes],
+        "equal byte by byte": [_equal(group) for group in found.same_bytes],
+        "equal once decoded": [_equal(group) for group in found.same_pixels],
     }
-    for kind, said in lines.items():
-        print(f"{kind}: {len(said) or 'none'}")
-        for line in said[:_SHOWN]:
+    for reason, names in found.unused:
+        lines[f"not used, {reason}"] = list(names)
+    for kind, group in lines.items():
+        print(f"{kind}: {len(group) or 'none'}")
+        for line in group[:_SHOWN]:
             print(f"  {line}")
-        if len(said) > _SHOWN:
-            print(f"  and {len(said) - _SHOWN} more: --json lists all")
+        if len(group) > _SHOWN:
+            print(f"  and {len(group) - _SHOWN} more: --json lists all")
+    if not found.unused:
+        print("not used: none")
+
+
+def _equal(group: Sequence[str]) -> str:
+    """The names of equal images; of many the first, and how many there are."""
+    more = f" = ... ({len(group)} images in all)" if len(group) > _OF_A_GROUP else ""
+    return " = ".join(group[:_OF_A_GROUP]) + more

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import unicodedata
 from pathlib import Path
 
 from foveate.data.division import divide
-from foveate.data.split import ImageData, Split
-from foveate.errors import FoveateError, near
-from foveate.images import SUFFIXES
+from foveate.data.parts import Unused, is_system, parts_of
+from foveate.data.scan import Scan
+from foveate.data.split import ImageData
+from foveate.errors import FoveateError
 
-__all__ = ["TRAIN_NAMES", "VAL_NAMES", "read_folder"]
+__all__ = ["read_folder"]
 
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "valid", "validation", "test", "testing")
+_PICTURES = {"images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "photos", "pictures"}
+_TARGETS = {
+    *("annotations", "annotation", "labels", "label", "masks", "mask", "gt", "gtfine", "gtcoarse", "ground_truth"),
+    *("groundtruth", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "imagesets", "boxes"),
+    *("annots", "annot", "targets", "labelmap", "trimaps", "xmls", "bboxes"),
+}
 
 
 def read_folder(root: Path, seed: int, val_fraction: float) -> ImageData:
@@ -26,131 +31,129 @@ def read_folder(root: Path, seed: int, val_fraction: float) -> ImageData:
         val_fraction: part of each class that goes to validation, where the folder has no split.
 
     Returns:
-        The data set. Its classes are the sorted names of training's class folders, also of empty ones.
+        The data set. Its classes are the sorted names of training's class folders, also of empty ones. Names that
+        differ only in how Unicode composes an accent are one class.
 
     Raises:
-        FoveateError: there are no class folders, a validation class is unknown to training, or by a link one file
-            stands in two classes or in both parts.
+        FoveateError: there are no class folders, the folders look like something else (images beside annotations, parts
+            with an unknown name), a validation class is unknown to training, or by a link one file stands in two
+            classes or in both parts.
     """
-    folders = _subfolders(root)
-    train_name, val_names = _parts(root, folders)
-    kinds = _class_folders(folders[train_name] if train_name else root, root, least=2)
+    unused = Unused()
+    folders = _subfolders(root, root, unused)
+    _refuse_targets(root, folders)
+    train_folder, val_folders = _parts(root, folders)
+    if train_folder is not None:
+        _refuse_targets(train_folder, _subfolders(train_folder, root, Unused()))
+    kinds = _class_folders(train_folder or root, root, 2, unused if train_folder else Unused())
     classes = tuple(kinds)
-    scan = _Scan(root, classes)
+    scan = Scan(root, classes, unused)
     train = scan.split("train", kinds)
-    if val_names:
-        val = scan.split("val", _class_folders(folders[val_names[0]], root, least=1))
-        notes = [f"split as the folders {train_name}/ and {val_names[0]}/"]
-        notes += [f"{name}/ unused" for name in val_names[1:]]
+    notes = []
+    if train_folder is not None:
+        labelled = [folder for folder in val_folders if _subfolders(folder, root, Unused())]
+        val_folder = labelled[0] if labelled else None
+        for name, folder in folders.items():
+            if folder not in (train_folder, val_folder):
+                scan.leave_out(folder, f"in {name}/, which is not used")
+        scan.leave_out_files(root, "beside the folders of the parts")
+    else:
+        val_folder = None
+        scan.leave_out_files(root, "beside the class folders")
+    if val_folder is not None and train_folder is not None:
+        scan.leave_out_files(train_folder, "beside the class folders")
+        scan.leave_out_files(val_folder, "beside the class folders")
+        val = scan.split("val", _class_folders(val_folder, root, 1, unused))
+        notes += [f"split as the folders {train_folder.name}/ and {val_folder.name}/"]
         present = set(val.labels)
         missing = [name for label, name in enumerate(classes) if label not in present]
-        notes += [f"no validation image of: {', '.join(missing)}"] if missing else []
+        notes += [f"no validation image of: {', '.join(missing[:20])}"] if missing else []
     else:
         train, val, how = divide(train, val_fraction, seed)
-        notes = [how]
-    return ImageData(root.resolve().name, classes, train, val, note="; ".join(notes + scan.remarks()))
+        notes += [f"no labelled validation part beside {train_folder.name}/"] if train_folder else []
+        notes += [how]
+    notes += scan.merged
+    note = "; ".join(notes + unused.in_words())
+    return ImageData(root.resolve().name, classes, train, val, note=note, unused=unused.listed())
 
 
-def _subfolders(folder: Path) -> dict[str, Path]:
-    """Folders and links to folders, without hidden ones, sorted by name."""
+def _subfolders(folder: Path, root: Path, unused: Unused) -> dict[str, Path]:
+    """Folders and links to folders, without hidden ones and those of systems, sorted by name."""
     try:
-        found = [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
+        entries = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     except OSError as error:
         raise FoveateError(f"{folder} cannot be read: {error.strerror}") from error
-    return {entry.name: entry for entry in sorted(found)}
+    found = {}
+    for entry in entries:
+        if entry.name.startswith(".") or is_system(entry.name):
+            Scan(root, (), unused).leave_out(entry, "in hidden folders and folders of the system")
+        else:
+            found[entry.name] = entry
+    return found
 
 
-def _parts(root: Path, folders: dict[str, Path]) -> tuple[str | None, list[str]]:
-    """Which folder is for training and which are for validation, the best first; None where there is no such split."""
-    train = [name for name in folders if name.lower() in TRAIN_NAMES]
-    val = sorted(
-        (name for name in folders if name.lower() in VAL_NAMES), key=lambda name: VAL_NAMES.index(name.lower())
-    )
+def _refuse_targets(root: Path, folders: dict[str, Path]) -> None:
+    """Refuse images beside masks or boxes: they are not classes."""
+    pictures = [name for name in folders if name.lower() in _PICTURES]
+    targets = [name for name in folders if name.lower() in _TARGETS]
+    if pictures and targets:
+        raise FoveateError(
+            f"{root} holds {pictures[0]}/ beside {targets[0]}/, as data for segmentation or detection do "
+            "(or a data set whose split files are missing): classification needs a folder of images for each class"
+        )
+
+
+def _parts(root: Path, folders: dict[str, Path]) -> tuple[Path | None, list[Path]]:
+    """The folder for training and those for validation, the best first; None where there is no such split."""
+    parts = parts_of(folders, alone=True)
+    train, val = parts.pop("train", []), [folder for found in parts.values() for folder in found]
     if not train and val and len(val) == len(folders):
-        raise FoveateError(f"{root} has {', '.join(val)} and no train folder: add it, or name a folder of classes")
+        names = ", ".join(folder.name for folder in val)
+        raise FoveateError(f"{root} has {names} and no train folder: add it, or name a folder of classes")
+    inside = {name: set(_subfolders(folder, root, Unused())) for name, folder in folders.items()}
     # A class may be called "train": it stands among other classes, or holds images and no folders.
-    if train and (val or (len(folders) == 1 and _subfolders(folders[train[0]]))):
+    if train and not val and not (len(folders) == 1 and inside[train[0].name]):
+        val = []
+    if train and (val or (len(folders) == 1 and inside[train[0].name])):
+        if len(train) > 1:
+            names = " and ".join(folder.name for folder in train)
+            raise FoveateError(f"{root} has {names}, all for training by their names: keep one, or name its folder")
+        if not inside[train[0].name] and not any(inside[folder.name] for folder in val):
+            return None, []  # classes of these names, which hold images
         return train[0], val
+    _refuse_unknown_parts(root, inside)
     return None, []
 
 
-def _class_folders(folder: Path, root: Path, least: int) -> dict[str, Path]:
-    """Class name -> folder. A link to a folder above, or to another class, is not a class."""
+def _refuse_unknown_parts(root: Path, inside: dict[str, set[str]]) -> None:
+    """Refuse folders that hold the same folders: they are parts, whose names are not understood."""
+    names = list(inside)
+    for at, name in enumerate(names):
+        for other in names[at + 1 :]:
+            shared = sorted(inside[name] & inside[other])
+            if len(shared) > 1 and len(shared) * 2 > max(len(inside[name]), len(inside[other])):
+                raise FoveateError(
+                    f"{root}: {name}/ and {other}/ hold the same folders ({', '.join(shared[:4])}), as the parts of a "
+                    "data set do, and their names do not say which: rename them train and val, or name one of them"
+                )
+
+
+def _class_folders(folder: Path, root: Path, least: int, unused: Unused) -> dict[str, list[Path]]:
+    """Class name -> its folders. A link to a folder above, or to another class, is not a class."""
     above = {os.path.realpath(path) for path in (root, folder)}
-    kinds: dict[str, Path] = {}
-    for path in sorted(_subfolders(folder).values(), key=lambda path: (path.is_symlink(), path.name)):
+    kinds: dict[str, list[Path]] = {}
+    inside = _subfolders(folder, root, unused)
+    for path in sorted(inside.values(), key=lambda path: (path.is_symlink(), path.name)):
         real = os.path.realpath(path)
         if real not in above:
             above.add(real)
-            kinds[path.name] = path
+            kinds.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
     if len(kinds) < least:
-        inner = [path.name for path in kinds.values() if len(_subfolders(path)) > 1]
-        hint = f"; did you mean {folder / inner[0]}?" if inner else ""
+        within = [name for name, found in kinds.items() if len(_subfolders(found[0], root, Unused())) > 1]
+        hint = f"; did you mean {folder / within[0]}?" if within else ""
         count = "no class folders" if not kinds else f"only one class folder ({next(iter(kinds))})"
         raise FoveateError(
             f"{folder} has {count}: put the images into two or more folders, one per class, "
             f"as in {folder.name}/cat/1.jpg and {folder.name}/dog/2.jpg{hint}"
         )
     return dict(sorted(kinds.items()))
-
-
-class _Scan:
-    """Collects the images below class folders, each file once."""
-
-    def __init__(self, root: Path, classes: tuple[str, ...]) -> None:
-        self.root = root
-        self.classes = classes
-        self.seen: dict[str, str] = {}  # resolved path -> "part/class" it was found in
-        self.others = 0
-        self.repeats = 0
-
-    def split(self, part: str, kinds: dict[str, Path]) -> Split:
-        """Images of all the classes of one part, in the order of their paths."""
-        rows: list[tuple[str, int]] = []
-        # No class is entered through a link that lies in another one.
-        entered = {os.path.realpath(folder) for folder in (self.root, *kinds.values())}
-        entered |= {os.path.realpath(folder.parent) for folder in kinds.values()}
-        for kind, folder in kinds.items():
-            paths = list(self._new_images(str(folder), entered, f"{part}, class {kind}"))
-            if not paths:
-                continue
-            if kind not in self.classes:
-                raise FoveateError(f"class {kind!r} of {folder} is not in training: {near(kind, self.classes)}")
-            rows += [(path, self.classes.index(kind)) for path in paths]
-        start = len(str(self.root / "x")) - 1
-        names = tuple(path[start:].replace(os.sep, "/") for path, _ in rows)
-        return Split(part, tuple(path for path, _ in rows), tuple(label for _, label in rows), names)
-
-    def _new_images(self, folder: str, entered: set[str], place: str) -> Iterator[str]:
-        """Paths of the images below a folder that were not seen before; links are followed, but never in a circle."""
-        real_folder = os.path.realpath(folder)
-        try:
-            with os.scandir(folder) as listing:
-                entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
-        except OSError as error:
-            raise FoveateError(f"{folder} cannot be read: {error.strerror}") from error
-        for entry in entries:
-            # Resolving every path would cost more than the rest of the scan.
-            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_folder, entry.name)  # noqa: PTH118
-            if entry.is_dir():
-                if real not in entered:
-                    entered.add(real)
-                    yield from self._new_images(entry.path, entered, place)
-                else:
-                    self.repeats += 1
-            elif not entry.name.lower().endswith(SUFFIXES):
-                self.others += 1
-            elif real not in self.seen:
-                self.seen[real] = place
-                yield entry.path
-            elif self.seen[real] == place:
-                self.repeats += 1
-            else:
-                raise FoveateError(
-                    f"{entry.path} ({place}) is the same file as one in {self.seen[real]}: remove one of the links"
-                )
-
-    def remarks(self) -> list[str]:
-        """What was left out, in words."""
-        left_out = [(self.others, "without an image suffix"), (self.repeats, "that are links to what is there already")]
-        return [f"left out {count} file{'s' * (count > 1)} {what}" for count, what in left_out if count]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from foveate.data.division import divide
-from foveate.data.folder import TRAIN_NAMES, VAL_NAMES
+from foveate.data.parts import Unused, parts_of, usable
 from foveate.data.sources import Row
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, first_line, near
@@ -48,26 +47,32 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
     except Exception as error:
         raise FoveateError(f"hf:{name} cannot be had: {first_line(error)}") from error
     splits = dict(found) if isinstance(found, Mapping) else {"train": found}
-    train_name = next((part for part in TRAIN_NAMES if part in splits), next(iter(splits)))
-    val_name = next((part for part in VAL_NAMES if part in splits and part != train_name), None)
-    train = splits[train_name]
+    parts = parts_of({part: part for part in splits}, alone=True)
+    train_name = parts.pop("train", list(splits))[0]
+    val_names = [part for found in parts.values() for part in found if part != train_name]
+    train, unused = splits[train_name], Unused()
     image, label = _column(train, "Image", "image", name), _column(train, "ClassLabel", "label", name)
     names = getattr(train.features[label], "names", None)
-    values = list(train[label])
+    values = [value for value in train[label] if usable(value)]
     classes = tuple(names) if names else tuple(str(value) for value in sorted(set(values)))
     positions = {value: at for at, value in enumerate(range(len(names)) if names else sorted(set(values)))}
 
     def split(part: str, rows: Any) -> Split:
         encoded = _Encoded(rows.cast_column(image, library.Image(decode=False)), image)
-        return _split(part, encoded, [positions.get(value, -1) for value in rows[label]], f"hf:{name}")
+        labels = [value if not usable(value) else positions.get(value) for value in rows[label]]
+        return _split(part, encoded, labels, f"hf:{name}", unused)
 
-    learn = split("train", train)
-    if val_name is None:
+    learn, judge, note = split("train", train), None, ""
+    for val_name in val_names:  # a test part is often given out without labels
+        judge = split("val", splits[val_name])
+        if judge.labels:
+            note = f"split as the data set's {train_name} and {val_name}"
+            break
+    if judge is None or not judge.labels:
         learn, judge, note = divide(learn, val_fraction, seed)
-    else:
-        judge, note = split("val", splits[val_name]), f"split as the data set's {train_name} and {val_name}"
     licence = getattr(getattr(train, "info", None), "license", None) or None
-    return ImageData(f"hf:{name}", classes, learn, judge, licence, note)
+    note = "; ".join([note, *unused.in_words("row")])
+    return ImageData(f"hf:{name}", classes, learn, judge, licence, note, unused=unused.listed())
 
 
 class _Encoded:
@@ -125,14 +130,16 @@ def read_torchvision(name: str, seed: int, val_fraction: float) -> ImageData:
         note = f"split as torchvision's {first} and {second}"
     else:
         train, val, note = _made(kind, make, options), None, ""
-    learn = _split("train", _Images(train), _labels(kind, train), f"torchvision:{kind}")
+    unused = Unused()
+    learn = _split("train", _Images(train), _labels(kind, train), f"torchvision:{kind}", unused)
     if val is None:
         learn, judge, note = divide(learn, val_fraction, seed)
     else:
-        judge = _split("val", _Images(val), _labels(kind, val), f"torchvision:{kind}")
+        judge = _split("val", _Images(val), _labels(kind, val), f"torchvision:{kind}", unused)
     present = sorted(set(learn.labels) | set(judge.labels))
     names = getattr(train, "classes", None) or [str(label) for label in range(present[-1] + 1 if present else 0)]
-    return ImageData(f"torchvision:{kind}", tuple(map(str, names)), learn, judge, note=note)
+    note = "; ".join([note, *unused.in_words("row")])
+    return ImageData(f"torchvision:{kind}", tuple(map(str, names)), learn, judge, note=note, unused=unused.listed())
 
 
 class _Images:
@@ -183,9 +190,27 @@ def _labels(kind: str, rows: Any) -> list[int]:
         raise FoveateError(f"torchvision:{kind} gives no single class for an image: take another data set") from error
 
 
-def _split(part: str, rows: Any, labels: Sequence[int], name: str) -> Split:
-    if len(rows) and min(labels) < 0:
-        raise FoveateError(f"{name}: a {part} image has a label that is no class of training, or none")
-    sources = tuple(Row(rows, index) for index in range(len(rows)))
-    whole = Split("train", sources, tuple(labels), tuple(f"{name} {part} row {index}" for index in range(len(rows))))
-    return replace(whole, name=part)
+def _split(part: str, rows: Any, labels: Sequence[int | None], name: str, unused: Unused) -> Split:
+    """Rows that have a class; a label below 0 says that there is none.
+
+    Args:
+        part: ``train`` or ``val``.
+        rows: give the images.
+        labels: for each row a position among the classes, a number below 0, or None: not a class of training.
+        name: of the data set.
+        unused: gets the rows without a class.
+
+    Raises:
+        FoveateError: a label is not a class of training.
+    """
+    names = [f"{name} {part} row {index}" for index in range(len(rows))]
+    kept: list[tuple[int, int]] = []
+    for index, label in enumerate(labels):
+        if label is None:
+            raise FoveateError(f"{names[index]}: its label is not a class of training, or it has none")
+        if usable(label):
+            kept.append((index, label))
+        else:
+            unused.add("without a class (a label below 0)", names[index])
+    sources = tuple(Row(rows, index) for index, _ in kept)
+    return Split(part, sources, tuple(label for _, label in kept), tuple(names[index] for index, _ in kept))

@@ -12,6 +12,7 @@ from foveate.data.division import sample
 from foveate.data.elpv import read_elpv
 from foveate.data.folder import read_folder
 from foveate.data.libraries import read_hugging_face, read_torchvision
+from foveate.data.official import find_official, read_official
 from foveate.data.parquet import is_parquet, read_parquet
 from foveate.data.shards import is_shards, read_shards
 from foveate.data.split import ImageData, Split
@@ -34,8 +35,10 @@ def open_data(
     """Open a data set for classification.
 
     Args:
-        source: a folder with ``train/`` and ``val/`` (or ``valid``, ``validation``, ``test``), each with a folder per
-            class; a folder with a folder per class; a folder with ``train.parquet`` and ``test.parquet``, or one
+        source: a folder with ``train/`` and ``val/`` (or ``validation``, ``dev``, ``eval``, ``test``, ``images_val``,
+            ...), each with a folder per class; a folder with a folder per class; CUB-200-2011, Stanford Dogs, Food-101,
+            Flowers-102, Oxford-IIIT Pets or FGVC-Aircraft as their authors give them out, with their split; a folder
+            with ``train.parquet`` and ``test.parquet`` (or several files of each, also in ``data/``), or one
             ``.parquet`` file; tar files as WebDataset lays them out; the word ``elpv`` for the packaged solar cells (a
             folder of that name is ``./elpv``); ``hf:NAME`` or ``torchvision:NAME`` for another library's; or an
             :class:`ImageData`, which comes back unchanged, or cut to ``limit``.
@@ -109,7 +112,8 @@ def _read(source: str | os.PathLike[str], seed: int, val_fraction: float) -> Ima
         return read_shards(path, seed, val_fraction)
     if not path.is_dir():
         raise FoveateError(f"{path} is a file: data is a folder of class folders, a .parquet or .tar file, or 'elpv'")
-    return read_folder(path, seed, val_fraction)
+    official = find_official(path)
+    return read_official(*official) if official else read_folder(path, seed, val_fraction)
 
 
 def _require_every_class(data: ImageData, allow_empty: bool, left: str = "") -> None:

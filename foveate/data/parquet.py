@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate.data.division import divide
-from foveate.data.folder import TRAIN_NAMES, VAL_NAMES
+from foveate.data.parts import Unused, is_system, part_of, parts_of, usable
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
 
@@ -20,18 +23,24 @@ def is_parquet(path: Path) -> bool:
     """Whether a path is a Parquet file, or a folder that holds some and no folders of images."""
     if path.is_file():
         return path.suffix.lower() == ".parquet"
-    stems = {file.stem.lower() for file in path.glob("*.parquet")}
-    return _first(TRAIN_NAMES, stems) is not None or (
-        bool(stems) and not any(entry.is_dir() for entry in path.iterdir())
-    )
+    stems = {file.stem for file in path.glob("*.parquet")}
+    folders = [
+        entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "." and not is_system(entry.name)
+    ]
+    if not stems and [folder.name for folder in folders] == ["data"]:
+        return any((path / "data").glob("*.parquet"))  # as the Hugging Face hub keeps it
+    return any(part_of(stem, alone=False) == "train" for stem in stems) or (bool(stems) and not folders)
 
 
 def read_parquet(path: Path, seed: int, val_fraction: float) -> ImageData:
-    """Read ``train.parquet`` with ``test.parquet`` (or ``val``, ``valid``, ``validation``), or a single file.
+    """Read ``train.parquet`` with ``test.parquet`` (or ``val``, ``dev``, ...), or a single file.
 
+    A part may be several files, such as ``train-00000-of-00002.parquet``, and they may lie in the folder ``data``.
     Columns: ``image``, encoded bytes (or a struct with ``bytes``, as Hugging Face writes it); ``label``, whole
-    numbers or text; ``split``, text, used only to divide a single file. A ``dataset.json`` beside the files may give
-    ``class_names`` (a label is a position in them), ``name`` and ``licence``. The encoded images are held in memory.
+    numbers or text; ``split``, text, used only where the file names make no split. Where Hugging Face's schema names
+    one image column and one ClassLabel column, these are taken, with the class names. A ``dataset.json`` beside the
+    files may give ``class_names`` (a label is a position in them), ``name`` and ``licence``. A label below 0 stands for
+    no class: these rows are left out. The encoded images are held in memory.
 
     Args:
         path: the file, or the folder.
@@ -46,31 +55,60 @@ def read_parquet(path: Path, seed: int, val_fraction: float) -> ImageData:
             or a validation label is unknown to training.
     """
     folder = path if path.is_dir() else path.parent
-    files = {file.stem.lower(): file for file in ([path] if path.is_file() else sorted(path.glob("*.parquet")))}
-    train_name, val_name = _first(TRAIN_NAMES, files), _first(VAL_NAMES, files)
-    val = None
-    if train_name and val_name:
-        train, val = _Rows.read(files[train_name]), _Rows.read(files[val_name])
-        note = f"split as the files {files[train_name].name} and {files[val_name].name}"
-    elif len(files) == 1:
-        (file,) = files.values()
-        train = _Rows.read(file)
-        if len(set(train.parts)) > 1:
-            train, val, note = train.by_column(file)
-    else:
-        names = ", ".join(file.name for file in files.values())
-        raise FoveateError(f"{path} holds {names}: rename two of them train.parquet and test.parquet, or name one file")
+    within = folder if any(folder.glob("*.parquet")) else folder / "data"
+    files = {file.stem: file for file in ([path] if path.is_file() else sorted(within.glob("*.parquet")))}
+    unused = Unused()
+    train, val, note = _by_files(path, files, unused)
+    if val is None and len(set(train.parts)) > 1:
+        train, val, note = train.by_column(path, unused)
+    train = train.with_classes(unused)
 
     described = _description(folder / "dataset.json")
-    classes, positions = _classes(train, described.get("class_names"))
+    classes, positions = _classes(train, described.get("class_names") or train.classes)
     learn = train.split("train", positions)
     if val is None:
-        learn, judge, note = divide(learn, val_fraction, seed)
+        learn, judge, how = divide(learn, val_fraction, seed)
+        note = "; ".join(filter(None, (note, how)))
     else:
         judge = val.split("val", positions)
+    note = "; ".join([note, *unused.in_words("row")])
     name = described.get("name") or path.resolve().stem
     licence = described.get("licence") or described.get("license")
-    return ImageData(str(name), classes, learn, judge, str(licence) if licence else None, note)
+    return ImageData(str(name), classes, learn, judge, str(licence) if licence else None, note, unused=unused.listed())
+
+
+def _by_files(path: Path, files: dict[str, Path], unused: Unused) -> tuple[_Rows, _Rows | None, str]:
+    """Training rows, validation rows if the file names make a split, and how, in words."""
+    parts = parts_of(files, alone=False)
+    learn = parts.pop("train", [])
+    unknown = [file for name, file in files.items() if part_of(name, alone=False) is None]
+    if not learn and not parts and len({_series(name) for name in files}) == 1:
+        return _Rows.read(unknown), None, ""
+    if not learn or (unknown and not parts):
+        if path.is_file():
+            return _Rows.read([path]), None, ""
+        names = ", ".join(file.name for file in files.values())
+        raise FoveateError(f"{path} holds {names}: rename them train.parquet and test.parquet, or name one file")
+    for held in list(parts.values()):
+        val = _Rows.read(held).with_classes(unused)
+        if val.labels:
+            words = f"split as the files {_named(learn)} and {_named(held)}"
+            left = [file for other in parts.values() if other is not held for file in other] + unknown
+            return (
+                _Rows.read(learn),
+                val,
+                words + (f"; {', '.join(file.name for file in left[:3])} unused" if left else ""),
+            )
+    return _Rows.read(learn), None, "no labelled validation file" if parts else ""
+
+
+def _series(name: str) -> str:
+    """A file's name without its number among several, as in ``birds-00001-of-00004``."""
+    return re.sub(r"[-_.]?\d+([-_.]of[-_.]\d+)?$", "", name)
+
+
+def _named(files: Sequence[Path]) -> str:
+    return files[0].name + (f" to {files[-1].name}" if len(files) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -79,47 +117,75 @@ class _Rows:
     labels: list[Any]  # int or str, as written
     parts: list[str]  # the split column; empty where there is none
     names: list[str]
+    classes: list[str] | None = None  # of Hugging Face's schema
 
     @classmethod
-    def read(cls, file: Path) -> _Rows:
+    def read(cls, files: Sequence[Path]) -> _Rows:
+        """Rows of several files, in their order."""
+        read = [cls._read(file) for file in files]
+        if any(each.classes != read[0].classes for each in read):
+            raise FoveateError(f"{_named(files)}: their schemas name other classes: use one order of classes")
+        columns = zip(*((each.images, each.labels, each.parts, each.names) for each in read), strict=True)
+        return cls(*(list(itertools.chain(*column)) for column in columns), read[0].classes)
+
+    def with_classes(self, unused: Unused) -> _Rows:
+        """The rows whose label stands for a class."""
+        keep = [row for row, label in enumerate(self.labels) if usable(label)]
+        if len(keep) == len(self.labels):
+            return self
+        pairs = zip(self.names, self.labels, strict=True)
+        unused.add("without a class (a label below 0)", (name for name, label in pairs if not usable(label)))
+        return self._rows(keep)
+
+    @classmethod
+    def _read(cls, file: Path) -> _Rows:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             with pq.ParquetFile(file) as parquet:
-                columns = parquet.schema_arrow.names
-                for column in ("image", "label"):
+                columns, features = parquet.schema_arrow.names, _features(parquet.schema_arrow.metadata)
+                image = _column("Image", "image", columns, features)
+                label = _column("ClassLabel", "label", columns, features)
+                for column in (image, label):
                     if column not in columns:
                         raise FoveateError(f"{file} has no column {column!r}: {near(column, columns)}")
-                table = parquet.read(columns=[name for name in ("image", "label", "split") if name in columns])
+                table = parquet.read(columns=[name for name in (image, label, "split") if name in columns])
         except (OSError, pa.ArrowException) as error:
             reason = str(error).partition("\n")[0]
             raise FoveateError(f"{file} is not a Parquet file that can be read: {reason}") from error
-        images, labels = (table.column(column).to_pylist() for column in ("image", "label"))
+        images, labels = (table.column(column).to_pylist() for column in (image, label))
         if images and isinstance(images[0], dict):
             images = [image and image.get("bytes") for image in images]
         parts = [str(part).lower() for part in table.column("split").to_pylist()] if "split" in columns else []
-        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-            if not isinstance(image, bytes):
-                raise FoveateError(f"{file} row {row}: the image must be encoded bytes, not {_kind(image)}")
-            if not isinstance(label, int | str):
-                raise FoveateError(f"{file} row {row}: the label must be a whole number or text, not {_kind(label)}")
-        return cls(images, labels, parts, [f"{file.name} row {row}" for row in range(len(images))])
+        for row, (picture, value) in enumerate(zip(images, labels, strict=True)):
+            if not isinstance(picture, bytes):
+                raise FoveateError(f"{file} row {row}: the image must be encoded bytes, not {_kind(picture)}")
+            if not isinstance(value, int | str):
+                raise FoveateError(f"{file} row {row}: the label must be a whole number or text, not {_kind(value)}")
+        labels = [unicodedata.normalize("NFC", value) if isinstance(value, str) else value for value in labels]
+        names = features.get(label, {}).get("names")
+        names = names if isinstance(names, list) and features[label].get("_type") == "ClassLabel" else None
+        return cls(images, labels, parts, [f"{file.name} row {row}" for row in range(len(images))], names)
 
-    def by_column(self, file: Path) -> tuple[_Rows, _Rows, str]:
+    def by_column(self, file: Path, unused: Unused) -> tuple[_Rows, _Rows, str]:
         """Training and validation rows by the split column, and that in words."""
         present = sorted(set(self.parts))
-        train, val = _first(TRAIN_NAMES, present), _first(VAL_NAMES, present)
-        if train is None or val is None:
+        parts = parts_of({part: part for part in present}, alone=True)
+        train, val = parts.pop("train", []), [part for found in parts.values() for part in found]
+        if not train or not val:
             raise FoveateError(f"{file}: column 'split' says {', '.join(present)}: it needs train and val (or test)")
-        unused = [part for part in present if part not in (train, val)]
-        note = f"split by the column 'split': {train} and {val}" + (f"; {', '.join(unused)} unused" if unused else "")
-        return self._where(train), self._where(val), note
+        for left in (part for part in present if part not in (train[0], val[0])):
+            unused.add(f"of the part {left}, which is not used", self._where(left).names)
+        held = self._where(val[0]).with_classes(unused)
+        return self._where(train[0]), held, f"split by the column 'split': {train[0]} and {val[0]}"
 
     def _where(self, part: str) -> _Rows:
-        keep = [row for row, value in enumerate(self.parts) if value == part]
-        images, labels = [self.images[row] for row in keep], [self.labels[row] for row in keep]
-        return _Rows(images, labels, [], [self.names[row] for row in keep])
+        return self._rows([row for row, value in enumerate(self.parts) if value == part])
+
+    def _rows(self, keep: Sequence[int]) -> _Rows:
+        images, labels, names = ([of[row] for row in keep] for of in (self.images, self.labels, self.names))
+        return _Rows(images, labels, [self.parts[row] for row in keep] if self.parts else [], names, self.classes)
 
     def split(self, part: str, positions: dict[Any, int]) -> Split:
         """The same rows with labels as positions of classes."""
@@ -155,9 +221,19 @@ def _description(file: Path) -> dict[str, Any]:
     return described
 
 
-def _first(wanted: Iterable[str], exist: Iterable[str]) -> str | None:
-    there = set(exist)
-    return next((name for name in wanted if name in there), None)
+def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
+    """The columns as Hugging Face's ``datasets`` describes them in a file's schema; nothing where it does not."""
+    try:
+        described = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {str(name): feature for name, feature in described.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _column(kind: str, usual: str, columns: Sequence[str], features: Mapping[str, Mapping[str, Any]]) -> str:
+    """The usual column, or the only one of this kind that the schema describes."""
+    fitting = [name for name, feature in features.items() if feature.get("_type") == kind and name in columns]
+    return fitting[0] if usual not in columns and len(fitting) == 1 else usual
 
 
 def _kind(value: Any) -> str:

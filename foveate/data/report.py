@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.data.opening import open_unchecked
+from foveate.data.parts import NOT_READ_REASON
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError
 
@@ -27,6 +28,7 @@ class DataReport:
         note: how its parts were made.
         counts: (class, training images, validation images), in the order of the classes.
         bad: (image, why) of each image that cannot be used.
+        unused: (reason, names) of every other file, row or sample that is not used.
         same_bytes: groups of images that are equal byte by byte, each "part/name".
         same_pixels: groups that are equal once decoded, and not byte by byte.
         leaks: the groups of both kinds that stand in training and in validation.
@@ -41,11 +43,14 @@ class DataReport:
     same_pixels: tuple[tuple[str, ...], ...]
     leaks: tuple[tuple[str, ...], ...]
     two_classes: tuple[tuple[str, ...], ...]
+    unused: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def sound(self) -> bool:
-        """No bad image, none on both sides or in two classes, no class without a training image."""
-        return not (self.bad or self.leaks or self.two_classes or any(train == 0 for _, train, _ in self.counts))
+        """No bad image, none on both sides or in two classes, none in a format that is not read, no empty class."""
+        lost = any(reason == NOT_READ_REASON for reason, _ in self.unused)
+        empty = any(train == 0 for _, train, _ in self.counts)
+        return not (self.bad or self.leaks or self.two_classes or lost or empty)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -55,6 +60,7 @@ class DataReport:
             "sound": self.sound,
             "classes": [{"class": name, "train": train, "val": val} for name, train, val in self.counts],
             "bad": [{"image": image, "reason": reason} for image, reason in self.bad],
+            "unused": [{"reason": reason, "names": list(names)} for reason, names in self.unused],
             **{
                 group: [list(names) for names in getattr(self, group)]
                 for group in ("same_bytes", "same_pixels", "leaks", "two_classes")
@@ -100,6 +106,7 @@ def check_data(source: str | os.PathLike[str] | ImageData, *, seed: int = 0, val
         same_pixels=_named(alike),
         leaks=_named([group for group in groups if len({at.part for at in group}) > 1]),
         two_classes=_named([group for group in groups if len({at.label for at in group}) > 1]),
+        unused=data.unused,
     )
 
 

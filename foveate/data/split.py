@@ -93,6 +93,8 @@ class ImageData:
         licence: terms of use, if the data set states them.
         note: how the parts were made and what was left out, in words.
         bad: names of damaged images that were left out.
+        unused: (reason, names) of every other file, row or sample that is not used; the reason goes on after "12
+            files".
     """
 
     name: str
@@ -102,6 +104,7 @@ class ImageData:
     licence: str | None = None
     note: str = ""
     bad: tuple[str, ...] = ()
+    unused: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         for part in ("train", "val"):

@@ -36,7 +36,7 @@ def test_train_and_val_folders(plant: Plant, val: str) -> None:
 def test_val_comes_before_test(plant: Plant) -> None:
     data = open_data(plant({f"{part}/{kind}": 1 for part in ("train", "test", "val") for kind in "ab"}))
     assert where(data, "val") == ["val/a/0.jpg", "val/b/0.jpg"]
-    assert "test/ unused" in data.note
+    assert "left out 2 files in test/, which is not used (test/a/0.jpg, test/b/0.jpg)" in data.note
 
 
 def test_classes_and_labels_are_torchvisions(plant: Plant) -> None:
@@ -164,7 +164,12 @@ def test_hidden_and_other_files_are_left_out(plant: Plant) -> None:
     data = open_data(root)
     assert data.classes == ("cat", "dog")
     assert len(data.train) + len(data.val) == 6
-    assert "left out 2 files without an image suffix" in data.note
+    assert "left out 2 files that are hidden or of the system (cat/.0.jpg, dog/Thumbs.db)" in data.note
+    assert "left out 1 file without an image suffix (cat/notes.txt)" in data.note
+    assert dict(data.unused)["in hidden folders and folders of the system"] == (
+        *(".cache/0.jpg", ".cache/1.jpg"),
+        *("cat/.thumbnails/0.jpg", "cat/.thumbnails/1.jpg"),
+    )
 
 
 def test_what_is_no_data_set_is_explained(plant: Plant) -> None:

@@ -54,7 +54,9 @@ def test_one_file_with_a_split_column(rows: Rows) -> None:
             ("all.parquet row 0", "all.parquet row 3"),
             ("all.parquet row 1", "all.parquet row 2"),
         )
-        assert data.note == "split by the column 'split': train and val; other unused"
+        assert data.note == "split by the column 'split': train and val; left out 1 row of " + (
+            "the part other, which is not used (all.parquet row 4)"
+        )
 
 
 @pytest.mark.parametrize("columns", [{}, {"split": ["train"] * 40}])

@@ -157,7 +157,7 @@ def test_faults_of_tar_files(tmp_path, picture):
     with pytest.raises(FoveateError, match="the sample '2' has no image"):
         open_data(shard(tmp_path / "b.tar", {"0.jpg": b"x", "0.cls": b"0", "2.cls": b"1"}))
     (tmp_path / "c.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(FoveateError, match="is no plain tar file"):
+    with pytest.raises(FoveateError, match="is not a plain tar file"):
         open_data(tmp_path / "c.tar")
     members = {f"{k}.jpg": picture(k) for k in range(4)} | {f"{k}.cls": b"%d" % (k % 2) for k in range(4)}
     whole = shard(tmp_path / "d.tar", members)
@@ -201,9 +201,16 @@ def test_hugging_face(hugging_face, picture, tmp_path):
     hugging_face["bare"] = {"train": rows}
     with pytest.raises(FoveateError, match="hf:bare has no label column"):
         open_data("hf:bare")
-    unknown = FakeRows(images, [0, -1] * 5)
-    hugging_face["test"] = {"train": unknown}
-    with pytest.raises(FoveateError, match="a label that is no class"):
+    hugging_face["some"] = {"train": FakeRows(images, [0, -1, 1, 0, 1] * 2), "test": FakeRows(images, [-1] * 10)}
+    data = open_data("hf:some")
+    assert (len(data.train), len(data.val), data.classes) == (6, 2, ("cat", "dog"))
+    ((reason, names),) = data.unused
+    assert reason == "without a class (a label below 0)"
+    assert (len(names), names[:2]) == (12, ("hf:some train row 1", "hf:some train row 6"))
+    assert "left out 12 rows without a class (a label below 0) (hf:some train row 1, " in data.note
+    wrong = FakeRows(images, [0, 5] * 5)
+    hugging_face["test"] = {"train": wrong}
+    with pytest.raises(FoveateError, match="hf:test train row 1: its label is not a class of training"):
         open_data("hf:test")
 
 

@@ -1,0 +1,87 @@
+"""Which part of a data set a file or folder is, by its name, and what of a data set was not used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+__all__ = ["NOT_READ_REASON", "SYSTEM", "Unused", "is_system", "part_of", "parts_of", "usable"]
+
+Item = TypeVar("Item")
+
+_WORDS = {
+    "train": ("train", "training", "trainset", "trainval"),
+    "val": ("val", "valid", "validation", "valset"),
+    "dev": ("dev", "development", "devset"),
+    "eval": ("eval", "evaluation", "holdout"),
+    "test": ("test", "testing", "testset"),
+}
+_PART = {word: part for part, words in _WORDS.items() for word in words}
+_RANK = tuple(_WORDS)
+# What may stand beside the part's name in a folder's name.
+_BESIDE = {"images", "image", "imgs", "img", "photos", "pictures", "jpg", "jpeg", "data", "dataset", "set", "split", ""}
+SYSTEM = ("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found")
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
+_SHOWN = 3  # names in a note
+NOT_READ_REASON = "of an image format that is not read"
+
+
+def part_of(name: str, *, alone: bool) -> str | None:
+    """The part that a name stands for: ``train``, ``val``, ``dev``, ``eval`` or ``test``; None where it names none.
+
+    Args:
+        name: of a folder, or of a file without its suffix.
+        alone: whether nothing else may be said, except words such as "images" and numbers, as in "images_train". A
+            folder "train_station" is a class; a file "birds-train-0003" is a part of the birds.
+    """
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    found = {_PART[word] for word in words if word in _PART}
+    if len(found) != 1 or (alone and any(word not in _PART and word not in _BESIDE for word in words)):
+        return None
+    return found.pop()
+
+
+def parts_of(items: Mapping[str, Item], *, alone: bool) -> dict[str, list[Item]]:
+    """Items by the part that their name stands for, in the order in which parts are preferred for validation."""
+    found: dict[str, list[Item]] = {}
+    for name, item in items.items():
+        part = part_of(name, alone=alone)
+        if part is not None:
+            found.setdefault(part, []).append(item)
+    return {part: found[part] for part in _RANK if part in found}
+
+
+def is_system(name: str) -> bool:
+    """Whether an operating system or a file server made this file or folder for itself."""
+    return name.lower() in SYSTEM or name.lower() in _SYSTEM_FILES
+
+
+def usable(label: object) -> bool:
+    """Whether a label stands for a class: -1 (and any number below 0) says that there is none."""
+    return not (isinstance(label, int) and label < 0)
+
+
+class Unused:
+    """Files, rows or samples of a data set that are not used, by reason."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+
+    def add(self, reason: str, names: str | Iterable[str]) -> None:
+        """Count one or several. The reason goes on after "12 files", such as "without an image suffix"."""
+        self._names.setdefault(reason, []).extend([names] if isinstance(names, str) else names)
+
+    def listed(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """(reason, names) in the order in which they were met, without empty ones."""
+        return tuple((reason, tuple(names)) for reason, names in self._names.items() if names)
+
+    def in_words(self, what: str = "file") -> list[str]:
+        """A clause for each reason, with the count and the first names."""
+        return [in_words(reason, names, what) for reason, names in self.listed()]
+
+
+def in_words(reason: str, names: Sequence[str], what: str = "file") -> str:
+    """Such as "left out 12 files without an image suffix (a.txt, b.txt, ...)"."""
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"left out {len(names)} {what}{'s' * (len(names) > 1)} {reason} ({shown})"
