@@ -18,7 +18,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 from timm.data import create_transform
 
 from foveate.errors import FoveateError
@@ -441,3 +441,60 @@ def test_wrong_preparation_is_refused(change: dict[str, object], words: str) -> 
 def test_importing_the_rule_costs_no_torch() -> None:
     code = "import sys, foveate.images; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'timm')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- HEIC and AVIF
+
+# The first bytes of a HEIC file: what says that it is one.
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+
+
+def test_heic_without_its_reader_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    with pytest.raises(FoveateError, match=r"a\.heic is a HEIC image: pip install 'foveate\[heic\]' to read it"):
+        open_image(tmp_path / "a.heic")
+    with pytest.raises(FoveateError, match="is a HEIC image"):
+        open_image(HEIC)
+
+
+def test_heic_is_never_left_out_of_a_folder(monkeypatch, tmp_path):
+    from foveate.data import check_data, open_data
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (number * 40, 0, 0)).save(tmp_path / name / f"{number}.png")
+            (tmp_path / name / f"{number}.HEIC").write_bytes(HEIC)
+    with pytest.raises(FoveateError, match=r"HEIC is a HEIC image: pip install .* \(and 7 more like it\)"):
+        open_data(tmp_path)
+    data = open_data(tmp_path, on_bad_image="skip")
+    assert len(data.bad) == 8
+    assert len(data.train) + len(data.val) == 8
+    assert "left out 8 images that cannot be read" in data.note
+    found = check_data(tmp_path)
+    assert len(found.bad) == 8
+    assert not found.sound
+
+
+def test_heic_is_read_with_its_reader():
+    heif = pytest.importorskip("pillow_heif")
+    picture = Image.linear_gradient("L").convert("RGB").resize((64, 48))
+    stream = io.BytesIO()
+    heif.from_pillow(picture).save(stream, quality=95)
+    opened = open_image(stream.getvalue())
+    assert (opened.size, opened.mode) == ((64, 48), "RGB")
+    difference = np.abs(np.asarray(opened, dtype=float) - np.asarray(picture, dtype=float))
+    assert difference.mean() < 3
+
+
+def test_avif_is_read_by_pillow(monkeypatch):
+    if not features.check("avif"):
+        pytest.skip("this Pillow is built without AVIF")
+    picture, stream = Image.linear_gradient("L").convert("RGB").resize((64, 48)), io.BytesIO()
+    picture.save(stream, "AVIF", quality=95)
+    assert np.abs(np.asarray(open_image(stream.getvalue()), dtype=float) - np.asarray(picture, dtype=float)).mean() < 3
+    monkeypatch.setattr("foveate.image_formats.features.check", lambda _: False)
+    with pytest.raises(FoveateError, match="is an AVIF image, which this Pillow cannot read"):
+        open_image(stream.getvalue())

@@ -14,6 +14,8 @@ import foveate as fv
 
 __all__ = ["DataOptions", "ModelOptions", "is_folder", "open_images", "open_network", "say"]
 
+_SHOWN = 20  # images that are left out
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def open_images(source: str, options: DataOptions) -> Any:
     for words in (data.note, data.licence):
         if words:
             say(words)
-    for bad in data.bad:
+    for bad in data.bad[:_SHOWN]:
         say(f"left out: {bad}")
+    if len(data.bad) > _SHOWN:
+        say(f"left out: {len(data.bad) - _SHOWN} more, which foveate data check lists")
     return data

@@ -47,9 +47,9 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
     except Exception as error:
         raise FoveateError(f"hf:{name} cannot be had: {first_line(error)}") from error
     splits = dict(found) if isinstance(found, Mapping) else {"train": found}
-    parts = parts_of({part: part for part in splits}, alone=True)
-    train_name = parts.pop("train", list(splits))[0]
-    val_names = [part for found in parts.values() for part in found if part != train_name]
+    named = parts_of({part: part for part in splits}, alone=True)
+    train_name = named.pop("train", list(splits))[0]
+    val_names = [part for same in named.values() for part in same if part != train_name]
     train, unused = splits[train_name], Unused()
     image, label = _column(train, "Image", "image", name), _column(train, "ClassLabel", "label", name)
     names = getattr(train.features[label], "names", None)

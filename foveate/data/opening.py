@@ -152,11 +152,11 @@ def _without_bad(data: ImageData, on_bad_image: str, allow_empty: bool) -> Image
         train=_without(data.train, bad["train"]),
         val=_without(data.val, bad["val"]),
         bad=tuple(left_out),
-        note=f"{data.note}; left out {len(left_out)} damaged image{'s' * (len(left_out) > 1)}",
+        note=f"{data.note}; left out {len(left_out)} image{'s' * (len(left_out) > 1)} that cannot be read",
     )
     if not data.val.labels:
-        raise FoveateError(f"{data.name}: every validation image is damaged, for example {reasons[-1]}")
-    _require_every_class(data, allow_empty, " after the damaged ones were left out")
+        raise FoveateError(f"{data.name}: no validation image can be read, for example {reasons[-1]}")
+    _require_every_class(data, allow_empty, " after those that cannot be read were left out")
     return data
 
 

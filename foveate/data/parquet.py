@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import unicodedata
@@ -125,8 +124,13 @@ class _Rows:
         read = [cls._read(file) for file in files]
         if any(each.classes != read[0].classes for each in read):
             raise FoveateError(f"{_named(files)}: their schemas name other classes: use one order of classes")
-        columns = zip(*((each.images, each.labels, each.parts, each.names) for each in read), strict=True)
-        return cls(*(list(itertools.chain(*column)) for column in columns), read[0].classes)
+        return cls(
+            [image for each in read for image in each.images],
+            [label for each in read for label in each.labels],
+            [part for each in read for part in each.parts],
+            [name for each in read for name in each.names],
+            read[0].classes,
+        )
 
     def with_classes(self, unused: Unused) -> _Rows:
         """The rows whose label stands for a class."""
@@ -184,8 +188,13 @@ class _Rows:
         return self._rows([row for row, value in enumerate(self.parts) if value == part])
 
     def _rows(self, keep: Sequence[int]) -> _Rows:
-        images, labels, names = ([of[row] for row in keep] for of in (self.images, self.labels, self.names))
-        return _Rows(images, labels, [self.parts[row] for row in keep] if self.parts else [], names, self.classes)
+        return _Rows(
+            [self.images[row] for row in keep],
+            [self.labels[row] for row in keep],
+            [self.parts[row] for row in keep] if self.parts else [],
+            [self.names[row] for row in keep],
+            self.classes,
+        )
 
     def split(self, part: str, positions: dict[Any, int]) -> Split:
         """The same rows with labels as positions of classes."""

@@ -49,7 +49,7 @@ def rows(tmp_path: Path, picture: Callable[..., bytes]) -> Callable[..., Path]:
 
     def make(name: str, labels: list[Any], folder: str = "set", **columns: list[Any]) -> Path:
         path = tmp_path / folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         images = columns.pop("image", None) or [picture(seed) for seed in range(len(labels))]
         pq.write_table(pa.table({"image": images, "label": labels, **columns}), path, row_group_size=4)
         return path

@@ -201,3 +201,102 @@ def test_missing_path_shows_near_names(plant: Plant) -> None:
             open_data(wrong)
     with pytest.raises(FoveateError, match="did you mean 'elpv'"):
         open_data("elvp")
+
+
+# ---- layouts that are recognised, and those that are refused
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        *(("train", part) for part in ("dev", "eval", "validation", "Test", "holdout")),
+        *(
+            ("training", "val"),
+            ("images_train", "images_val"),
+            ("train_images", "test_images"),
+            ("train2017", "val2017"),
+        ),
+        ("trainval", "test"),
+    ],
+)
+def test_parts_by_the_names_that_people_use(plant: Plant, train: str, val: str) -> None:
+    data = open_data(plant({f"{train}/a": 3, f"{train}/b": 2, f"{val}/a": 1, f"{val}/b": 1}))
+    assert (data.classes, len(data.train), len(data.val)) == (("a", "b"), 5, 2)
+    assert data.note == f"split as the folders {train}/ and {val}/"
+
+
+def test_a_class_may_hold_a_parts_name(plant: Plant) -> None:
+    assert open_data(plant({"train_station": 4, "test_tube": 4})).classes == ("test_tube", "train_station")
+    assert open_data(plant({"train": 4, "test": 4, "car": 4}, root="plain")).classes == ("car", "test", "train")
+
+
+def test_unknown_parts_are_refused(plant: Plant) -> None:
+    root = plant({f"{part}/{kind}": 2 for part in ("left_half", "right_half") for kind in "abc"})
+    with pytest.raises(
+        FoveateError, match=r"left_half/ and right_half/ hold the same folders \(a, b, c\).*rename them"
+    ):
+        open_data(root)
+    with pytest.raises(FoveateError, match="train and training, all for training"):
+        open_data(plant({f"{part}/{kind}": 2 for part in ("train", "training", "val") for kind in "ab"}, root="two"))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("images/training/x", "images/validation/x", "annotations/training", "annotations/validation"),  # ADE20K
+        ("JPEGImages", "Annotations", "ImageSets/Main", "SegmentationClass"),  # VOC
+        ("train/images", "train/labels", "val/images", "val/labels"),  # YOLO
+        ("leftImg8bit/train/aachen", "gtFine/train/aachen"),  # Cityscapes
+        ("imgs", "masks"),
+    ],
+)
+def test_segmentation_and_detection_are_refused(plant: Plant, folders: tuple[str, ...]) -> None:
+    with pytest.raises(FoveateError, match=r"/ beside .*/, as data for segmentation or detection"):
+        open_data(plant(dict.fromkeys(folders, 2)))
+
+
+def test_a_test_part_without_classes_is_counted(plant: Plant) -> None:
+    data = open_data(plant({"train/a": 5, "train/b": 5, "test": 3}))
+    assert (data.classes, len(data.train), len(data.val)) == (("a", "b"), 8, 2)
+    assert data.note.startswith("no labelled validation part beside train/; 20% of each class drawn")
+    assert data.unused == (("in test/, which is not used", ("test/0.jpg", "test/1.jpg", "test/2.jpg")),)
+
+
+# ---- nothing is lost without a word
+
+
+def test_every_file_is_used_or_counted(plant: Plant, tmp_path: Path) -> None:
+    root = plant({"train/a": 3, "train/b": 3, "val/a": 2, "extra/a": 1, "__MACOSX/train/a": 2, "train/@eaDir/a": 1})
+    for name in ("readme.txt", "train/.DS_Store", "train/a/raw.dng", "train/a/._0.jpg", "train/loose.jpg", "val/b.csv"):
+        (root / name).write_bytes(b"x")
+    (root / "train/a/again").symlink_to(root / "train/a")
+    data = open_data(root, allow_empty=True)
+    used = {*data.train.names, *data.val.names}
+    left = [name for _, names in data.unused for name in names]
+    every = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() or path.is_symlink()}
+    assert used | set(left) == every
+    assert len(used) + len(left) == len(every)
+    assert {reason: len(names) for reason, names in data.unused} == {
+        "in hidden folders and folders of the system": 3,
+        "of an image format that is not read": 1,
+        "that are hidden or of the system": 2,
+        "that are links to what is there already": 1,
+        "in extra/, which is not used": 1,
+        "beside the folders of the parts": 1,
+        "beside the class folders, though they are images": 1,
+        "beside the class folders": 1,
+    }
+    for reason, names in data.unused:
+        assert f"left out {len(names)} file{'s' * (len(names) > 1)} {reason} ({names[0]}" in data.note
+
+
+def test_accents_are_one_class_however_they_are_composed(plant: Plant) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    root = plant({f"train/{composed}": 2, "train/tea": 2, f"val/{apart}": 2})
+    data = open_data(root)
+    assert (data.classes, data.val.labels) == ((composed, "tea"), (0, 0))
+    root = plant({f"train/{composed}": 2, f"train/{apart}": 3, "train/tea": 2, "val/tea": 2}, root="both")
+    data = open_data(root)
+    assert data.classes == (composed, "tea")
+    assert data.train.labels == (0,) * 5 + (1,) * 2
+    assert f"2 folders of train are called {composed}, one class" in data.note

@@ -95,7 +95,7 @@ def test_skip_leaves_bad_images_out_and_lists_them(plant: Plant, picture: Callab
     assert data.bad == ("train/a/7.jpg", "train/b/299.jpg", "val/a/2.jpg")
     assert (len(data.train), len(data.val)) == (598, 2)
     assert not {*data.train.names, *data.val.names} & set(data.bad)
-    assert data.note.endswith("left out 3 damaged images")
+    assert data.note.endswith("left out 3 images that cannot be read")
     assert all(width == 12 for width in Sides(data.train))
     assert open_data(plant({"a": 5, "b": 5}, root="good"), on_bad_image="skip").bad == ()
 
@@ -112,12 +112,14 @@ def test_skip_keeps_the_seeded_split_of_the_good_images(plant: Plant, picture: C
 def test_skip_does_not_hide_an_empty_class(plant: Plant, picture: Callable[..., bytes]) -> None:
     root = plant({"train/a": 3, "train/b": 1, "val/a": 2})
     spoil(root / "train" / "b" / "0.jpg", picture)
-    with pytest.raises(FoveateError, match="class 'b' has no training image after the damaged ones were left out"):
+    with pytest.raises(
+        FoveateError, match="class 'b' has no training image after those that cannot be read were left out"
+    ):
         open_data(root, on_bad_image="skip")
     assert len(open_data(root, on_bad_image="skip", allow_empty=True).train) == 3
     for file in (root / "val" / "a").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(FoveateError, match="every validation image is damaged"):
+    with pytest.raises(FoveateError, match="no validation image can be read"):
         open_data(root, on_bad_image="skip", allow_empty=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from foveate.data import open_data
 from foveate.errors import FoveateError
 
 Rows = Callable[..., Path]
+OTHER = "left out 1 row of the part other, which is not used (all.parquet row 4)"
 
 
 def test_train_and_test_files_with_class_names(rows: Rows, describe: Callable[..., None], picture: Any) -> None:
@@ -54,9 +56,7 @@ def test_one_file_with_a_split_column(rows: Rows) -> None:
             ("all.parquet row 0", "all.parquet row 3"),
             ("all.parquet row 1", "all.parquet row 2"),
         )
-        assert data.note == "split by the column 'split': train and val; left out 1 row of " + (
-            "the part other, which is not used (all.parquet row 4)"
-        )
+        assert data.note == f"split by the column 'split': train and val; {OTHER}"
 
 
 @pytest.mark.parametrize("columns", [{}, {"split": ["train"] * 40}])
@@ -168,3 +168,56 @@ def test_thirteen_thousand_rows_open_quickly(rows: Rows, picture: Any) -> None:
     start = time.process_time()  # of the processor: other work on the machine does not count
     assert len(open_data(folder).train) == 9025
     assert time.process_time() - start < 1
+
+
+# ---- as Hugging Face keeps it
+
+
+def hub(rows: Rows, name: str, labels: list[Any], folder: str = "hub/data", **columns: Any) -> Path:
+    """A file with the schema that ``datasets`` writes."""
+    file = rows(f"{name}.parquet", labels, folder=folder, **columns)
+    table = pq.read_table(file).rename_columns(["img", "fine_label", *columns])
+    features = {
+        "img": {"_type": "Image"},
+        "fine_label": {"names": ["ant", "bee", "cow"], "_type": "ClassLabel"},
+    }
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), file)
+    return file
+
+
+def test_files_of_the_hub(rows: Rows) -> None:
+    for number in range(2):
+        hub(rows, f"train-0000{number}-of-00002", [2, 0, 1])
+    folder = hub(rows, "test-00000-of-00001", [1, 2]).parent
+    for source in (folder, folder.parent):
+        data = open_data(source)
+        assert data.classes == ("ant", "bee", "cow")
+        assert (data.train.labels, data.val.labels) == ((2, 0, 1) * 2, (1, 2))
+        assert data.note == (
+            "split as the files train-00000-of-00002.parquet to train-00001-of-00002.parquet and "
+            "test-00000-of-00001.parquet"
+        )
+    assert data.train.names[3] == "train-00001-of-00002.parquet row 0"
+
+
+def test_shards_without_a_part(rows: Rows) -> None:
+    for number in range(2):
+        folder = rows(f"birds-0000{number}-of-00002.parquet", [0, 1] * 10).parent
+    data = open_data(folder)
+    assert (len(data.train), len(data.val)) == (32, 8)
+
+
+def test_a_label_below_0_is_not_a_class(rows: Rows) -> None:
+    hub(rows, "train", [0, -1, 1, 2, 0, 1, 2])
+    hub(rows, "validation", [-1, 2, -1])
+    folder = hub(rows, "test", [-1, -1]).parent
+    data = open_data(folder)
+    assert (data.classes, data.train.labels, data.val.labels) == (("ant", "bee", "cow"), (0, 1, 2, 0, 1, 2), (2,))
+    ((reason, names),) = data.unused
+    assert reason == "without a class (a label below 0)"
+    assert sorted(names) == ["train.parquet row 1", "validation.parquet row 0", "validation.parquet row 2"]
+    assert "left out 3 rows without a class (a label below 0) (" in data.note
+    (folder / "validation.parquet").unlink()
+    data = open_data(folder)  # the test part has no labels at all, as on the hub
+    assert len(data.train) + len(data.val) == 6
+    assert "no labelled validation file" in data.note

@@ -57,6 +57,44 @@ def test_a_sound_set_is_sound(plant, picture):
     assert found.bad == found.same_bytes == found.same_pixels == ()
 
 
+def test_what_is_not_used_is_listed(plant, capsys, picture):
+    root = plant({"train/[red]cat": 2, "train/dog": 1, "val/dog": 0})
+    for number, name in enumerate(("train/dog/0.jpg", "val/dog/0.jpg")):
+        (root / name).write_bytes(picture(50 + number))
+    (root / "train/dog/notes.txt").write_text("x")
+    assert check_data(root).sound
+    (root / "train/dog/raw.dng").write_bytes(b"x")
+    found = check_data(root)
+    assert found.unused == (
+        ("without an image suffix", ("train/dog/notes.txt",)),
+        ("of an image format that is not read", ("train/dog/raw.dng",)),
+    )
+    assert not found.sound
+    assert found.to_dict()["unused"][1] == {
+        "reason": "of an image format that is not read",
+        "names": ["train/dog/raw.dng"],
+    }
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", str(root)])
+    assert ended.value.code == 1
+    out = capsys.readouterr().out
+    assert "not used, of an image format that is not read: 1\n  train/dog/raw.dng" in out
+    assert "[red]cat" in out
+
+
+def test_a_long_group_is_cut_with_its_count(plant, capsys, picture):
+    root = plant({"train/cat": 0, "train/dog": 1, "val/dog": 0})
+    for number in range(300):
+        (root / f"train/cat/{number:03d}.jpg").write_bytes(picture(7))
+    (root / "val/dog/0.jpg").write_bytes(picture(9))
+    with pytest.raises(SystemExit):
+        main(["data", "check", str(root)])
+    out = capsys.readouterr().out
+    assert "train/cat/000.jpg = train/cat/001.jpg" in out
+    assert "= ... (300 images in all)" in out
+    assert max(map(len, out.splitlines())) < 300
+
+
 def test_the_command(spoiled, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", "check", str(spoiled)])

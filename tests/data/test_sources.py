@@ -174,6 +174,50 @@ def test_faults_of_tar_files(tmp_path, picture):
     assert not (tmp_path.parent / "0.jpg").exists()
 
 
+def samples(picture, *keys):
+    return {f"{k}.jpg": picture(ord(k)) for k in keys} | {f"{k}.cls": b"%d" % (ord(k) % 2) for k in keys}
+
+
+def test_the_part_may_stand_anywhere_in_a_tars_name(tmp_path, picture):
+    for number in range(2):
+        shard(tmp_path / "set" / f"birds-train-00{number}.tar", samples(picture, *"abcd"))
+    shard(tmp_path / "set" / "birds-validation-00.tar", samples(picture, *"ab"))
+    data = open_data(tmp_path / "set")
+    assert (len(data.train), len(data.val)) == (8, 2)
+    assert data.note == "split by file names: 2 train, 1 val files"
+    (tmp_path / "set" / "birds-validation-00.tar").rename(tmp_path / "set" / "birds-second-00.tar")
+    with pytest.raises(FoveateError, match=r"birds-second-00\.tar: these names do not say which part"):
+        open_data(tmp_path / "set")
+    shard(tmp_path / "odd" / "birds-first-00.tar", samples(picture, *"ab"))
+    shard(tmp_path / "odd" / "birds-second-00.tar", samples(picture, *"ab"))
+    with pytest.raises(FoveateError, match="these names do not say which part"):
+        open_data(tmp_path / "odd")
+
+
+def test_two_files_under_one_key_are_refused(tmp_path, picture):
+    whole = samples(picture, *"abcd")
+    with pytest.raises(FoveateError, match=r"two images have the key 'a'.* the second of them a\.png"):
+        open_data(shard(tmp_path / "a.tar", {**whole, "a.png": picture(1, "PNG")}))
+    with pytest.raises(FoveateError, match=r"two labels have the key 'b'.* the second of them b\.CLS"):
+        open_data(shard(tmp_path / "b.tar", {**whole, "b.CLS": b"1"}))
+
+
+def test_what_is_not_used_of_a_tar_is_counted(tmp_path, picture):
+    whole = samples(picture, *"abcdef")
+    more = {"__MACOSX/a.jpg": b"x", "._a.jpg": b"x", "a.json": b"{}", "g.jpg": picture(9), "g.cls": b"-1"}
+    shard(tmp_path / "set" / "all.tar", whole | more)
+    (tmp_path / "set" / "notes.md").write_text("notes")
+    data = open_data(tmp_path / "set")
+    assert (data.classes, len(data.train) + len(data.val)) == (("0", "1"), 6)
+    assert dict(data.unused) == {
+        "that are not tar files": ("notes.md",),
+        "that are hidden or of the system": ("all.tar/__MACOSX/a.jpg", "all.tar/._a.jpg"),
+        "without an image suffix or .cls": ("all.tar/a.json",),
+        "without a class (a label below 0)": ("all.tar/g.jpg",),
+    }
+    assert all(f"left out {len(names)} file" in data.note for _, names in data.unused)
+
+
 # ---- other libraries
 
 
