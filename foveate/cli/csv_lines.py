@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate import io
 from foveate.errors import FoveateError
 
 __all__ = ["check", "write_csv"]
@@ -44,15 +43,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], where: str) -> None:
     Raises:
         FoveateError: the file cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     if where == "-":
-        print(text.getvalue(), end="")
-        return
-    try:
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
-        Path(where).write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise FoveateError(f"cannot write {where}: {error.strerror or error}; choose another place") from error
+        print(io.csv_text(rows), end="")
+    else:
+        io.write_csv(Path(where), rows)

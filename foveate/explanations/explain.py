@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError, near
 from foveate.explanations.attention import attention_maps, readers
 from foveate.explanations.cam import cam
-from foveate.explanations.files import tracked
 from foveate.explanations.gradcam import gradcam
 from foveate.explanations.gradcam_pp import gradcam_pp
 from foveate.explanations.hirescam import hirescam
@@ -20,6 +19,7 @@ from foveate.explanations.layers import Layer, find_layer
 from foveate.explanations.result import Explanation, Map
 from foveate.explanations.sources import Images, OneImage
 from foveate.networks.class_names import class_index, class_names
+from foveate.progress import track
 from foveate.scores import predicted_classes
 from foveate.surgery.insert import unwrapped
 
@@ -80,7 +80,7 @@ def explain(
     look: Callable[[Tensor, list[int] | None], Found] | None = None
     parts: list[Found] = []
     pictures: list[Image.Image] = []
-    for start in tracked(range(0, len(given), batch_size), "looking", progress):
+    for start in track(range(0, len(given), batch_size), "looking", progress):
         batch, shown = given.part(start, start + batch_size)
         look = look or _looker(model, method, batch, layer)
         parts.append(look(batch, classes and classes[start : start + batch_size]))

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.explanations.files import tracked, write_whole
+from foveate.io import write_atomically
+from foveate.progress import track
 from foveate.scores import top_classes
 
 __all__ = ["Explanation", "Map"]
@@ -152,10 +153,10 @@ class Explanation:
             raise FoveateError(f"cannot save {count} images to one file {str(path)!r}: name a folder, as 'overlays'")
         names = [f"{i:03d}_{name}.png" for i, name in enumerate(self.names, 1)]
         files = [path] if ending == ".png" else [path / name for name in names]
-        for index in tracked(range(count), "drawing", progress):
+        for index in track(range(count), "drawing", progress):
             png = io.BytesIO()
             self.draw(index).save(png, "PNG")
-            write_whole(files[index], png.getvalue())
+            write_atomically(files[index], png.getvalue())
         return tuple(files)
 
     def npz(self, path: str | os.PathLike[str]) -> Path:
@@ -179,5 +180,5 @@ class Explanation:
         arrays["labels"] = np.array(self.labels, dtype=np.str_)
         data = io.BytesIO()
         np.savez_compressed(data, **arrays)
-        write_whole(path, data.getvalue())
+        write_atomically(path, data.getvalue())
         return path

@@ -5,7 +5,6 @@ There is no state of random numbers in it: whatever is drawn in a step depends o
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.io import state_digest, write_atomically
 from foveate.training.metrics import Diverged
 from foveate.training.recipe import Recipe
-from foveate.training.run_folder import write_atomically
 
 __all__ = ["Position", "read_state", "save_state"]
 
@@ -121,11 +120,7 @@ def save_state(
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     """SHA-256 in hex of everything in the file: no format notices a flipped bit by itself."""
-    digest = hashlib.sha256(text.encode())
-    for key in sorted(tensors):
-        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
-        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return state_digest(sorted(tensors.items()), text)
 
 
 def read_state(

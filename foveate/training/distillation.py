@@ -5,7 +5,6 @@ https://arxiv.org/abs/1503.02531.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,17 +22,7 @@ from foveate.preserve import preserve_state
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.recipe import Recipe
 
-__all__ = ["Teacher", "state_digest", "taught"]
-
-
-def state_digest(model: nn.Module) -> str:
-    """SHA-256 in hex of a model's parameters and buffers, with their names."""
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{key} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+__all__ = ["Teacher", "taught"]
 
 
 class Teacher:

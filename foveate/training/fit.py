@@ -13,6 +13,7 @@ from torch import nn
 from foveate.data.opening import open_data
 from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
+from foveate.progress import ProgressBar
 from foveate.training.classifier import adapt
 from foveate.training.distillation import taught
 from foveate.training.distributed import Team, accelerated, rank_and_count
@@ -21,7 +22,6 @@ from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.input.pipeline import Supply
 from foveate.training.loop import Fit, Run
 from foveate.training.optimizer import check_optimiser
-from foveate.training.progress import Report
 from foveate.training.recipe import Recipe
 from foveate.training.restore import lent, memory_advice, synchronised
 from foveate.training.run_folder import RunFolder
@@ -81,11 +81,11 @@ def fit(
     rank = rank_and_count()[0]
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     with (
-        Report(progress and rank == 0) as report,
+        ProgressBar(progress and rank == 0) as bar,
         preserve_state(devices=gpus),
         memory_advice(recipe.batch_size),
     ):
-        ready = report.task("getting ready")
+        ready = bar.task("getting ready")
         check_optimiser(recipe.optimiser)
         data = open_data(data)
         _require_images(data)
@@ -93,17 +93,17 @@ def fit(
         options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
         with accelerated(recipe.amp, **options) as accelerator, lent(model, accelerator.device):
             team = Team(accelerator)
-            _announce(recipe, team, report)
-            preprocess = adapt(model, data.classes, recipe, report.line)
+            _announce(recipe, team, bar)
+            preprocess = adapt(model, data.classes, recipe, bar.line)
             team.follow([model])
-            supply = Supply(model, data, recipe, preprocess, report, FeatureCache() if cache is None else cache, team)
+            supply = Supply(model, data, recipe, preprocess, bar, FeatureCache() if cache is None else cache, team)
             with (
                 freeze_parameters(model, supply.frozen),
                 taught(teacher, recipe, preprocess, data.classes, accelerator.device) as guide,
                 _synchronised(model, recipe, team),
             ):
-                run = Run(model, data, recipe, supply, team, report, folder, guide)
-                report.end(ready)
+                run = Run(model, data, recipe, supply, team, bar, folder, guide)
+                bar.end(ready)
                 with _tracked(accelerator, tracker, run.described):
                     return run.run()
 
@@ -116,13 +116,13 @@ def _require_images(data: ImageData) -> None:
             )
 
 
-def _announce(recipe: Recipe, team: Team, report: Report) -> None:
+def _announce(recipe: Recipe, team: Team, bar: ProgressBar) -> None:
     changes = " ".join(f"{name}={value!r}" for name, value in recipe.changes().items())
-    report.line(f"recipe: {changes or 'the defaults'}")
+    bar.line(f"recipe: {changes or 'the defaults'}")
     if team.count > 1:
         images = recipe.batch_size * recipe.accumulate * team.count
         kind = "all processes" if recipe.sync_bn else "each process"
-        report.line(
+        bar.line(
             f"{team.count} processes on {team.accelerator.device.type}, {images} images in a step, mean gradient, "
             f"BatchNorm over the images of {kind}"
         )

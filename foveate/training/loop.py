@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.progress import TaskID
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from foveate.io import state_digest
 from foveate.model_info import pretrained_config
 from foveate.preserve import preserve_state
+from foveate.progress import ProgressBar
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.insert import plan_of
 from foveate.training.checkpoint import Position, read_state, save_state
-from foveate.training.distillation import Teacher, state_digest
+from foveate.training.distillation import Teacher
 from foveate.training.distributed import Team
 from foveate.training.input.pipeline import Feed, Supply
-from foveate.training.input.sampler import Batch, Order, of_whole
+from foveate.training.input.sampler import Batch, Order, images_in, of_whole
 from foveate.training.metrics import Diverged, Evaluation, measure, predict
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
-from foveate.training.progress import Report
 from foveate.training.recipe import Recipe
 from foveate.training.restore import compiled
 from foveate.training.run_folder import RunFolder
@@ -71,7 +71,7 @@ class Run:
         recipe: how to train.
         supply: the batches.
         team: the processes.
-        report: shows the progress.
+        bar: shows the progress.
         folder: where to keep what comes of it, or None.
         teacher: to learn from, or None.
     """
@@ -83,12 +83,12 @@ class Run:
         recipe: Recipe,
         supply: Supply,
         team: Team,
-        report: Report,
+        bar: ProgressBar,
         folder: RunFolder | None,
         teacher: Teacher | None,
     ) -> None:
         self.model, self.recipe, self.supply, self.classes = model, recipe, supply, data.classes
-        self.team, self.report, self.folder, self.teacher = team, report, folder, teacher
+        self.team, self.bar, self.folder, self.teacher = team, bar, folder, teacher
         of_head = classifier_of(model) if recipe.head_learning_rate_scale != 1 else ()
         head = [parameter for name in of_head for parameter in model.get_submodule(name).parameters()]
         self.optimiser = create_optimiser(model, head, recipe)
@@ -102,7 +102,7 @@ class Run:
             "recipe": recipe.to_dict(),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},
             "processes": team.count,
-            "teacher": state_digest(teacher.model) if teacher else "",
+            "teacher": state_digest(teacher.model.state_dict().items()) if teacher else "",
         }
 
     def run(self) -> Fit:
@@ -119,10 +119,10 @@ class Run:
             guide = (len(self.classes), self.ema, self.teacher)
             self.stepper = Stepper(self.model, recipe, train, team, self.prepared, *guide)
             stream, done = train.batches(order), position.epoch * order.images_per_epoch + position.images
-            bar = self.report.task("", order.images_per_epoch * recipe.epochs, done)
+            task = self.bar.task("", order.images_per_epoch * recipe.epochs, done)
             with compiled(self.model, recipe.compile):
                 while position.epoch < recipe.epochs:
-                    self.train_epoch(stream, position, order, bar)
+                    self.train_epoch(stream, position, order, task)
                     evaluation = self.end_epoch(position, val, order)
         evaluation = evaluation or self.evaluate(val)
         team.follow([self.judged])
@@ -149,18 +149,18 @@ class Run:
                 scaler = self.team.accelerator.scaler
                 position = read_state(folder.state, self.modules, self.optimiser, self.described, scaler)
             elif folder.resume:
-                self.report.line(f"{folder.path} holds no checkpoint to resume from: starting at the beginning")
+                self.bar.line(f"{folder.path} holds no checkpoint to resume from: starting at the beginning")
             self.team.wait()  # nobody writes before everybody has read
             folder.write_args(self.described, self.recipe)
         return position
 
-    def train_epoch(self, stream: Iterator[Batch], position: Position, order: Order, bar: TaskID) -> None:
+    def train_epoch(self, stream: Iterator[Batch], position: Position, order: Order, task: int) -> None:
         """Do the steps of the epoch that are left."""
         recipe = self.recipe
         self.model.train()
         for name in self.supply.frozen.modules:
             self.model.get_submodule(name).eval()
-        self.report.advance(bar, 0, f"epoch {position.epoch + 1}/{recipe.epochs}")
+        self.bar.advance(task, 0, f"epoch {position.epoch + 1}/{recipe.epochs}")
         began = time.perf_counter() - position.train_seconds
         waiting: list[tuple[Tensor, int, float]] = []
         for at in range(position.step, order.steps_per_epoch):
@@ -170,12 +170,12 @@ class Run:
             waiting.append((loss, order.images(at), rate))
             save = recipe.checkpoint_every is not None and (step + 1) % recipe.checkpoint_every == 0
             if save or loss.device.type == "cpu" or len(waiting) == _LOOK_EVERY or at + 1 == order.steps_per_epoch:
-                self.look(waiting, position, bar)
+                self.look(waiting, position, task)
                 position.train_seconds = time.perf_counter() - began
             if save:
                 self.save_state(position)
 
-    def look(self, waiting: list[tuple[Tensor, int, float]], position: Position, bar: TaskID) -> None:
+    def look(self, waiting: list[tuple[Tensor, int, float]], position: Position, task: int) -> None:
         """Account for steps that were done, and stop at the first loss that is not finite."""
         losses = torch.stack([loss.double() for loss, _, _ in waiting]).tolist()
         for loss, (_, images, rate) in zip(losses, waiting, strict=True):
@@ -184,7 +184,7 @@ class Run:
             position.step += 1
             position.loss += loss * images
             position.images += images
-            self.report.advance(bar, images)
+            self.bar.advance(task, images)
         waiting.clear()
 
     def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:
@@ -197,7 +197,7 @@ class Run:
         team.follow([self.judged])  # BatchNorm's running statistics are each process's own
         batches = val.batches(of_whole(val.count, self.recipe.batch_size, team.rank, team.count))
         with preserve_state(self.judged, evaluation=True):
-            shown = self.report.track(batches, "evaluating", -(-val.count // team.count))
+            shown = self.bar.track(batches, "evaluating", -(-val.count // team.count), images_in)
             found = predict(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
         return replace(measure(*(team.gather(rows, val.count) for rows in found)), classes=self.classes)
 
@@ -230,7 +230,7 @@ class Run:
             self.team.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
         # The state comes last: a run that is killed before it does this epoch again, to the same result.
         self.save_state(position)
-        self.report.line(
+        self.bar.line(
             f"epoch {position.epoch}/{self.recipe.epochs}  train loss {row['train_loss']:.4f}  "
             f"eval loss {row['eval_loss']:.4f}  top-1 {row['eval_top1']:.4f}  macro-F1 {row['eval_macro_f1']:.4f}  "
             f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s"
@@ -239,7 +239,7 @@ class Run:
 
     def save_state(self, position: Position) -> None:
         """Write the checkpoint that ``resume`` reads."""
-        position.seconds = self.seconds_before + self.report.seconds
+        position.seconds = self.seconds_before + self.bar.seconds
         if self.folder is not None:
             scaler = self.team.accelerator.scaler
             self.folder.save_state(save_state, self.modules, self.optimiser, position, self.described, scaler)

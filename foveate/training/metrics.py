@@ -16,10 +16,10 @@ from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
 from foveate.networks.class_names import class_names, class_positions, to_outputs
 from foveate.preserve import preserve_state
+from foveate.progress import ProgressBar
 from foveate.scores import check_labels, top_classes
 from foveate.training.input.loaders import Source
-from foveate.training.input.sampler import Batch, of_whole
-from foveate.training.progress import Report
+from foveate.training.input.sampler import Batch, images_in, of_whole
 
 if TYPE_CHECKING:
     from foveate.data.split import Split
@@ -178,9 +178,9 @@ def evaluate(
         raise FoveateError(f"the split {split.name!r} has no image to evaluate")
     device, _ = device_and_dtype(model)
     source = Source(split, "", preprocess or Preprocess.of(model, image_size), workers)
-    with Report(progress) as report, preserve_state(model, evaluation=True):
+    with ProgressBar(progress) as bar, preserve_state(model, evaluation=True):
         batches = source.stream()(of_whole(len(split), batch_size))
-        shown = report.track(batches, f"evaluating on {split.name}", len(split))
+        shown = bar.track(batches, f"evaluating on {split.name}", len(split), images_in)
         forward = _Checked(model, split.classes, lambda inputs: model(source.normalised(inputs, device)))
         scores, labels = predict(forward, shown)
         found = measure(scores, forward.labels(labels))

@@ -10,8 +10,6 @@ training.safetensors   everything that ``resume`` needs
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -22,10 +20,11 @@ import yaml  # type: ignore[import-untyped]
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.io import csv_text, remove_stale, write_atomically
 from foveate.training.recipe import Recipe
 from foveate.training.recipes import as_yaml
 
-__all__ = ["COLUMNS", "RunFolder", "write_atomically"]
+__all__ = ["COLUMNS", "RunFolder"]
 
 COLUMNS = (
     "epoch",
@@ -40,25 +39,6 @@ COLUMNS = (
 )
 STATE = "training.safetensors"
 _OF_A_RUN = (STATE, "summary.csv", "last", "model_best")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment it is either the old one or the new one, whole, and on the disk.
-
-    Raises:
-        FoveateError: it cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise FoveateError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -88,8 +68,8 @@ class RunFolder:
             raise FoveateError(
                 f"{self.path} already holds a run ({', '.join(held)}): --resume continues it, or name another folder"
             )
-        for stale in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
-            stale.unlink(missing_ok=True)
+        for part in (self.path, self.path / "last", self.path / "model_best"):
+            remove_stale(part)
 
     @property
     def state(self) -> Path:
@@ -104,7 +84,7 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         if self.writes:
-            write_atomically(self.path / name, text.encode())
+            write_atomically(self.path / name, text)
 
     def save_state(self, save: Callable[..., None], *state: Any) -> None:
         """Write the file that ``resume`` reads, by ``save(path, *state)``."""
@@ -117,11 +97,7 @@ class RunFolder:
 
     def write_summary(self, history: Iterable[Mapping[str, float]]) -> None:
         """Write the whole ``summary.csv`` anew."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        self._write("summary.csv", text.getvalue())
+        self._write("summary.csv", csv_text(list(history), COLUMNS))
 
     def save_model(self, name: str, model: nn.Module, info: Mapping[str, object]) -> None:
         """Keep a model as ``last`` or ``model_best``."""

@@ -16,14 +16,15 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
-from foveate.training.distillation import Teacher, state_digest
+from foveate.io import state_digest
+from foveate.progress import ProgressBar
+from foveate.training.distillation import Teacher
 from foveate.training.fit import fit
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.input.image_cache import decode
 from foveate.training.input.mixup import Mixing
 from foveate.training.loss import Objective
 from foveate.training.metrics import evaluate
-from foveate.training.progress import Report
 from foveate.training.recipe import Recipe
 from foveate.training.recipes import open_recipe
 from foveate.training.restore import OutOfMemory, compiled, memory_advice
@@ -151,7 +152,8 @@ def test_a_student_comes_near_to_its_teacher_which_is_left_as_found(tmp_path, da
     assert same(weights(teacher), before)
     far = evaluate(new_net(), data.val).probabilities
     assert (result.evaluation.probabilities - expected).abs().mean() < (far - expected).abs().mean() / 2
-    with pytest.raises(FoveateError, match=f"teacher is '{state_digest(teacher)}' there and '' now"):
+    digest = state_digest(teacher.state_dict().items())
+    with pytest.raises(FoveateError, match=f"teacher is '{digest}' there and '' now"):
         fit(new_net(), data, asked, progress=False, output=tmp_path, resume=True)
 
 
@@ -223,7 +225,7 @@ def test_a_torn_cache_file_is_made_anew(tmp_path, data, new_net, recipe):
 
 
 def test_too_many_images_are_not_held(data, new_net, recipe, caplog):
-    with Report(False) as report:
+    with ProgressBar(False) as report:
         assert decode(data.train, None, 26 * 20 * 20 * 3 - 1, report) is None
         held = decode(data.train, None, 26 * 20 * 20 * 3, report)
     assert held is not None

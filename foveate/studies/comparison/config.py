@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.errors import FoveateError
+from foveate.io import write_atomically
 from foveate.studies.comparison.lr_search import Tuning
 from foveate.training.recipe import Recipe
-from foveate.training.run_folder import write_atomically
 
 __all__ = ["BASELINE", "RUNS", "Setup"]
 
@@ -54,7 +54,7 @@ class Setup:
     def write(self, folder: Path) -> None:
         """Write ``grid.json``."""
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        write_atomically(folder / _GRID, text.encode("utf-8", "replace"))
+        write_atomically(folder / _GRID, text)
 
     @classmethod
     def read(cls, folder: Path) -> Setup:

@@ -17,6 +17,7 @@ taken over; it is for the caller to give each number a place of its own to write
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from foveate.errors import FoveateError
+from foveate.io import process_place, write_atomically
 
 __all__ = ["BEAT", "STALE", "Claim", "Claims"]
 
@@ -56,12 +58,8 @@ class Claim:
     ) -> None:
         self._over.set()
         self._thread.join()
-        released = self.path.with_name(f".{self.path.name}.released")
-        try:
-            released.write_text(json.dumps({**_owner(), "released": True}))
-            released.replace(self.path)
-        except OSError:
-            released.unlink(missing_ok=True)  # the process's end releases it, too
+        with contextlib.suppress(FoveateError):  # the process's end releases it, too
+            write_atomically(self.path, json.dumps({**_owner(), "released": True}))
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
@@ -108,7 +106,7 @@ class Claims:
         owner = _read(path)
         if owner.get("released"):
             return True
-        if owner.get("place") is not None and owner["place"] == _place():
+        if owner.get("place") is not None and owner["place"] == process_place():
             return not _is_alive(owner["pid"], owner["started"])
         try:
             beat = path.stat().st_mtime_ns
@@ -151,19 +149,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _owner() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": platform.node(), "pid": pid, "started": _stat(pid)[1], "place": _place(), "released": False}
-
-
-def _place() -> str | None:
-    """Where process numbers mean the same; None where one cannot ask whether a process lives."""
-    if os.name != "posix":
-        return None
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        boot = namespace = ""  # no Linux: the host name alone
-    return f"{platform.node()} {boot} {namespace}"
+    return {"host": platform.node(), "pid": pid, "started": _stat(pid)[1], "place": process_place(), "released": False}
 
 
 def _stat(pid: int) -> tuple[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +16,14 @@ from torch import Tensor, nn
 
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
+from foveate.io import write_csv
 from foveate.studies.comparison.analysis import Analysis, analyse
 from foveate.studies.comparison.config import BASELINE, RUNS, Setup
 from foveate.studies.comparison.run import RunResult, read_result
 from foveate.studies.comparison.statistics import Difference, accuracy
 from foveate.training.recipe import Recipe
-from foveate.training.run_folder import write_atomically
 
-__all__ = ["Comparison", "Networks", "Row", "collect", "read_comparison", "write_table"]
+__all__ = ["Comparison", "Networks", "Row", "collect", "read_comparison"]
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ class Comparison:
         """
         tables: dict[str, Sequence[Mapping[str, Any]]]
         tables = {"comparison.csv": self.plan_rows(), "runs.csv": self.run_rows(), "timing.csv": self.timing}
-        return tuple(write_table(folder / name, table) for name, table in tables.items())
+        return tuple(write_csv(folder / name, table, digits=6) for name, table in tables.items())
 
     def plan_rows(self) -> list[dict[str, Any]]:
         """A row for each plan, without times."""
@@ -228,16 +226,6 @@ class Comparison:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows as CSV, numbers with six digits, as a whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    write_atomically(path, text.getvalue().encode("utf-8", "replace"))
-    return path
 
 
 def collect(

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -29,9 +28,9 @@ from torch import Tensor, nn
 
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
+from foveate.io import state_digest, write_atomically
 from foveate.training.metrics import Evaluation
 from foveate.training.recipe import Recipe
-from foveate.training.run_folder import write_atomically
 
 __all__ = ["PERCENT", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
 
@@ -110,12 +109,8 @@ def scores_of(evaluation: Evaluation) -> dict[str, float]:
 
 def digest_of(model: nn.Module) -> str:
     """SHA-256 in hex over a network's structure, parameters and buffers."""
-    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())
-    for key, tensor in model.state_dict().items():
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"\n{key} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    structure = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    return state_digest(model.state_dict().items(), header=structure)
 
 
 def write_result(folder: Path, run: Run, result: RunResult) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import os
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError
+from foveate.io import csv_text, write_csv
 from foveate.studies.evaluation.low_precision import PRECISIONS, Survival
 from foveate.studies.evaluation.verdict import Measures, points
 
@@ -86,19 +85,11 @@ class Audit:
         Raises:
             FoveateError: the file cannot be written.
         """
-        try:
-            with Path(path).open("w", newline="", encoding="utf-8") as file:
-                self.to_csv(file)
-        except OSError as error:
-            raise FoveateError(f"cannot write {str(path)!r}: {error.strerror}; choose another place") from error
-        return Path(path)
+        return write_csv(Path(path), self.as_dicts(), digits=6)
 
     def to_csv(self, file: Any) -> None:
         """Write the lines to an open text file."""
-        rows = self.as_dicts()
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        file.write(csv_text(self.as_dicts(), digits=6))
 
     def table(self) -> str:
         """The tables as plain text, at most 100 columns wide."""

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from foveate.errors import FoveateError
-from foveate.explanations.files import write_whole
+from foveate.io import write_atomically
 from foveate.studies.evaluation.audit_result import Audit
 from foveate.studies.reporting.charts import points_of, scatter
 from foveate.studies.reporting.differences import changes_of, differences
@@ -96,7 +96,7 @@ def write_report(
 </html>
 """
     # A file name that is not valid text reaches us as surrogates, which have no UTF-8.
-    write_whole(path, page.encode("utf-8", "replace"))
+    write_atomically(path, page)
     return path
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.explanations.files import write_whole
+from foveate.io import markdown_table, write_atomically, write_csv
 from foveate.studies.comparison.analysis import p_words
-from foveate.studies.comparison.results import Comparison, write_table
+from foveate.studies.comparison.results import Comparison
 from foveate.studies.reporting.charts import points_of, scatter
 from foveate.studies.reporting.differences import changes_of, differences
 from foveate.studies.reporting.notes import notes
@@ -41,9 +41,9 @@ def write_page(comparison: Comparison, page: Path, command: str | None = None) -
     written = []
     for file, svg in pictures.items():
         written.append(page.parent / "images" / file)
-        write_whole(written[-1], _alone(svg).encode())
-    written += [write_table(page.parent / file, table) for file, table in tables.items()]
-    write_whole(page, _text(comparison, rows, list(pictures), list(tables), command).encode("utf-8", "replace"))
+        write_atomically(written[-1], _alone(svg))
+    written += [write_csv(page.parent / file, table, digits=6) for file, table in tables.items()]
+    write_atomically(page, _text(comparison, rows, list(pictures), list(tables), command))
     return (*written, page)
 
 
@@ -88,9 +88,8 @@ def _text(
 _ALT = ("Accuracy against multiply-adds", "Differences to the network without attention, seed by seed")
 
 
-def _table(headings: Sequence[str], rows: Any) -> str:
-    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(markdown_table(headings, rows, right=range(1, len(headings))))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from foveate.explanations.files import write_whole
+from foveate.io import write_atomically
 from foveate.studies.reporting.labelling import Box, labels, lead
 from foveate.studies.reproduction.results import Reproduction
 
@@ -98,7 +98,7 @@ def draw(points: Sequence[Dot], title: str, file: Path) -> None:
     figure.savefig(drawn, format="png")
     with Image.open(drawn) as image:  # a third of the bytes, and no difference to the eye
         image.convert("RGB").quantize(128).save(data, "PNG", optimize=True)
-    write_whole(file, data.getvalue())
+    write_atomically(file, data.getvalue())
 
 
 def _name(figure: Figure, spot: tuple[float, float], box: Box, lines: Sequence[str]) -> None:

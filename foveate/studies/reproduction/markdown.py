@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from foveate.errors import FoveateError
-from foveate.explanations.files import write_whole
+from foveate.io import markdown_table, write_atomically
 from foveate.studies.reproduction.figures import PICTURES, TABLE, dots, draw
 from foveate.studies.reproduction.measured import COLUMNS, spearman
 from foveate.studies.reproduction.paper_tables import Number, Table
@@ -65,7 +65,7 @@ def write_page(result: Reproduction, file: Path, command: str = COMMAND) -> tupl
     pictures = tuple(file.parent / "images" / name for name in PICTURES)
     for picture, (column, title) in zip(pictures, PICTURES.values(), strict=True):
         draw(dots(result, column), title, picture)
-    write_whole(file, page(result, command).encode())
+    write_atomically(file, page(result, command))
     return (*pictures, file)
 
 
@@ -88,11 +88,13 @@ def page(result: Reproduction, command: str = COMMAND) -> str:
         "* Numbers without a mark are the papers' own: accuracies, which need training, and speeds and memory, which",
         "  need the authors' machine; below the table of trade-offs they stand beside those of another machine.",
         "",
-        *_table(("table", "cells", "computable", "✓", "✗", "?", "–", "to train", "speed, memory"), _summary(result)),
+        *markdown_table(
+            ("table", "cells", "computable", "✓", "✗", "?", "–", "to train", "speed, memory"), _summary(result)
+        ),
         "",
         "What reproduced numbers are counted by:",
         "",
-        *_table(("counting", "cells", "rule"), _rules(result)),
+        *markdown_table(("counting", "cells", "rule"), _rules(result)),
         "",
     ]
     for table in result.tables:
@@ -125,11 +127,14 @@ def _section(table: Table, part: Reproduction) -> Iterator[str]:
     rows = [
         [row.label, *(_marked(cells.get((row.number, column.name))) for column in table.columns)] for row in table.rows
     ]
-    yield from (*_table(("", *headings), rows), "")
+    yield from (*markdown_table(("", *headings), rows), "")
     told = [cell for cell in part.computed if cell.counting not in ("exact", "arithmetic") or cell.verdict != EQUAL]
     if told:
         yield from ("Not plainly equal in exact counting:", "")
-        yield from (*_table(("row", "column", "printed", "ours", "counting", "exact", "verdict"), map(_told, told)), "")
+        yield from (
+            *markdown_table(("row", "column", "printed", "ours", "counting", "exact", "verdict"), map(_told, told)),
+            "",
+        )
     notes = [f"* {where(cells)}. {reason}" for reason, cells in part.reasons().items()]
     if notes:
         yield from (*notes, "")
@@ -176,14 +181,6 @@ def _measured(part: Reproduction) -> Iterator[str]:
         for row in rows
     ]
     reasons = [f"* {row}: {cells[row, 'speed'].reason}" for row in rows if row not in done["speed"]]
-    yield from ("", *_table(("", *heads), table), "")
+    yield from ("", *markdown_table(("", *heads), table), "")
     if reasons:
         yield from ("Not measured:", "", *reasons, "")
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table; columns of numbers are flush right."""
-    rows = [[cell.replace("|", "/") for cell in row] for row in rows]
-    flush = [n > 0 and all(not row[n] or row[n][0].isdigit() for row in rows) for n in range(len(heads))]
-    lines = [heads, ["--:" if right else "---" for right in flush], *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]

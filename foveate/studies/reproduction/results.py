@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from foveate.errors import FoveateError
-from foveate.explanations.files import write_whole
+from foveate.io import csv_text, write_atomically
 from foveate.studies.reproduction.paper_tables import Table
 
-__all__ = ["VERDICTS", "Cell", "Reproduction", "as_file", "where"]
+__all__ = ["VERDICTS", "Cell", "Reproduction", "where"]
 
 EQUAL, CUT = "equal", "equal, cut off"
 INCONSISTENT, UNPUBLISHED, DIFFERS = "paper inconsistent", "not published", "differs"
@@ -118,11 +115,7 @@ class Reproduction:
 
     def as_csv(self) -> str:
         """One line for each cell."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(Cell.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.as_dicts())
-        return text.getvalue()
+        return csv_text(self.as_dicts(), list(Cell.__dataclass_fields__))
 
     def write_csv(self, file: str | os.PathLike[str]) -> Path:
         """Write one line for each cell.
@@ -130,8 +123,7 @@ class Reproduction:
         Raises:
             FoveateError: the file cannot be written.
         """
-        write_whole(as_file(file), self.as_csv().encode())
-        return Path(file)
+        return write_atomically(Path(file), self.as_csv())
 
     def reasons(self) -> dict[str, list[Cell]]:
         """What is said of cells that were counted or could not be, each once, and of which."""
@@ -183,17 +175,6 @@ class Reproduction:
             numbers.append(counts[MEASUREMENT] + counts[MEASURED])
             grid.add_row(table.name, *(str(number) if number else "" for number in numbers))
         return grid
-
-
-def as_file(path: str | os.PathLike[str]) -> Path:
-    """A path that a file can have.
-
-    Raises:
-        FoveateError: it is a folder.
-    """
-    if Path(path).is_dir():
-        raise FoveateError(f"{str(path)!r} is a folder: name a file in it")
-    return Path(path)
 
 
 def where(cells: Sequence[Cell]) -> str:

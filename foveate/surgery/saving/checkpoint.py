@@ -29,7 +29,7 @@ from foveate.spec import Plan
 from foveate.surgery.apply import record_of, take_out
 from foveate.surgery.insert import insert, plan_of, unwrapped
 from foveate.surgery.presets import PRESETS
-from foveate.surgery.saving.weights_file import CONFIG, as_text, read, write_files
+from foveate.surgery.saving.weights_file import CONFIG, as_text, read, write_model_files
 from foveate.surgery.trace import input_size_of
 from foveate.surgery.wrappers import KEY
 
@@ -164,7 +164,7 @@ def write(
     if odd:
         raise FoveateError(f"cannot save {type(model).__name__}: {', '.join(odd[:4])} of its state is not a tensor")
     said = {**describe(model), **({"info": dict(info)} if info else {})}
-    return write_files(state, said, folder, texts, listed)
+    return write_model_files(state, said, folder, texts, listed)
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, strict: bool = True) -> nn.Module:

@@ -12,6 +12,7 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.io import markdown_table
 from foveate.model_info import pretrained_config
 from foveate.surgery.insert import unwrapped
 from foveate.surgery.saving.checkpoint import describe
@@ -95,8 +96,9 @@ def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> dict[s
 
 
 def _table(heads: tuple[str, str], rows: Mapping[str, object]) -> str:
-    lines = [heads, ("---", "---"), *rows.items()]
-    return "\n".join(f"| {one} | {other} |" for one, other in lines) if rows else ""
+    return (
+        "\n".join(markdown_table(heads, [(one, str(other)) for one, other in rows.items()], right=())) if rows else ""
+    )
 
 
 def _brief(value: object) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
-import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foveate.errors import FoveateError, first_line
+from foveate.io import Content, state_digest, write_files
 
-__all__ = ["CONFIG", "SUMS", "WEIGHTS", "as_text", "read", "write_files"]
+__all__ = ["CONFIG", "SUMS", "WEIGHTS", "as_text", "read", "write_model_files"]
 
 WEIGHTS, CONFIG, SUMS, HEADER = "model.safetensors", "config.json", "SHA256SUMS", "foveate"
 
 
 def _digest(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    said = {key: value for key, value in config.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    described = {key: value for key, value in config.items() if key != "sha256"}
+    return state_digest(sorted(state.items()), json.dumps(described, sort_keys=True, default=str))
 
 
 def as_text(config: Mapping[str, Any]) -> str:
@@ -38,7 +31,7 @@ def as_text(config: Mapping[str, Any]) -> str:
     return json.dumps(config, indent=2, ensure_ascii=False, default=str)
 
 
-def write_files(
+def write_model_files(
     state: Mapping[str, Tensor],
     said: Mapping[str, Any],
     folder: Path,
@@ -61,56 +54,30 @@ def write_files(
     state = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
     config = json.loads(json.dumps(said, default=str))  # as it will be read back
     config["sha256"] = _digest(state, config)
-    writers: dict[Path, Callable[[Path], object]] = {
-        folder / name: functools.partial(Path.write_text, data=text + "\n", encoding="utf-8")
-        for name, text in texts(config).items()
-    }
-    writers[folder / WEIGHTS] = lambda path: save_file(state, path, {"format": "pt", HEADER: as_text(config)})
+    files = {name: (text + "\n").encode() for name, text in texts(config).items()}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+    def write_weights(path: Path) -> None:
+        try:
+            save_file(state, path, {"format": "pt", HEADER: as_text(config)})
+        except SafetensorError as error:  # of Rust's, without a number
+            raise OSError(first_line(error)) from error
+        sums[WEIGHTS] = _sha256(path)
+
+    contents: dict[Path, Content] = {folder / name: content for name, content in files.items()}
+    contents[folder / WEIGHTS] = write_weights
     if listed:
-        sums = {name: _temporary(folder / name) for name in listed}
-        writers[folder / SUMS] = lambda path: path.write_text(
-            "".join(f"{_sha256(at)}  {name}\n" for name, at in sums.items()), encoding="utf-8"
+        contents[folder / SUMS] = lambda path: path.write_bytes(
+            "".join(f"{sums[name]}  {name}\n" for name in listed).encode()
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FoveateError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    _replace(writers, gone=folder / SUMS)
+    # The sums of the old files go first: they would be wrong for a mixture of old and new ones.
+    write_files(contents, remove=[folder / SUMS])
     return folder
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace(writers: Mapping[Path, Callable[[Path], object]], gone: Path) -> None:
-    """Write files beside the old ones first, all of them, and only then put them in their places.
-
-    Before that ``gone`` is removed: the sums of the old files, which would be wrong for a mixture of both.
-    """
-    temporaries = {path: _temporary(path) for path in writers}
-    try:
-        for path, write_to in writers.items():
-            write_to(temporaries[path])
-            with temporaries[path].open("rb+") as file:
-                os.fsync(file.fileno())
-        gone.unlink(missing_ok=True)
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise FoveateError(f"cannot write {path}: {reason}; the model that was there is untouched") from error
-    finally:
-        for path, temporary in temporaries.items():
-            temporary.unlink(missing_ok=True)
-            for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
-                if time.time() - stale.stat().st_mtime > 3600:
-                    stale.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from foveate.io import state_digest
 from foveate.model_info import device_and_dtype
+from foveate.progress import ProgressBar
 from foveate.training.freeze import Frozen, trunk_features
 from foveate.training.input.image_cache import Decoded, decode, open_decoded
 from foveate.training.input.loaders import Source
-from foveate.training.input.sampler import of_whole
-from foveate.training.progress import Report
+from foveate.training.input.sampler import images_in, of_whole
 
 if TYPE_CHECKING:
     from foveate.data.split import Split
@@ -68,7 +69,7 @@ class FeatureCache:
             self._held[key] = compute()
         return self._held[key]
 
-    def decoded(self, key: str, split: Split, at_least: int | None, report: Report) -> Decoded | None:
+    def decoded(self, key: str, split: Split, at_least: int | None, bar: ProgressBar) -> Decoded | None:
         """A split's decoded images, from memory or from the folder; None where they are too many for memory.
 
         Raises:
@@ -76,10 +77,10 @@ class FeatureCache:
         """
         if key not in self._decoded:
             if self.folder is not None:
-                found: Decoded | None = open_decoded(split, at_least, self.folder, key, report)
+                found: Decoded | None = open_decoded(split, at_least, self.folder, key, bar)
             else:
                 limit = min(self.image_limit_bytes, self.limit_bytes - self.held_bytes)
-                found = decode(split, at_least, limit, report)
+                found = decode(split, at_least, limit, bar)
             if found is None:
                 return None
             self._decoded[key] = found
@@ -97,15 +98,9 @@ def _key(*parts: object) -> str:
 
 def trunk_digest(model: nn.Module, frozen: Frozen) -> str:
     """SHA-256 in hex of the trunk's modules, parameters and buffers."""
-    digest = hashlib.sha256()
-    for name in frozen.modules:
-        module = model.get_submodule(name)
-        digest.update(f"{name} {module!r}".encode())
-        for key, tensor in module.state_dict().items():
-            values = tensor.detach().cpu().contiguous()
-            digest.update(f"{key} {values.dtype} {tuple(values.shape)}".encode())
-            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    modules = {name: model.get_submodule(name) for name in frozen.modules}
+    tensors = [(f"{name}.{key}", t) for name, module in modules.items() for key, t in module.state_dict().items()]
+    return state_digest(tensors, header=repr(modules))
 
 
 def _gather(parts: Iterator[Tensor], count: int) -> Tensor:
@@ -121,13 +116,13 @@ def _gather(parts: Iterator[Tensor], count: int) -> Tensor:
     return whole
 
 
-def hold_decoded(cache: FeatureCache, source: Source, at_least: int | None, report: Report) -> Decoded | None:
+def hold_decoded(cache: FeatureCache, source: Source, at_least: int | None, bar: ProgressBar) -> Decoded | None:
     """A split's decoded images, or None where they are too many to hold."""
     key = _key("decoded", source.fingerprint, source.split.name, at_least)
-    return cache.decoded(key, source.split, at_least, report)
+    return cache.decoded(key, source.split, at_least, bar)
 
 
-def hold_images(cache: FeatureCache, source: Source, report: Report) -> Tensor | None:
+def hold_images(cache: FeatureCache, source: Source, bar: ProgressBar) -> Tensor | None:
     """A split's prepared pixels (1, N, C, H, W) uint8, or None where they are too many to hold."""
     split, preprocess = source.split, source.preprocess
     key = _key("images", source.fingerprint, split.name, preprocess)
@@ -138,14 +133,14 @@ def hold_images(cache: FeatureCache, source: Source, report: Report) -> Tensor |
 
     def compute() -> Tensor:
         batches = source.stream()(of_whole(len(split), _BATCH))
-        shown = report.track(batches, f"preparing the {split.name} images", len(split))
+        shown = bar.track(batches, f"preparing the {split.name} images", len(split), images_in)
         return _gather((pixels[None] for pixels, _ in shown), len(split))
 
     return cache.get(key, compute)
 
 
 def hold_features(
-    cache: FeatureCache, source: Source, model: nn.Module, frozen: Frozen, report: Report, *, flip: bool, like: Tensor
+    cache: FeatureCache, source: Source, model: nn.Module, frozen: Frozen, bar: ProgressBar, *, flip: bool, like: Tensor
 ) -> Tensor | None:
     """The trunk's features of a split (V, N, ...) float32; None where they are too large to hold.
 
@@ -154,7 +149,7 @@ def hold_features(
         source: the split.
         model: whose trunk it is.
         frozen: says where the trunk ends; it was found to be a chain.
-        report: shows the progress.
+        bar: shows the progress.
         flip: make a second view (V = 2), of the images flipped left to right.
         like: features of some images (B, ...), for their shape.
     """
@@ -172,7 +167,7 @@ def hold_features(
 
     def compute() -> Tensor:
         batches = source.stream()(of_whole(len(split), _BATCH))
-        shown = report.track(batches, f"features of the {split.name} images, once", len(split))
+        shown = bar.track(batches, f"features of the {split.name} images, once", len(split), images_in)
         return _gather((both_views(pixels) for pixels, _ in shown), len(split))
 
     return cache.get(key, compute)

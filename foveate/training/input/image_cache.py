@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from foveate.errors import FoveateError
-from foveate.training.progress import Report
-from foveate.training.run_folder import write_atomically
+from foveate.io import write_files
+from foveate.progress import ProgressBar
 
 if TYPE_CHECKING:
     from foveate.data.split import Split
@@ -50,23 +50,23 @@ class Decoded:
         return Image.fromarray(np.asarray(self.pixels[start : start + 3 * height * width]).reshape(height, width, 3))
 
 
-def _arrays(split: Split, at_least: int | None, report: Report) -> Iterator[np.ndarray[Any, Any]]:
+def _arrays(split: Split, at_least: int | None, bar: ProgressBar) -> Iterator[np.ndarray[Any, Any]]:
     """Every picture (H, W, 3) in order, decoded on two threads: Pillow decodes outside Python's lock."""
 
     def load(index: int) -> np.ndarray[Any, Any]:
         return np.asarray(split.load(index, at_least))
 
-    task = report.task(f"decoding the {split.name} images, once", len(split))
+    task = bar.task(f"decoding the {split.name} images, once", len(split))
     try:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             for at in range(0, len(split), _AHEAD):
                 yield from pool.map(load, range(at, min(at + _AHEAD, len(split))))
-                report.advance(task, min(_AHEAD, len(split) - at))
+                bar.advance(task, min(_AHEAD, len(split) - at))
     finally:
-        report.end(task)
+        bar.end(task)
 
 
-def decode(split: Split, at_least: int | None, limit_bytes: int, report: Report) -> Decoded | None:
+def decode(split: Split, at_least: int | None, limit_bytes: int, bar: ProgressBar) -> Decoded | None:
     """Decode a split into memory; None where the pictures need more than ``limit_bytes``.
 
     Raises:
@@ -74,7 +74,7 @@ def decode(split: Split, at_least: int | None, limit_bytes: int, report: Report)
     """
     held: list[np.ndarray[Any, Any]] = []
     total = 0
-    for array in _arrays(split, at_least, report):
+    for array in _arrays(split, at_least, bar):
         total += array.nbytes
         if not held and array.nbytes * len(split) > 4 * limit_bytes:  # no need to try: four times as small is rare
             return None
@@ -92,7 +92,7 @@ def decode(split: Split, at_least: int | None, limit_bytes: int, report: Report)
     return Decoded(pixels, tuple(starts), tuple(sizes))
 
 
-def open_decoded(split: Split, at_least: int | None, folder: Path, key: str, report: Report) -> Decoded:
+def open_decoded(split: Split, at_least: int | None, folder: Path, key: str, bar: ProgressBar) -> Decoded:
     """Pictures of a split in a file, which is made if it is not there. The file is whole or not there.
 
     Args:
@@ -100,7 +100,7 @@ def open_decoded(split: Split, at_least: int | None, folder: Path, key: str, rep
         at_least: as for ``Split.load``.
         folder: for the file and its index.
         key: of everything that the pictures depend on.
-        report: shows the progress.
+        bar: shows the progress.
 
     Raises:
         FoveateError: an image cannot be read, or the folder cannot be written.
@@ -109,25 +109,20 @@ def open_decoded(split: Split, at_least: int | None, folder: Path, key: str, rep
     found = _opened(path, index)
     if found is not None:
         return found
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     sizes: list[tuple[int, int]] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            for array in _arrays(split, at_least, report):
+
+    def write_pixels(place: Path) -> None:
+        with place.open("wb") as file:
+            for array in _arrays(split, at_least, bar):
                 file.write(array.tobytes())
                 sizes.append((array.shape[0], array.shape[1]))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise FoveateError(
-            f"the decoded images cannot be kept in {folder}: {error.strerror or error}; free some space, name another "
-            "folder, or take cache=False"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_atomically(index, json.dumps(sizes).encode())  # last: without it the pixels do not count
+
+    def write_index(place: Path) -> None:
+        place.write_text(json.dumps(sizes))
+
+    # The index is put in place last: without it the pixels do not count.
+    advice = "free some space, name another folder for the decoded images, or take cache=False"
+    write_files({path: write_pixels, index: write_index}, advice=advice)
     made = _opened(path, index)
     if made is None:
         raise FoveateError(f"{path} changed while it was written: give this run a cache folder of its own")

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
+from foveate.progress import ProgressBar
 from foveate.training.distributed import Team
 from foveate.training.freeze import Frozen, find_frozen, is_chain, tail, trunk_features
 from foveate.training.input.feature_cache import FeatureCache, hold_decoded, hold_features, hold_images
 from foveate.training.input.loaders import Augment, Batches, Held, Source, at_least
-from foveate.training.progress import Report
 from foveate.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Supply:
         data: both splits.
         recipe: what is frozen, the augmentation, and whether to cache.
         preprocess: of the model.
-        report: shows the progress.
+        bar: shows the progress.
         cache: where to keep things.
         team: the processes; the first on a machine fills a cache on disk.
 
@@ -89,12 +89,12 @@ class Supply:
         data: ImageData,
         recipe: Recipe,
         preprocess: Preprocess,
-        report: Report,
+        bar: ProgressBar,
         cache: FeatureCache,
         team: Team,
     ) -> None:
         self.model, self.data, self.recipe, self.preprocess = model, data, recipe, preprocess
-        self.report, self.cache, self.team = report, cache, team
+        self.bar, self.cache, self.team = bar, cache, team
         first = [preprocess(data.train.load(index)) for index in range(min(_SAMPLE, len(data.train)))]
         device = device_and_dtype(model)[0]
         sample = _in_memory_format(torch.stack(first).to(device), recipe.channels_last)
@@ -104,7 +104,7 @@ class Supply:
             if is_chain(model, self.frozen, sample):
                 self._features = trunk_features(model, self.frozen, sample)
             else:
-                report.line(f"no chain up to {self.frozen.cut!r}: the frozen part runs in each step, without a cache")
+                bar.line(f"no chain up to {self.frozen.cut!r}: the frozen part runs in each step, without a cache")
 
     def train(self) -> Feed:
         """The training images, augmented."""
@@ -122,18 +122,18 @@ class Supply:
         flip, labels, decoded = augment.kind == "flip", split.labels, None
         if recipe.cache and augment.crops:
             with self.team.main_first():
-                decoded = hold_decoded(self.cache, source, at_least(augment, self.preprocess), self.report)
+                decoded = hold_decoded(self.cache, source, at_least(augment, self.preprocess), self.bar)
             if decoded is None:
-                self.report.line(f"the {split.name} images are too large for the cache: they are decoded in each epoch")
+                self.bar.line(f"the {split.name} images are too large for the cache: they are decoded in each epoch")
         elif recipe.cache:
             if self._features is not None:
-                kept = (self.cache, source, self.model, self.frozen, self.report)
+                kept = (self.cache, source, self.model, self.frozen, self.bar)
                 views = hold_features(*kept, flip=flip, like=self._features)
                 if views is not None:
                     held = Held(views, labels, recipe.seed, flip=flip)
                     return Feed(source, held, self.frozen, recipe.channels_last)
-                self.report.line(f"the features of the {split.name} images are too large for the cache")
-            views = hold_images(self.cache, source, self.report)
+                self.bar.line(f"the features of the {split.name} images are too large for the cache")
+            views = hold_images(self.cache, source, self.bar)
             if views is not None:
                 return Feed(source, Held(views, labels, recipe.seed, flip=flip), None, recipe.channels_last)
         return Feed(source, source.stream(augment, decoded), None, recipe.channels_last)

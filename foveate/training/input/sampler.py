@@ -9,13 +9,18 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Order", "Where", "mix", "of_whole", "seed_draws"]
+__all__ = ["Batch", "Order", "Where", "images_in", "mix", "of_whole", "seed_draws"]
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """Inputs (B, ...), uint8 pixels or float32 features; labels (B,) int64."""
 
 Where: TypeAlias = tuple[int, int]
 """(epoch, index of an image)."""
+
+
+def images_in(batch: Batch) -> int:
+    """How many images a batch has."""
+    return len(batch[1])
 
 
 def mix(*parts: object) -> int:

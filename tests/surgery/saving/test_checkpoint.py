@@ -252,9 +252,7 @@ def test_a_save_that_fails_midway_leaves_the_old_model(error, planned, folder, m
         raise error
 
     monkeypatch.setattr(files, "save_file", fails)
-    with pytest.raises(
-        FoveateError, match="cannot write .*No space left on device; the model that was there is untouched"
-    ):
+    with pytest.raises(FoveateError, match="cannot write .*No space left on device; what was there is untouched"):
         fv.save(planned, folder, {"note": "second"})
     assert entries(folder) == before
 
@@ -265,7 +263,7 @@ def test_a_full_disk(planned, folder):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
     try:
-        with pytest.raises(FoveateError, match="cannot write .*; the model that was there is untouched"):
+        with pytest.raises(FoveateError, match="cannot write .*; what was there is untouched"):
             fv.save(planned, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
