@@ -45,7 +45,6 @@ Content = bytes | str | Callable[[Path], object]
 _STALE_SECONDS = 3600  # a temporary file of another machine that nobody touched for so long is nobody's
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-\d+\.tmp", re.DOTALL)
 _COUNT = itertools.count()
-_CLEANED: set[tuple[int, Path]] = set()  # folders whose stale files this process has removed
 
 
 @functools.cache
@@ -93,11 +92,12 @@ def remove_stale(folder: Path) -> None:
 
     A temporary file goes when its process is dead, or, where that cannot be told, after an hour without a change.
     """
-    _CLEANED.add((os.getpid(), folder))
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if _is_stale(path):
-                path.unlink()
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".tmp"):
+                with contextlib.suppress(OSError):
+                    if _is_stale(path := folder / entry.name):
+                        path.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -111,12 +111,15 @@ def _sync(path: Path) -> None:
 
 def _prepare(folder: Path) -> None:
     missing = [above for above in (folder, *folder.parents) if not above.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a part of it is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise FoveateError(f"cannot make the folder {folder}: {reason}; choose another place") from error
     for made in missing:
         with contextlib.suppress(OSError):  # not every file system synchronises folders
             _sync(made.parent)
-    if (os.getpid(), folder) not in _CLEANED:
-        remove_stale(folder)
+    remove_stale(folder)
 
 
 def _write(content: Content, path: Path) -> None:
@@ -149,7 +152,7 @@ def write_files(
     try:
         for path, content in contents.items():
             if path.is_dir():
-                raise FoveateError(f"cannot write {path}: it is a folder; name a file in it")
+                raise FoveateError(f"{str(path)!r} is a folder: name a file in it")
             if path.exists() and not path.is_file():
                 _write(content, path)
                 continue

@@ -106,8 +106,9 @@ def test_a_full_disk(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("folder", "cannot write .*folder: it is a folder; name a file in it"),
-        ("file/below", "cannot write .*file/below: (File exists|Not a directory); what was there is untouched; choose"),
+        ("folder", "folder' is a folder: name a file in it"),
+        ("file/below", "cannot make the folder .*file: a part of it is a file; choose another place"),
+        ("file/below/it", "cannot make the folder .*file/below: a part of it is a file; choose another place"),
     ],
 )
 def test_a_place_where_no_file_can_be(tmp_path, path, message):

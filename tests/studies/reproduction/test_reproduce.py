@@ -244,7 +244,7 @@ def test_csv_has_a_line_for_each_cell(everything, tmp_path):
         with pytest.raises(fv.FoveateError, match="is a folder: name a file in it"):
             fv.write_page(everything, folder)
     (tmp_path / "taken").touch()
-    with pytest.raises(fv.FoveateError, match="cannot write"):
+    with pytest.raises(fv.FoveateError, match="cannot make the folder"):
         everything.write_csv(tmp_path / "taken" / "cells.csv")
 
 

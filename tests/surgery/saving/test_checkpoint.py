@@ -272,7 +272,7 @@ def test_a_full_disk(planned, folder):
 
 
 def test_temporaries_of_a_killed_process_go_away(planned, folder):
-    stale, fresh = (folder / f".model.safetensors.{pid}.tmp" for pid in (111, 222))
+    stale, fresh = (folder / f".model.safetensors.00000000-{pid}-0.tmp" for pid in (111, 222))  # of another machine
     for path in (stale, fresh):
         path.write_bytes(b"half")
     os.utime(stale, (time.time() - 7200,) * 2)
