@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.progress import ProgressBar
 from foveate.scores import check_labels
 from foveate.studies.comparison.statistics import holm, mcnemar, paired_difference
 from foveate.studies.evaluation.attention_metrics import (
@@ -248,12 +249,6 @@ def _shuffle(what: str) -> Callable[..., Tensor]:
 @contextmanager
 def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
     """A bar on stderr: gives a function that moves it on by a number of images."""
-    if not progress:
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("auditing", total=total)
+    with ProgressBar(progress) as shown:
+        task = shown.task("auditing", total)
         yield lambda count: shown.advance(task, count)
