@@ -96,9 +96,13 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="pytest processes; 0: none beside the first")
     parser.add_argument("--logs", type=Path, default=ROOT / "runs" / "versions", help="folder for the log of each set")
     parser.add_argument("--write", action="store_true", help="record the result in docs/versions.csv and the tables")
+    parser.add_argument("--tables", action="store_true", help="run nothing: make the tables from docs/versions.csv")
     options = parser.parse_args()
     if options.write and options.paths:
         parser.error("--write records runs of all tests: leave --paths out")
+    if options.tables:
+        write([])
+        return 0
     options.logs.mkdir(parents=True, exist_ok=True)
     logs = options.logs.absolute()
     rows = []

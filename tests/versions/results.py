@@ -57,14 +57,19 @@ def table(rows: Iterable[Row], columns: Iterable[str]) -> str:
     """A Markdown table."""
     columns = list(columns)
     lines = [columns, ["---:" if c in NUMBERS else "---" for c in columns]]
-    lines += [[f"{getattr(row, c)}".replace("|", r"\|") for c in columns] for row in rows]
+    lines += [[_cell(row, c) for c in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 COLUMNS = {
-    "README.md": ("set", "python", "torch", "torchvision", "timm", "numpy", "state"),
+    "README.md": ("set", "python", "torch", "torchvision", "timm", "numpy", "state", "date"),
     "versions.md": tuple(f.name for f in fields(Row)),
 }
+
+
+def _cell(row: Row, column: str) -> str:
+    unknown = column in NUMBERS and row.state.startswith("not ")  # no zeros of what was not counted
+    return "" if unknown else str(getattr(row, column)).replace("|", r"\|")
 
 
 def load(file: Path) -> list[Row]:
@@ -91,7 +96,7 @@ def page(text: str, rows: Iterable[Row], columns: Iterable[str]) -> str:
 def write(new: list[Row]) -> None:
     """Put new rows into docs/versions.csv, in the order of sets.toml, and make the tables anew."""
     known = {row.set: row for row in [*(load(RESULTS) if RESULTS.exists() else []), *new]}
-    rows = [known[name] for name in sets() if name in known]
+    rows = [known.get(name, Row(name)) for name in sets()]
     save(rows, RESULTS)
     for file in PAGES:
         text = file.read_text(encoding="utf-8")

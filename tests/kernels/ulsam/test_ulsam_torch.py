@@ -235,7 +235,6 @@ def test_exported_graphs_hold_torchs_own_operations(module, x, fused):
     }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
 def test_transforms_of_torch_func(module, x):
     each = torch.func.vmap(lambda image: module(image.unsqueeze(0)).squeeze(0))(x)
     torch.testing.assert_close(each, module(x), rtol=1e-5, atol=1e-5)
