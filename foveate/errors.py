@@ -39,6 +39,6 @@ def near(asked: str, exist: Iterable[str], most: int = 8) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What another's error says, on one line, to be told in ours."""
+    """The first line of another library's error, for a message of ours."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

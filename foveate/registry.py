@@ -55,7 +55,7 @@ def register(name: str, constructor: Callable[..., Any] | None = None, *, kind: 
         kind: the registry: "attention", "pooling" or "heads".
 
     Raises:
-        FoveateError: the name is taken or is no identifier, or the constructor cannot be called in this way.
+        FoveateError: the name is taken or is not an identifier, or the constructor cannot be called in this way.
     """
     if constructor is None:
         return functools.partial(register, name, kind=kind)

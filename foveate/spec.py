@@ -202,7 +202,7 @@ class _Parser:
         elif token.kind == "word" and token.text in _KEYWORDS:
             value = _KEYWORDS[token.text]
         else:
-            raise self.error(f"{token.text!r} is no value: write a number, a 'string', True, False or None")
+            raise self.error(f"{token.text!r} is not a value: write a number, a 'string', True, False or None")
         self.index += 1
         return value
 
@@ -211,7 +211,7 @@ class _Parser:
         name = self.word("the name of a mechanism")
         if not re.fullmatch(r"(?:[A-Za-z_]\w*:)?[A-Za-z_][\w-]*(?:\.\w+)*", name, re.ASCII):
             self.index = start
-            raise self.error(f"{name!r} is no mechanism's name")
+            raise self.error(f"{name!r} is not the name of a mechanism")
         options: dict[str, Literal] = {}
         if self.take("("):
             while not self.take(")"):
@@ -219,7 +219,7 @@ class _Parser:
                 key = self.word("an option's name or ')'")
                 if not key.isidentifier():
                     self.index = at
-                    raise self.error(f"{key!r} is no option's name")
+                    raise self.error(f"{key!r} is not the name of an option")
                 if not self.take("="):
                     raise self.error(f"'=' is expected after {key!r}")
                 if key in options:
@@ -237,7 +237,7 @@ class _Parser:
             verb = "as " + self.word("'pool' or 'head'")
         if verb not in VERBS:
             self.index -= 1
-            raise self.error(f"{verb!r} is no verb; {near(verb, VERBS)}")
+            raise self.error(f"{verb!r} is not a verb; {near(verb, VERBS)}")
         if verb == "as pool" or (verb == "as head" and not self.take("on")):
             return Placement(spec, verb)
         sites = [self.site()]
@@ -250,6 +250,6 @@ class _Parser:
         if token is None or token.kind not in ("word", "number"):
             return self.word("a site")
         if not re.fullmatch(r"#\d+|[\w*-]+(?:\.[\w*-]+)*(?::[\w*-]+)?", token.text, re.ASCII):
-            raise self.error(f"{token.text!r} is no site: write a module's dotted name, with * within one part, or #N")
+            raise self.error(f"{token.text!r} is not a site: write a module's dotted name (* within one part) or #N")
         self.index += 1
         return token.text

@@ -116,10 +116,10 @@ def test_example_of_the_notation():
         ("se after", "a site is expected"),
         ("se(reduction=8, reduction=4) after a", "given twice"),
         ("se(reduction) after a", "'=' is expected"),
-        ("se(reduction=os) after a", "is no value"),
+        ("se(reduction=os) after a", "is not a value"),
         ("se after a b", "'b' is left over"),
-        ("se after a..b", "is no site"),
-        ("1x after a", "no mechanism's name"),
+        ("se after a..b", "is not a site"),
+        ("1x after a", "not the name of a mechanism"),
     ],
 )
 def test_errors_say_what_and_where(text, message):

@@ -1,4 +1,4 @@
-"""DANet's head: position and channel attention side by side, each between convolutions, and their sum.
+"""DANet's head: position and channel attention in parallel, each between convolutions, and their sum.
 
 Fu, Liu, Tian, Li, Bao, Fang, Lu: Dual Attention Network for Scene Segmentation, CVPR 2019,
 https://arxiv.org/abs/1809.02983

