@@ -12,7 +12,7 @@ Two more losses for training, with their equations in docs/heads/saol.md. Distil
 beside this one, to the same answer. Self-supervision pastes a box of one image into another (CutMix, Yun et al., ICCV
 2019, https://arxiv.org/abs/1905.04899), to be found again, and to look as it did where it comes from.
 
-No code of the authors is to be had. The widths, the kernels (all 1x1) and the batch norms are ours, and details of the
+The authors published no code. The widths, the kernels (all 1x1) and the batch norms are ours, and details of the
 two losses are our reading.
 """
 
@@ -36,8 +36,9 @@ BETA = 0.5  # the weight of the pooled classifier's own cross-entropy, as in the
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of a forward pass in training: log Y (B, K, h, w), the box's scores (B, h, w), the pooled scores (B, K)."""
+    """Of a forward pass in training: its scores and log Y (B, K, h, w), the box's (B, h, w), the pooled ones (B, K)."""
 
+    scores: Tensor
     log_places: Tensor
     box: Tensor | None
     pooled: Tensor | None
@@ -126,10 +127,11 @@ class SpatiallyAttentiveOutput(nn.Module):
     def forward(self, maps: Sequence[Tensor], pooled: Tensor) -> Tensor:
         """Log y, (B, K)."""
         log_map, log_places = self._spatial(maps)
+        scores = (log_map[:, None] + log_places).flatten(2).logsumexp(2)
         if self.training and (self.gap is not None or self.box is not None):
             box = self.box(maps[-1]).squeeze(1) if self.box is not None else None
-            self.kept = _Kept(log_places, box, self.gap(pooled) if self.gap is not None else None)
-        return (log_map[:, None] + log_places).flatten(2).logsumexp(2)
+            self.kept = _Kept(scores, log_places, box, self.gap(pooled) if self.gap is not None else None)
+        return scores
 
     @property
     def changes_images(self) -> bool:
@@ -165,6 +167,9 @@ class SpatiallyAttentiveOutput(nn.Module):
             scores: what ``forward`` gave for the images of ``training_images``, (B, K) or (2B, K).
             labels: of the B images.
             label_smoothing: as in ``torch.nn.functional.cross_entropy``.
+
+        Raises:
+            FoveateError: no forward pass in training mode came before, or the scores are those of another.
         """
         kept, pasted = self.kept, self.pasted
         self.kept = self.pasted = None
@@ -172,6 +177,11 @@ class SpatiallyAttentiveOutput(nn.Module):
         if missing:
             raise FoveateError(
                 "saol: training_loss follows training_images and one forward pass in training mode: do these first"
+            )
+        if kept is not None and not _equal(kept.scores, scores):
+            raise FoveateError(
+                "saol: training_loss got other scores than its last forward pass in training mode gave: run the images "
+                "and take their loss before the next forward pass"
             )
         scores = _precise(scores)
         share = pasted.mean() if pasted is not None else None
@@ -184,6 +194,15 @@ class SpatiallyAttentiveOutput(nn.Module):
         if kept is not None and kept.box is not None and pasted is not None:
             loss = loss + self.self_supervision * _box_losses(kept.box, kept.log_places, pasted)
         return loss
+
+
+@torch.no_grad()
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether scores are the same, whatever dtype they were brought to since; NaN is equal to NaN."""
+    if one.shape != other.shape:
+        return False
+    one, other = _precise(one), _precise(other)
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _box_losses(box: Tensor, log_places: Tensor, pasted: Tensor) -> Tensor:

@@ -290,3 +290,18 @@ def test_the_layers_of_the_losses_are_there_only_with_their_weight(trainable):
 def test_errors(sizes, options, message):
     with pytest.raises(FoveateError, match=message):
         SpatiallyAttentiveOutput(*sizes, **options)
+
+
+def test_training_loss_takes_the_scores_of_its_own_pass(new_inputs):
+    """Scores of another forward pass would be trained with what this one remembers."""
+    head = SpatiallyAttentiveOutput((8, 12, 16), 16, 5, distillation=1.0, width=4).train()
+    labels = torch.tensor([0, 1, 2])
+    (one, pooled), (other, _) = (new_inputs(dtype=torch.float32, seed=seed) for seed in (1, 2))
+    first = head(one, pooled)
+    head(other, pooled)
+    with pytest.raises(FoveateError, match="other scores than its last forward pass"):
+        head.training_loss(first, labels, 0.0)
+    scores = head(one, pooled)
+    assert head.training_loss(scores.double(), labels, 0.0).isfinite()
+    nan = head([m * float("nan") for m in one], pooled)
+    assert head.training_loss(nan, labels, 0.0).isnan()
