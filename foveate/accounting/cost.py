@@ -21,10 +21,12 @@ from foveate.accounting.memory import saved_bytes
 from foveate.accounting.profiling.module_times import time_shares
 from foveate.accounting.rows import ModuleCost, rows_of
 from foveate.errors import FoveateError, first_line, near
-from foveate.surgery.apply import part, record_of, take_out
+from foveate.surgery.apply import undo
 from foveate.surgery.insert import plan_of
-from foveate.surgery.trace import copied, input_size_of, on_a_copy
-from foveate.surgery.wrappers import HeadPlace, Replacement
+from foveate.surgery.model_copy import copied, on_a_copy
+from foveate.surgery.record import part, record_of
+from foveate.surgery.trace import input_size_of
+from foveate.surgery.wrappers import HeadWrapper, Replacement
 
 __all__ = ["Cost", "ModuleCost", "cost"]
 
@@ -158,7 +160,7 @@ def _on_a_copy(
 ) -> Result:
     """A task on a copy of a network, with or without its plan."""
     try:
-        return on_a_copy(model, lambda net: task(take_out(net) if plain else net, size))[0]
+        return on_a_copy(model, lambda net: task(undo(net) if plain else net, size))[0]
     except FoveateError:
         raise
     except Exception as error:
@@ -210,7 +212,7 @@ def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = Fa
 def _timed(model: nn.Module, size: Size, rows: tuple[ModuleCost, ...], *, plain: bool) -> tuple[ModuleCost, ...]:
     """The rows with their shares of time."""
     net = copied(model, data=True)
-    shares = time_shares(take_out(net) if plain else net, size)
+    shares = time_shares(undo(net) if plain else net, size)
     return tuple(replace(row, time_share=shares[row.name]) for row in rows)
 
 
@@ -225,4 +227,4 @@ def _saved(model: nn.Module, size: Size, *, plain: bool) -> int:
 
 
 def _holds(module: nn.Module | None) -> bool:
-    return isinstance(module, Replacement | HeadPlace)
+    return isinstance(module, Replacement | HeadWrapper)

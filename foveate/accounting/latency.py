@@ -20,9 +20,10 @@ from foveate.accounting.profiling.runners import Setting, device_of, dtype_of, r
 from foveate.accounting.profiling.timer import Spread, interleaved
 from foveate.errors import FoveateError, first_line
 from foveate.preserve import preserve_state
-from foveate.surgery.apply import take_out
+from foveate.surgery.apply import undo
 from foveate.surgery.insert import plan_of
-from foveate.surgery.trace import copied, input_size_of
+from foveate.surgery.model_copy import copied
+from foveate.surgery.trace import input_size_of
 
 __all__ = ["Latency", "Timing", "latency"]
 
@@ -201,7 +202,7 @@ class _Networks:
         if which and self.reference is not None:
             return copied(self.reference, data=True)
         copy = copied(self.model, data=True)
-        return take_out(copy) if which else copy
+        return undo(copy) if which else copy
 
     def timed(
         self, size: tuple[int, int, int], setting: Setting, rounds: int, warmup: int, seconds: float

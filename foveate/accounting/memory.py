@@ -15,7 +15,8 @@ from foveate.accounting.counting.allocations import LiveBytes, LiveMode, kept_by
 from foveate.accounting.counting.forward import images_for, run, total
 from foveate.accounting.counting.given import network_in
 from foveate.errors import FoveateError, first_line
-from foveate.surgery.trace import input_size_of, on_a_copy
+from foveate.surgery.model_copy import on_a_copy
+from foveate.surgery.trace import input_size_of
 
 __all__ = ["saved_bytes", "training_memory"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from foveate.accounting.counting.dispatch_counter import Tally
-from foveate.surgery.wrappers import HeadPlace, Replacement, mechanism_of
+from foveate.surgery.wrappers import HeadWrapper, Replacement, mechanism_of
 
 __all__ = ["ModuleCost", "rows_of"]
 
@@ -72,5 +72,5 @@ def rows_of(
 
 def _working(module: nn.Module) -> nn.Module:
     """The mechanism in a holder or a gate."""
-    inside = module.foveate if isinstance(module, Replacement | HeadPlace) else module
+    inside = module.foveate if isinstance(module, Replacement | HeadWrapper) else module
     return mechanism_of(inside)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from foveate.explanations.result import Map
 from foveate.pooling.gap import GlobalAveragePool
 from foveate.preserve import preserve_state
 from foveate.scores import check_logits
-from foveate.surgery.apply import part, record_of
+from foveate.surgery.record import part, record_of
 from foveate.surgery.wrappers import Gate, mechanism_of
 
 __all__ = ["Reader", "attention_maps", "readers"]

@@ -21,7 +21,7 @@ from foveate.explanations.sources import Images, OneImage
 from foveate.networks.class_names import class_index, class_names
 from foveate.progress import track
 from foveate.scores import predicted_classes
-from foveate.surgery.insert import unwrapped
+from foveate.surgery.record import unwrapped
 
 __all__ = ["METHODS", "OF_A_CLASS", "explain"]
 

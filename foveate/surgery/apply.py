@@ -1,16 +1,17 @@
-"""The mechanics of surgery: how a mechanism is held and called inside a network, and how it comes out again.
+"""How a mechanism is put into a network and called there, and how it is taken out again.
 
 ``after`` leaves every module in its place: the mechanism becomes a child of the module that it follows, and a forward
-hook calls it. So the network's own keys, attributes and weights stay. ``replacing`` takes a block out and puts a holder
-with the mechanism in its place; the block is kept aside. ``as pool`` follows the last feature map and gives a map of
-1x1, which the network's own average pooling then leaves as it is. ``as head`` replaces the classifier, and hooks keep
-the feature maps that the head reads. Nothing is checked here: ``insert`` does that first.
+hook calls it. So the network's own keys, attributes and weights stay. ``replacing`` puts a wrapper with the mechanism
+in a block's place, and the record keeps the block. ``as pool`` follows the last feature map and gives a map of 1x1,
+which the network's own average pooling then leaves as it is. ``as head`` replaces the classifier, and hooks record the
+feature maps that the head reads, for one forward pass. Nothing is checked here: ``insert`` does that first.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,26 +19,33 @@ from typing import Any
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.spec import Placement, Plan, Spec
-from foveate.surgery.hooks import HOOKS, attend_after, attend_with, keep_map, pool_with
-from foveate.surgery.wrappers import KEY, HeadPlace, PerClass, Replacement
+from foveate.spec import Spec
+from foveate.surgery.forward_pass import begin_pass, close_pass, find_maps, open_pass, record_map, tie_maps
+from foveate.surgery.record import ATTRIBUTE, Placed, Record, Removed, part, record_of
+from foveate.surgery.wrappers import (
+    HOOKS,
+    KEY,
+    HeadWrapper,
+    PerClass,
+    Replacement,
+    attend_after,
+    attend_with,
+    carry_attributes,
+    pool_with,
+)
 
-__all__ = [
-    "Placed",
-    "Record",
-    "Removed",
-    "Step",
-    "carried_plan",
-    "graft",
-    "host_of",
-    "is_plain_sequence",
-    "part",
-    "record_of",
-    "take_out",
-]
+__all__ = ["Ends", "Step", "apply_steps", "hook_target", "is_plain_sequence", "undo"]
 
-ATTRIBUTE = "_foveate"
 logger = logging.getLogger("foveate")
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where a pass through a network begins, and where it is cut into ``forward_features`` and ``forward_head``."""
+
+    first: str  # the layer that runs first
+    gives: str = ""  # the module that makes what forward_features returns; empty: the network is not cut so
+    takes: str = ""  # the module that forward_head gives it to
 
 
 @dataclass
@@ -50,54 +58,13 @@ class Step:
     mechanism: nn.Module
     shape: tuple[int, ...]  # (1, C, H, W) of the feature map there; of a head, (1, D) of the pooled features
     gives: tuple[int, ...]  # the shape that the mechanism gives
-    keeper: str | None = None  # for ``after``: the module to keep it, or the nearest above that can; else the host
+    host: str | None = None  # for ``after``: the module to keep it, or the nearest above that can; else the target
     maps: tuple[str, ...] = ()  # for ``as head``: the sites whose feature maps it reads
     per_class: str | None = None  # for ``as pool`` with features for each class: the classifier
     nhwc: bool = False  # the network's feature map is (B, H, W, C)
     nhwc_maps: frozenset[str] = frozenset()  # those of ``maps`` that are
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Where one mechanism is: ``path`` is the dotted name of the mechanism, or of the gate around it."""
-
-    site: str
-    verb: str
-    path: str
-    spec: Spec
-    maps: tuple[str, ...] = ()
-    per_class: str | None = None
-
-
-@dataclass
-class Removed:
-    """A block that a placement replaced: kept so that ``remove`` can put it back."""
-
-    module: nn.Module
-    original: bool = True  # False when its weights were never those of the caller's model, as after ``load``
-
-
-@dataclass
-class Record:
-    """What ``insert`` did to a model; it travels with copies of the model and is not part of its state dict."""
-
-    placed: tuple[Placed, ...]
-    removed: dict[str, Removed]
-    size: tuple[int, int, int]  # of the image that the plan was tried on
-
-
-def record_of(model: nn.Module) -> Record | None:
-    """The model's record, or None when it carries no plan."""
-    record: Record | None = getattr(model, ATTRIBUTE, None)
-    return record
-
-
-def part(model: nn.Module, path: str) -> nn.Module | None:
-    """The module at a dotted name, or None."""
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
+    trailing: int = 0  # for ``as head``: axes of size 1 behind the pooled features
+    ends: Ends | None = None  # for ``as head``
 
 
 def is_plain_sequence(module: nn.Module) -> bool:
@@ -105,7 +72,7 @@ def is_plain_sequence(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def host_of(model: nn.Module, site: str) -> str:
+def hook_target(model: nn.Module, site: str) -> str:
     """Where a hook goes for a site: the last part of a plain Sequential, whose output is the Sequential's own."""
     module = model.get_submodule(site)
     while is_plain_sequence(module) and len(module):  # type: ignore[arg-type]
@@ -119,33 +86,46 @@ def _split(name: str) -> tuple[str, str]:
     return parent, leaf
 
 
-def _keeper_of(model: nn.Module, name: str) -> str:
-    """The nearest module from here upwards that is no container, to keep a mechanism: containers run their children."""
-    host = name
-    while isinstance(model.get_submodule(name), nn.Sequential | nn.ModuleList | nn.ModuleDict):
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _host_of(model: nn.Module, name: str, target: str) -> str:
+    """The nearest module from here upwards that is not a container, to keep a mechanism: containers run their children.
+
+    Where every module above is a container, the last layer inside the target keeps it.
+    """
+    while isinstance(model.get_submodule(name), _CONTAINERS):
         if not name:
-            raise FoveateError(f"attention cannot be kept near site {host!r}: every module above it is a container")
+            layers = [
+                inner
+                for inner, module in model.get_submodule(target).named_modules(prefix=target)
+                if not isinstance(module, _CONTAINERS) and next(module.children(), None) is None
+            ]
+            if not layers:
+                raise FoveateError(f"attention cannot be kept at site {target!r}: no layer there could hold it")
+            return layers[-1]
         name = _split(name)[0]
     return name
 
 
 def _put_after(model: nn.Module, step: Step) -> str:
-    host = host_of(model, step.site)
-    keeper = _keeper_of(model, host if step.keeper is None else step.keeper)
-    module, owner = model.get_submodule(host), model.get_submodule(keeper)
+    target = hook_target(model, step.site)
+    host = _host_of(model, target if step.host is None else step.host, target)
+    module, owner = model.get_submodule(target), model.get_submodule(host)
     key = KEY if step.verb == "after" else f"{KEY}_pool"
-    key = key if keeper == host else f"{host.removeprefix(keeper).strip('.').replace('.', '_')}_{key}"
+    inside = target.removeprefix(host).strip(".") if target.startswith(host) else target
+    key = key if host == target else f"{inside.replace('.', '_')}_{key}"
     if hasattr(owner, key):
         raise FoveateError(f"attention cannot be kept at site {step.site!r}: the module there has a {key!r} of its own")
     owner.add_module(key, step.mechanism)
     # Plain functions of this module, so that a copy of the network calls the copy of the mechanism.
     if step.verb == "as pool":
         module.register_forward_hook(functools.partial(pool_with, step.mechanism, step.nhwc))
-    elif keeper == host and not step.nhwc:
+    elif host == target and not step.nhwc:
         module.register_forward_hook(attend_after)
     else:
         module.register_forward_hook(functools.partial(attend_with, step.mechanism, step.nhwc))
-    return f"{keeper}.{key}".lstrip(".")
+    return f"{host}.{key}".lstrip(".")
 
 
 def _exchange(model: nn.Module, site: str, module: nn.Module) -> nn.Module:
@@ -153,20 +133,41 @@ def _exchange(model: nn.Module, site: str, module: nn.Module) -> nn.Module:
     parent, leaf = _split(site)
     owner = model.get_submodule(parent)
     before: nn.Module = getattr(owner, leaf)
+    if isinstance(module, Replacement | HeadWrapper):
+        carry_attributes(module, before)
     setattr(owner, leaf, module)
     return before
 
 
 def _put_head(model: nn.Module, step: Step) -> nn.Module:
     """Put a head in the classifier's place; returns the classifier."""
-    place = HeadPlace(step.mechanism, len(step.maps), step.gives[1]).train(step.mechanism.training)
+    key, ends = uuid.uuid4().hex, step.ends
+    nhwc = tuple(site in step.nhwc_maps for site in step.maps)
+    wrapper = HeadWrapper(
+        step.mechanism, key, nhwc, step.gives[1], trailing=step.trailing, split=ends is not None and bool(ends.gives)
+    )
     for index, site in enumerate(step.maps):
-        host = model.get_submodule(host_of(model, site))
-        host.register_forward_hook(functools.partial(keep_map, place.kept, index, site in step.nhwc_maps))
-    return _exchange(model, step.site, place)
+        target = model.get_submodule(hook_target(model, site))
+        target.register_forward_hook(functools.partial(record_map, key, index))
+    if ends is not None:
+        model.get_submodule(ends.first).register_forward_pre_hook(functools.partial(begin_pass, key, bool(ends.gives)))
+        if ends.gives:
+            model.get_submodule(ends.takes).register_forward_pre_hook(functools.partial(find_maps, key))
+    model.register_forward_pre_hook(functools.partial(open_pass, key), prepend=True)
+    model.register_forward_hook(functools.partial(close_pass, key), always_call=True)
+    return _exchange(model, step.site, wrapper.train(step.mechanism.training))
 
 
-def graft(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, int]) -> Record:
+def _tie_maps_to_features(model: nn.Module, steps: Sequence[Step]) -> None:
+    """The last hooks of all: what a module gives to ``forward_head`` is what attention and pool have made of it."""
+    for step in steps:
+        if step.ends is not None and step.ends.gives:
+            wrapper: Any = model.get_submodule(step.site)
+            giver = model.get_submodule(step.ends.gives)
+            giver.register_forward_hook(functools.partial(tie_maps, wrapper.key))
+
+
+def apply_steps(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, int]) -> Record:
     """Put mechanisms into a model, in place.
 
     Args:
@@ -194,9 +195,10 @@ def graft(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, int]) -
         if step.verb == "as head":
             removed[step.site] = Removed(_put_head(model, step))
         else:
-            holder = Replacement(step.mechanism, nhwc=step.nhwc).train(step.mechanism.training)
-            removed[step.site] = Removed(_exchange(model, step.site, holder))
+            wrapper = Replacement(step.mechanism, nhwc=step.nhwc).train(step.mechanism.training)
+            removed[step.site] = Removed(_exchange(model, step.site, wrapper))
         paths[id(step)] = f"{step.site}.{KEY}"
+    _tie_maps_to_features(model, steps)
     placed = tuple(Placed(s.site, s.verb, paths[id(s)], s.spec, s.maps, s.per_class) for s in steps)
     record = Record(placed, removed, size)
     setattr(model, ATTRIBUTE, record)
@@ -204,28 +206,8 @@ def graft(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, int]) -
     return record
 
 
-def carried_plan(model: nn.Module) -> Plan | None:
-    """The plan that a model carries, by module names, without what has gone since, as a head with its classifier.
-
-    Neighbours with the same spec and verb are one placement, so that the text is short.
-    """
-    record = record_of(model)
-    joined: list[Placement] = []
-    for at in record.placed if record else ():
-        last = joined[-1] if joined else None
-        if part(model, at.path) is None:
-            continue
-        if at.verb.startswith("as "):
-            joined.append(Placement(at.spec, at.verb, at.maps))
-        elif last is not None and (last.spec, last.verb) == (at.spec, at.verb):
-            joined[-1] = Placement(last.spec, last.verb, (*last.sites, at.site))
-        else:
-            joined.append(Placement(at.spec, at.verb, (at.site,)))
-    return Plan(tuple(joined)) if joined else None
-
-
-def take_out(model: nn.Module) -> nn.Module:
-    """Undo ``graft``, in place. A part of the network that was exchanged since stays as it now is.
+def undo(model: nn.Module) -> nn.Module:
+    """Take the mechanisms out again, in place. A part of the network that was exchanged since stays as it now is.
 
     Returns:
         The model itself.
@@ -241,13 +223,16 @@ def take_out(model: nn.Module) -> nn.Module:
         owner = part(model, parent)
         if owner is None or not hasattr(owner, leaf):
             continue
-        if isinstance(owner, Replacement | HeadPlace):
+        if isinstance(owner, Replacement | HeadWrapper):
             block = _moved_like(record.removed[placed.site].module, owner)
             _exchange(model, placed.site, block.train(owner.training))
         elif placed.verb in ("after", "as pool"):
             delattr(owner, leaf)
     for module in model.modules():
         _drop(module._forward_hooks, HOOKS)
+        _drop(module._forward_pre_hooks, HOOKS)
+        for hook in [hook for hook in module._forward_hooks_always_called if hook not in module._forward_hooks]:
+            del module._forward_hooks_always_called[hook]
     _drop(model._load_state_dict_pre_hooks, (_accept_weights_without_attention,))
     delattr(model, ATTRIBUTE)
     return model
@@ -265,16 +250,35 @@ def _drop(hooks: dict[int, Any], ours: tuple[Any, ...]) -> None:
             del hooks[key]
 
 
-def _accept_weights_without_attention(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Let a checkpoint of the network without any attention load, strictly for all that it should hold."""
+def _accept_weights_without_attention(
+    module: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: dict[str, Any],
+    _strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Let a checkpoint of the network without any attention load; what it lacks of replaced blocks is reported, too."""
     record = record_of(module)
     if record is None or any(key.startswith(f"{prefix}{at.path}.") for at in record.placed for key in state):
         return
     for site, removed in record.removed.items():
         start = f"{prefix}{site}."
         weights = {key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)}
-        if weights:
-            removed.module.load_state_dict(weights)
+        own = part(module, f"{site}.{KEY}")
+        if not weights and own is not None and not own.state_dict():
+            continue  # the model's own weights look so, too
+        try:
+            report = removed.module.load_state_dict(
+                weights, strict=False, assign=bool(metadata.get("assign_to_params_buffers", False))
+            )
+        except RuntimeError as error:  # tensors of another shape
+            errors.append(f"in {site!r}, which the plan replaced: {error}")
+            continue
+        missing.extend(start + key for key in report.missing_keys)
+        unexpected.extend(start + key for key in report.unexpected_keys)
     for at in record.placed:
         own = part(module, at.path)
         kept = own.state_dict() if own is not None else {}

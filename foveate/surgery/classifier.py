@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line
 from foveate.model_info import device_and_dtype
-from foveate.surgery.apply import host_of
+from foveate.surgery.apply import Ends, hook_target
+from foveate.surgery.model_copy import copied, guarded
 from foveate.surgery.sites import Site
-from foveate.surgery.trace import Seen, copied
+from foveate.surgery.trace import ModuleTrace
+from foveate.surgery.wrappers import KEY
 
-__all__ = ["check_pooled_by_mean", "classifier_of", "last_map", "maps_for_head"]
+__all__ = ["check_pooled_by_mean", "classifier_of", "ends_of", "last_map", "maps_for_head"]
 
 _NAMES = ("fc", "classifier", "head", "heads")
 
@@ -54,20 +57,20 @@ def classifier_of(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def last_map(model: nn.Module, seen: dict[str, Seen]) -> str:
+def last_map(model: nn.Module, traces: dict[str, ModuleTrace]) -> str:
     """The module that gives the last feature map before the network pools over all places.
 
     Raises:
         FoveateError: the network gives no class scores, or its last feature map has one place only.
     """
-    shape = seen[""].out_shape
+    shape = traces[""].out_shape
     if shape is None or len(shape) != 2:
         raise FoveateError(f"{type(model).__name__} gives no class scores (B, K), so it has no pool to replace")
-    shapes = {name: entry.map_shape for name, entry in seen.items() if name}
+    shapes = {name: entry.map_shape for name, entry in traces.items() if name}
     maps = [name for name, of in shapes.items() if of is not None and math.prod(of[2:]) > 1]
     if not maps:
         raise FoveateError(f"{type(model).__name__} has no feature map to pool: give a larger input_size")
-    return max(maps, key=lambda name: seen[name].order)
+    return max(maps, key=lambda name: traces[name].order)
 
 
 def check_pooled_by_mean(model: nn.Module, site: str, size: tuple[int, int, int], *, nhwc: bool) -> None:
@@ -79,32 +82,33 @@ def check_pooled_by_mean(model: nn.Module, site: str, size: tuple[int, int, int]
     Raises:
         FoveateError: it does not stay the same.
     """
-    try:
-        same = _stays_with_mean(copied(model, data=True).double(), site, size, nhwc, 1e-9)
-    except Exception:  # noqa: BLE001 - a network may compute in float32 alone, or really not fit: then this says so
+    with guarded(model):
         try:
-            same = _stays_with_mean(copied(model, data=True).float(), site, size, nhwc, 1e-4)
-        except Exception as error:
-            raise _not_mean(model, site, first_line(error)) from error
+            same = _stays_with_mean(copied(model, data=True).double(), site, size, nhwc, 1e-9)
+        except Exception:  # noqa: BLE001 - a network may compute in float32 alone, or really not fit: then this says so
+            try:
+                same = _stays_with_mean(copied(model, data=True).float(), site, size, nhwc, 1e-4)
+            except Exception as error:
+                raise _not_mean(model, site, first_line(error)) from error
     if not same:
         raise _not_mean(model, site, "with the mean in its place the classifier gets other values")
 
 
-def _stays_with_mean(twin: nn.Module, site: str, size: tuple[int, int, int], nhwc: bool, tolerance: float) -> bool:
+def _stays_with_mean(net: nn.Module, site: str, size: tuple[int, int, int], nhwc: bool, tolerance: float) -> bool:
     try:
-        end: nn.Module = twin.get_submodule(classifier_of(twin)[0])
+        end: nn.Module = net.get_submodule(classifier_of(net)[0])
     except FoveateError:
-        end = twin
-    seen: list[Tensor] = []
-    end.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    device, dtype = device_and_dtype(twin)
+        end = net
+    inputs: list[Tensor] = []
+    end.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    device, dtype = device_and_dtype(net)
     image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    places = (1, 2) if nhwc else (2, 3)
+    axes = (1, 2) if nhwc else (2, 3)
     with torch.no_grad():
-        given = twin(image)
-        twin.get_submodule(host_of(twin, site)).register_forward_hook(lambda _m, _a, x: x.mean(places, keepdim=True))
-        other = twin(image)
-    before, after = (given, other) if end is twin else seen
+        given = net(image)
+        net.get_submodule(hook_target(net, site)).register_forward_hook(lambda _m, _a, x: x.mean(axes, keepdim=True))
+        other = net(image)
+    before, after = (given, other) if end is net else inputs
     tolerance = tolerance if before.dtype == torch.float64 else 1e-4
     scale = float(before.abs().max())
     return before.shape == after.shape and torch.allclose(before, after, rtol=tolerance, atol=tolerance * scale)
@@ -135,3 +139,62 @@ def maps_for_head(listed: list[Site], count: int) -> tuple[str, ...]:
             "name them, as in 'saol as head on layer3, layer4'"
         )
     return tuple(chosen[-count:])
+
+
+def ends_of(model: nn.Module, size: tuple[int, int, int]) -> Ends | None:
+    """Where a pass begins, and where ``forward_features`` ends and ``forward_head`` begins.
+
+    Args:
+        model: a copy, in eval mode.
+        size: (channels, height, width) of an image that it can run on.
+
+    Returns:
+        None where the first layer runs more than once, or the network has these two methods and no module of its own
+        gives what the one returns, or takes it in the other.
+    """
+    started: list[str] = []
+    given: list[tuple[str, object]] = []
+    taken: list[tuple[str, object]] = []
+    handles = []
+
+    def watch(name: str, leaf: bool) -> None:
+        def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            taken.append((name, args[0] if args else None))
+            if leaf:
+                started.append(name)
+
+        def after(_module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+            given.append((name, output))
+
+        module = model.get_submodule(name)
+        handles.extend([module.register_forward_pre_hook(before), module.register_forward_hook(after)])
+
+    inner = [name for name, _ in model.named_modules() if name and KEY not in name.split(".")]
+    for name in inner:
+        watch(name, leaf=next(model.get_submodule(name).children(), None) is None)
+    methods = [getattr(model, name, None) for name in ("forward_features", "forward_head")]
+    cut = all(callable(method) for method in methods)
+    device, dtype = device_and_dtype(model)
+    image = torch.zeros(1, *size, device=device, dtype=dtype)
+    try:
+        with torch.no_grad():
+            features = methods[0](image) if cut else model(image)  # type: ignore[misc]
+            taken.clear()
+            if cut:
+                with contextlib.suppress(Exception):  # at the latest the head, for it gets no maps
+                    methods[1](features)  # type: ignore[misc]
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not started or started.count(started[0]) > 1:
+        return None
+    if not cut:
+        return Ends(started[0])
+    gives = [name for name, output in given if output is features]
+    takes = [name for name, tensor in taken if tensor is features]
+    if not isinstance(features, Tensor) or not gives or not takes:
+        return None
+    inner = hook_target(model, gives[-1])  # also runs where a network calls the parts of its Sequential one by one
+    giver = inner if inner in gives else gives[-1]
+    once = [name for name, _ in given].count(giver) == 1
+    return Ends(started[0], giver, takes[0]) if once else None

@@ -11,21 +11,41 @@ from torch import nn
 from foveate.errors import FoveateError, first_line, near
 from foveate.model_info import device_and_dtype
 from foveate.spec import Plan
-from foveate.surgery.apply import Record, Step, carried_plan, graft, part, record_of, take_out
-from foveate.surgery.classifier import check_pooled_by_mean
+from foveate.surgery.apply import Step, apply_steps, hook_target, undo
+from foveate.surgery.classifier import check_pooled_by_mean, ends_of
+from foveate.surgery.model_copy import copied, is_compiled, on_a_copy
+from foveate.surgery.record import Record, part, plans_within, record_of, unwrapped
 from foveate.surgery.resolve import STARTS, build_step, check_shape, resolve_plan
 from foveate.surgery.sites import list_sites
-from foveate.surgery.trace import Seen, copied, input_size_of, on_a_copy, probe, run
+from foveate.surgery.trace import ModuleTrace, input_size_of, probe, run
 from foveate.surgery.wrappers import Gate, mechanism_of
 
-__all__ = ["attentions", "insert", "plan_of", "remove", "replaced_by", "unwrapped"]
+__all__ = ["attentions", "insert", "plan_of", "remove", "replaced_by"]
 
 logger = logging.getLogger("foveate")
 
 
 def plan_of(model: nn.Module) -> Plan | None:
-    """The plan that a model carries, its site patterns resolved to module names; None when it carries none."""
-    return carried_plan(model)
+    """The plan that a model carries, its site patterns resolved to module names; None when it carries none.
+
+    Args:
+        model: a network. One inside ``torch.compile``, data parallelism or an average of weights is looked into. Where
+            a part of the model carries a plan, as the body of a detector, the sites are named from the whole model.
+
+    Raises:
+        FoveateError: several parts carry plans, or the plan of a part has a pool or a head: ask the part itself.
+    """
+    model = unwrapped(model)
+    parts = plans_within(model)
+    if not parts or "" in parts:
+        return parts.get("")
+    (name, plan), *others = parts.items()
+    if others or any(placement.verb.startswith("as ") for placement in plan.placements):
+        raise FoveateError(
+            f"the plans belong to parts of {type(model).__name__}, {', '.join(map(repr, parts))}: ask plan_of for such "
+            f"a part, as in plan_of(model.get_submodule({name!r}))"
+        )
+    return Plan(tuple(replace(at, sites=tuple(f"{name}.{site}" for site in at.sites)) for at in plan.placements))
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:
@@ -33,6 +53,7 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
 
     A pool and a head stand under ``pool`` and ``head``.
     """
+    model = unwrapped(model)
     record = record_of(model)
     names = {"as pool": "pool", "as head": "head"}
     found = {names.get(at.verb, at.site): part(model, at.path) for at in record.placed} if record else {}
@@ -41,7 +62,7 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
 
 def replaced_by(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks that the plan replaced, and the classifier that a head replaced, by site."""
-    record = record_of(model)
+    record = record_of(unwrapped(model))
     return {site: removed.module for site, removed in record.removed.items()} if record else {}
 
 
@@ -78,44 +99,34 @@ def insert(
         raise FoveateError(f"start={start!r} does not exist; {near(str(start), STARTS)}")
     _check_bare(model)
     size = input_size_of(model, input_size)
-    seen, twin = probe(model, size)
-    wanted = resolve_plan(model, asked, list_sites(twin, seen, size), seen, start)
-    for at in wanted:
+    traces, net = probe(model, size)
+    resolved = resolve_plan(model, asked, list_sites(net, traces, size), traces, start)
+    for at in resolved:
         if at.verb == "as pool":
-            check_pooled_by_mean(model, at.site, size, nhwc=seen[at.site].nhwc)
+            check_pooled_by_mean(model, at.site, size, nhwc=traces[at.site].nhwc)
     # Drawn on the CPU by its own generator, so that the same seed gives the same weights on any device.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(torch.initial_seed() if seed is None else seed)
-        steps = [build_step(model, at, seen) for at in wanted]
+        steps = [build_step(model, at, traces) for at in resolved]
     _rehearse(model, steps, size)
-    record = graft(model, steps, size)
-    for site, gone in record.removed.items():
-        weights = sum(parameter.numel() for parameter in gone.module.parameters())
-        logger.info("%s, a %s with %s parameters, was replaced", site, type(gone.module).__name__, f"{weights:,}")
+    record = apply_steps(model, steps, size)
+    for site, removed in record.removed.items():
+        weights = sum(parameter.numel() for parameter in removed.module.parameters())
+        logger.info("%s, a %s with %s parameters, was replaced", site, type(removed.module).__name__, f"{weights:,}")
     return model
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside what ``torch.compile`` and data parallelism put around it."""
-    while True:
-        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-        inner = model.module if parallel else vars(model).get("_modules", {}).get("_orig_mod")
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def _check_bare(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise FoveateError(f"attention goes into a torch.nn.Module, not into a {type(model).__name__}")
-    for name, module in model.named_modules():
-        carried = plan_of(module)
-        if carried is not None:
-            holder = f"part {name!r} of the model" if name else "the model"
-            raise FoveateError(f"{holder} carries the plan {str(carried)!r} already: remove it, or write one plan")
-    if unwrapped(model) is not model or model._compiled_call_impl is not None:
+    for name, carried in plans_within(model).items():
+        where = f"part {name!r} of the model" if name else "the model"
+        raise FoveateError(f"{where} carries the plan {str(carried)!r} already: remove it, or write one plan")
+    compiled = [name for name, module in model.named_modules() if is_compiled(module)]
+    if unwrapped(model) is not model or compiled:
+        part_ = f" (here its part {compiled[0]!r})" if compiled and compiled[0] else ""
         raise FoveateError(
-            "a compiled or wrapped model would not run the attention: insert first, then compile or wrap"
+            f"a compiled or wrapped model{part_} would not run the attention: insert first, then compile or wrap"
         )
 
 
@@ -125,8 +136,8 @@ def _rehearse(model: nn.Module, steps: list[Step], size: tuple[int, int, int]) -
     A module may run all its children, as a RegNet's stage does: then a module further up keeps the mechanism.
     """
 
-    def task(net: nn.Module) -> tuple[dict[str, Seen], Record]:
-        bones = any(parameter.is_meta for parameter in net.parameters())
+    def task(net: nn.Module) -> tuple[dict[str, ModuleTrace], Record]:
+        on_meta = any(parameter.is_meta for parameter in net.parameters())
         tried: set[tuple[object, ...]] = set()
         copies = []
         for step in steps:
@@ -134,13 +145,17 @@ def _rehearse(model: nn.Module, steps: list[Step], size: tuple[int, int, int]) -
             # One mechanism of each kind and shape shows what all do; the others only show how often they would run.
             alike = key in tried and step.verb in ("after", "replacing")
             tried.add(key)
-            stand_in = nn.Identity().eval() if alike else copied(step.mechanism, data=not bones)
+            stand_in = nn.Identity().eval() if alike else copied(step.mechanism, data=not on_meta)
             copies.append(replace(step, mechanism=stand_in))
-        record = graft(net, copies, size)
-        return run(net, size), record
+        record = apply_steps(net, copies, size)
+        traces = run(net, size)
+        for step in steps:
+            if step.verb == "as head":
+                step.ends = ends_of(net, size)
+        return traces, record
 
     try:
-        (seen, record), _ = on_a_copy(model, task)
+        (traces, record), _ = on_a_copy(model, task)
     except FoveateError:
         raise
     except Exception as error:
@@ -150,18 +165,19 @@ def _rehearse(model: nn.Module, steps: list[Step], size: tuple[int, int, int]) -
     again = []
     for at in record.placed:
         step = next(step for step in steps if (step.site, step.verb) == (at.site, at.verb))
-        gated = isinstance(step.mechanism, Gate) and f"{at.path}.mechanism" in seen
-        inside = seen[f"{at.path}.mechanism" if gated else at.path]
+        gated = isinstance(step.mechanism, Gate) and f"{at.path}.mechanism" in traces
+        inside = traces[f"{at.path}.mechanism" if gated else at.path]
         if inside.calls == 1:
             check_shape(step, inside.out_shape)
             continue
-        keeper = at.path.rpartition(".")[0]
-        if at.verb in ("replacing", "as head") or not keeper:
+        host = at.path.rpartition(".")[0]
+        tried_all = not host or step.host == "" or host.startswith(f"{hook_target(model, at.site)}.")
+        if at.verb in ("replacing", "as head") or tried_all:
             raise FoveateError(
                 f"attention {at.verb} {at.site!r} would run {inside.calls} times in a forward pass; choose another site"
             )
         again.append(step)
-        step.keeper = keeper.rpartition(".")[0]
+        step.host = host.rpartition(".")[0]
     if again:
         _rehearse(model, steps, size)
 
@@ -197,11 +213,17 @@ def remove(model: nn.Module) -> nn.Module:
     Raises:
         FoveateError: a replaced block is not at hand, as after ``load``; the model is not touched.
     """
+    whole, model = model, unwrapped(model)
     record = record_of(model)
-    gone = [site for site, removed in record.removed.items() if not removed.original] if record else []
-    if gone:
+    missing = [site for site, removed in record.removed.items() if not removed.original] if record else []
+    if missing:
         raise FoveateError(
-            f"cannot put back {', '.join(map(repr, gone))}: a saved model does not hold the blocks that its plan "
+            f"cannot put back {', '.join(map(repr, missing))}: a saved model does not hold the blocks that its plan "
             "replaced; build the network anew instead"
         )
-    return take_out(model)
+    if record is not None and (is_compiled(whole) or is_compiled(model)):
+        raise FoveateError(
+            "a compiled model would go on running the attention: remove it from the network and compile again"
+        )
+    undo(model)
+    return whole

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from foveate.errors import FoveateError, near
-from foveate.surgery.trace import Seen, input_size_of, probe
+from foveate.surgery.trace import ModuleTrace, input_size_of, probe
 
 __all__ = ["Site", "list_sites", "resolve", "sites"]
 
@@ -66,9 +66,17 @@ def _is_stage(module: nn.Module, *, in_sequence: bool) -> bool:
     return not in_sequence and any(heavy.count(c) >= 2 for c in heavy)
 
 
-def _walk(module: nn.Module, prefix: str, found: dict[str, str], *, in_stage: bool = False) -> None:
+def _walk(
+    module: nn.Module,
+    prefix: str,
+    found: dict[str, str],
+    *,
+    in_stage: bool = False,
+    encoders: frozenset[str] = frozenset(),
+) -> None:
     """Name the stages and blocks below a module, in order."""
-    in_sequence = isinstance(module, _CONTAINERS)
+    # A network that is a ModuleDict, as timm's with features_only, names its parts, and they need not be alike.
+    in_sequence = isinstance(module, _CONTAINERS) and not (isinstance(module, nn.ModuleDict) and not prefix)
     for child_name, child in module.named_children():
         name = f"{prefix}{child_name}"
         if next(child.children(), None) is None:
@@ -77,9 +85,10 @@ def _walk(module: nn.Module, prefix: str, found: dict[str, str], *, in_stage: bo
             container = isinstance(child, _CONTAINERS)
             trunk = container and any(_is_stage(part, in_sequence=True) for part in child.children())
             # A trunk is its last stage, and the sequence in a stage is that stage: one place, one name.
+            trunk = trunk or name in encoders
             if not trunk and not (in_stage and container):
                 found[name] = "stage"
-            _walk(child, f"{name}.", found, in_stage=not trunk)
+            _walk(child, f"{name}.", found, in_stage=not trunk, encoders=encoders)
         elif _weights(child) and not _is_chain(child):
             found[name] = "block"
 
@@ -88,21 +97,30 @@ def _is_chain(module: nn.Module) -> bool:
     return isinstance(module, _CONTAINERS) and all(next(part.children(), None) is None for part in module.children())
 
 
-def _blocks(model: nn.Module) -> dict[str, str]:
+def _gives_several(entry: ModuleTrace) -> bool:
+    return entry.out_type in ("list", "tuple", "dict", "OrderedDict")
+
+
+def _encoders(traces: dict[str, ModuleTrace]) -> frozenset[str]:
+    """Modules that make several feature maps of one: what is inside is as in a network of its own."""
+    return frozenset(name for name, entry in traces.items() if name and _gives_several(entry) and entry.in_shape)
+
+
+def _blocks(model: nn.Module, traces: dict[str, ModuleTrace]) -> dict[str, str]:
     found: dict[str, str] = {}
-    _walk(model, "", found)
+    _walk(model, "", found, encoders=_encoders(traces))
     return found
 
 
-def _inner_blocks(model: nn.Module) -> dict[str, str]:
+def _inner_blocks(model: nn.Module, traces: dict[str, ModuleTrace]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name, kind in _blocks(model).items():
+    for name, kind in _blocks(model, traces).items():
         if kind == "block":
             _walk(model.get_submodule(name), f"{name}.", found)
     return found
 
 
-def _layers(model: nn.Module) -> dict[str, str]:
+def _layers(model: nn.Module, _seen: dict[str, ModuleTrace]) -> dict[str, str]:
     return {
         f"{name}.{child}".lstrip("."): "layer"
         for name, module in model.named_modules()
@@ -111,27 +129,28 @@ def _layers(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _convolutions(model: nn.Module) -> dict[str, str]:
+def _convolutions(model: nn.Module, _seen: dict[str, ModuleTrace]) -> dict[str, str]:
     return {name: "layer" for name, module in model.named_modules() if name and isinstance(module, nn.Conv2d)}
 
 
-def _fits(seen: Seen | None) -> bool:
-    return seen is not None and seen.calls == 1 and seen.map_shape is not None
+def _fits(traces: ModuleTrace | None) -> bool:
+    return traces is not None and traces.calls == 1 and traces.map_shape is not None
 
 
-def list_sites(model: nn.Module, seen: dict[str, Seen], size: tuple[int, int, int]) -> list[Site]:
+def list_sites(model: nn.Module, traces: dict[str, ModuleTrace], size: tuple[int, int, int]) -> list[Site]:
     """The sites of a model that was probed on an image of this size, in the order of its modules."""
     # Where the blocks give tokens, the convolutions may be inside, as in the patch embedding of a hybrid. A network
     # without blocks, such as VGG, offers the layers of its sequences, and any other at least its convolutions.
     ways = (_blocks, _inner_blocks, _layers, _convolutions)
-    return next((listed for way in ways if (listed := _with_maps(way(model), seen, size))), [])
+    return next((listed for way in ways if (listed := _with_maps(way(model, traces), traces, size))), [])
 
 
-def _with_maps(kinds: dict[str, str], seen: dict[str, Seen], size: tuple[int, int, int]) -> list[Site]:
+def _with_maps(kinds: dict[str, str], traces: dict[str, ModuleTrace], size: tuple[int, int, int]) -> list[Site]:
     found = []
-    several = [f"{name}." for name, entry in seen.items() if name and entry.out_type in ("list", "tuple")]
+    encoders = _encoders(traces)
+    several = [f"{name}." for name, entry in traces.items() if name and name not in encoders and _gives_several(entry)]
     for name, kind in kinds.items():
-        entry = seen.get(name)
+        entry = traces.get(name)
         if entry is not None and _fits(entry) and entry.map_shape is not None:
             _, channels, height, width = entry.map_shape
             if height * width > 1:  # a 1x1 map has no places to choose from
@@ -158,17 +177,17 @@ def sites(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> 
         FoveateError: the model cannot run on an image of this size.
     """
     size = input_size_of(model, input_size)
-    seen, copied = probe(model, size, plain=True)
-    return list_sites(copied, seen, size)
+    traces, copied = probe(model, size, plain=True)
+    return list_sites(copied, traces, size)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(text).replace(r"\*", r"[^.]*"))
 
 
-def _near(pattern: str, names: list[str], seen: dict[str, Seen]) -> str:
+def _near(pattern: str, names: list[str], traces: dict[str, ModuleTrace]) -> str:
     """The nearest sites; a module that only lacks the front of its name is nearer than any."""
-    within = [name for name, entry in seen.items() if name.endswith(f".{pattern}") and _fits(entry)]
+    within = [name for name, entry in traces.items() if name.endswith(f".{pattern}") and _fits(entry)]
     return near(within[0], within[:3]) if within else near(pattern, names)
 
 
@@ -194,7 +213,7 @@ def _by_kind(pattern: str, listed: list[Site]) -> list[str]:
     return [site.name for site in chosen]
 
 
-def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str]:
+def resolve(pattern: str, listed: list[Site], traces: dict[str, ModuleTrace]) -> list[str]:
     """The modules that a site pattern of a plan means.
 
     Raises:
@@ -211,14 +230,16 @@ def resolve(pattern: str, listed: list[Site], seen: dict[str, Seen]) -> list[str
         return [names[index]]
     if "*" in pattern:
         shape = _pattern(pattern)
-        every = [name for name in seen if name and _fits(seen[name])]
+        every = [name for name in traces if name and _fits(traces[name])]
         matched = [n for n in names if shape.fullmatch(n)] or [n for n in every if shape.fullmatch(n)]
         if not matched:
             raise FoveateError(f"no site matches {pattern!r}; {near(pattern.replace('*', ''), names)}")
         return matched
-    entry = seen.get(pattern) if pattern else None
+    entry = traces.get(pattern) if pattern else None
     if entry is None:
-        raise FoveateError(f"the network has no site {pattern!r}; {_near(pattern, names, seen)} (list them with sites)")
+        raise FoveateError(
+            f"the network has no site {pattern!r}; {_near(pattern, names, traces)} (list them with sites)"
+        )
     if entry.calls != 1:
         raise FoveateError(
             f"site {pattern!r} runs {entry.calls} times in a forward pass, attention goes where one runs once; "

@@ -1,13 +1,31 @@
-"""The modules that hold a mechanism inside a network: gates, and what stands where a block or a classifier stood."""
+"""What calls a mechanism inside a network: gates, wrappers in place of a block or a classifier, and forward hooks.
+
+The hooks are plain functions, so that a copy of a network calls its own copies of the mechanisms.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError
+from foveate.surgery.forward_pass import PASS_HOOKS, maps_of_pass
 
-__all__ = ["KEY", "Gate", "HeadPlace", "PerClass", "PoolGate", "Replacement", "attended", "mechanism_of"]
+__all__ = [
+    "HOOKS",
+    "KEY",
+    "Gate",
+    "HeadWrapper",
+    "PerClass",
+    "PoolGate",
+    "Replacement",
+    "attend_after",
+    "attend_with",
+    "carry_attributes",
+    "mechanism_of",
+    "pool_with",
+]
 
 KEY = "foveate"  # the name of the child that a mechanism becomes
 
@@ -52,10 +70,24 @@ class PoolGate(Gate):
         return mean + self.gate * (pooled - mean)
 
 
-def attended(mechanism: nn.Module, x: Tensor, *, nhwc: bool) -> Tensor:
+def _attended(mechanism: nn.Module, x: Tensor, *, nhwc: bool) -> Tensor:
     """mechanism(x), for a feature map (B, C, H, W) or, with ``nhwc``, (B, H, W, C)."""
     result: Tensor = mechanism(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if nhwc else mechanism(x)
     return result
+
+
+_OWN = frozenset(vars(nn.Module()))
+
+
+def carry_attributes(wrapper: nn.Module, replaced: nn.Module) -> None:
+    """Give a wrapper the plain attributes of the module that it stands for: a network may read them.
+
+    ultralytics' networks, for one, keep in each module the number of the module whose output it takes.
+    """
+    for name, value in vars(replaced).items():
+        plain = not callable(value) and not isinstance(value, Tensor | nn.Module)
+        if plain and name not in _OWN and name not in vars(wrapper) and name != "_foveate":
+            setattr(wrapper, name, value)
 
 
 class Replacement(nn.Module):
@@ -73,36 +105,39 @@ class Replacement(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """mechanism(x)."""
-        return attended(self.foveate, x, nhwc=self.nhwc)  # type: ignore[arg-type]
+        return _attended(self.foveate, x, nhwc=self.nhwc)  # type: ignore[arg-type]
 
 
-class HeadPlace(nn.Module):
+class HeadWrapper(nn.Module):
     """Stands where the classifier stood and calls the head, its child ``foveate``.
 
     Args:
         head: (feature maps, pooled features) -> scores.
-        maps: how many feature maps the head reads. Hooks put them into ``kept``, and each forward pass takes them out.
+        key: of the network, under which hooks record the feature maps of a forward pass.
+        nhwc: for each feature map that the head reads, whether it is (B, H, W, C) in the network.
         classes: of the scores, K.
+        trailing: axes of size 1 behind the pooled features and the scores.
+        split: whether ``forward_features`` and ``forward_head`` may be called one by one.
     """
 
-    def __init__(self, head: nn.Module, maps: int, classes: int) -> None:
+    def __init__(
+        self, head: nn.Module, key: str, nhwc: tuple[bool, ...], classes: int, *, trailing: int, split: bool
+    ) -> None:
         super().__init__()
         self.add_module(KEY, head)
-        self.kept: dict[int, Tensor] = {}
-        self.maps = maps
+        self.key, self.nhwc, self.trailing, self.split = key, nhwc, trailing, split
         self.out_features = classes  # as a Linear says it
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (B, D) or (B, D, 1, 1) -> scores (B, K) or (B, K, 1, 1).
 
         Raises:
-            FoveateError: the feature maps are not there, as when the classifier is run alone.
+            FoveateError: the feature maps of the same forward pass are not there, as when the classifier is run alone.
         """
-        if len(self.kept) != self.maps:
-            raise FoveateError("the head in the classifier's place reads feature maps: run the whole network")
-        maps = [self.kept.pop(index) for index in range(self.maps)]
+        found = maps_of_pass(self.key, len(self.nhwc), split=self.split)
+        maps = [x.permute(0, 3, 1, 2) if nhwc else x for x, nhwc in zip(found, self.nhwc, strict=True)]
         scores: Tensor = self.foveate(maps, pooled.flatten(1))  # type: ignore[operator]
-        return scores.reshape(*scores.shape, *pooled.shape[2:])
+        return scores[(..., *(None,) * self.trailing)] if self.trailing else scores
 
 
 class PerClass(nn.Linear):
@@ -136,3 +171,24 @@ class PerClass(nn.Linear):
 def mechanism_of(module: nn.Module) -> nn.Module:
     """The mechanism itself, without the gate around it."""
     return module.mechanism if isinstance(module, Gate) else module
+
+
+def attend_after(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Give a module's output to the mechanism that is its child."""
+    return module.foveate(output)  # type: ignore[operator]
+
+
+def attend_with(mechanism: nn.Module, nhwc: bool, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Give a module's output to a mechanism that is a child of another module."""
+    return _attended(mechanism, output, nhwc=nhwc)
+
+
+def pool_with(pool: nn.Module, nhwc: bool, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Put a feature map of 1x1, the pooled features, in the place of a module's output."""
+    pooled: Tensor = pool(output.permute(0, 3, 1, 2) if nhwc else output)
+    # Features for each class become as many images, which every layer up to the classifier takes one by one.
+    pooled = pooled.flatten(0, -2)
+    return pooled[:, None, None] if nhwc else pooled[..., None, None]
+
+
+HOOKS = (attend_after, attend_with, pool_with, *PASS_HOOKS)

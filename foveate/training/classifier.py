@@ -12,10 +12,10 @@ from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import update_pretrained_config
 from foveate.networks.class_names import class_positions, positions_by_name, stored_names
-from foveate.surgery.apply import record_of
 from foveate.surgery.classifier import classifier_of
+from foveate.surgery.record import record_of
 from foveate.surgery.trace import probe
-from foveate.surgery.wrappers import HeadPlace
+from foveate.surgery.wrappers import HeadWrapper
 from foveate.training.input.sampler import mix
 from foveate.training.recipe import Recipe
 from foveate.training.restore import own_batchnorms
@@ -64,7 +64,7 @@ def draw_small(model: nn.Module, std: float) -> None:
     """
     for name in classifier_of(model):
         layer: Any = model.get_submodule(name)
-        if isinstance(layer, HeadPlace):
+        if isinstance(layer, HeadWrapper):
             continue
         for own, parameter in layer.named_parameters():
             parameter.zero_() if own.endswith("bias") else parameter.normal_(0.0, std)

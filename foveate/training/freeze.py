@@ -17,9 +17,10 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from foveate.errors import FoveateError, near
 from foveate.preserve import preserve_state
-from foveate.surgery.apply import host_of, record_of
+from foveate.surgery.apply import hook_target
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.insert import attentions
+from foveate.surgery.record import record_of
 
 __all__ = ["Frozen", "find_frozen", "freeze_parameters", "is_chain", "tail", "trunk_features"]
 
@@ -168,7 +169,7 @@ def tail(model: nn.Module, frozen: Frozen) -> Iterator[nn.Module]:
 def is_chain(model: nn.Module, frozen: Frozen, images: Tensor) -> bool:
     """Whether the tail on the trunk's features gives what the whole model gives, to 1e-6, on some images."""
     record = record_of(model)
-    read = [host_of(model, site) for at in record.placed for site in at.maps] if record else []
+    read = [hook_target(model, site) for at in record.placed for site in at.maps] if record else []
     if any(f"{site}.".startswith(f"{name}.") for site in read for name in frozen.modules):
         return False  # a head in the tail reads feature maps of the trunk
     with preserve_state(model, evaluation=True, no_grad=True):

@@ -14,7 +14,7 @@ import foveate as fv
 from foveate.accounting.profiling.module_times import time_shares
 from foveate.accounting.profiling.rss import forget_peak, highest, now
 from foveate.errors import FoveateError
-from foveate.surgery.trace import copied
+from foveate.surgery.model_copy import copied
 
 CALLS = []
 

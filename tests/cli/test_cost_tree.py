@@ -97,7 +97,7 @@ def test_a_gate_and_a_head_are_shown_as_what_they_hold(run):
     assert "- classifier Linear" in drawn
     assert "+ classifier LearnToPayAttention" in drawn
     assert "+ classifiers ModuleList" in drawn
-    for hidden in ("mechanism", "Gate", "HeadPlace", "Identity"):
+    for hidden in ("mechanism", "Gate", "HeadWrapper", "Identity"):
         assert hidden not in drawn
 
 

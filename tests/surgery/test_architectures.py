@@ -6,7 +6,7 @@ import torch
 from torchvision import models
 
 import foveate as fv
-from foveate.surgery.apply import host_of
+from foveate.surgery.apply import hook_target
 
 SIDE = 128
 IMAGE = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -101,7 +101,7 @@ def test_sites(network):
 
 def test_attention_at_every_place_and_back(network, untouched):
     _, model, listed = network
-    places = {host_of(model, site.name): site.name for site in listed}
+    places = {hook_target(model, site.name): site.name for site in listed}
     before = list(model.state_dict())
     with untouched(model):
         torch_state = torch.get_rng_state()

@@ -11,7 +11,7 @@ from torch import nn
 import foveate as fv
 from foveate.errors import FoveateError
 from foveate.registry import _REGISTERED
-from foveate.surgery.wrappers import HeadPlace, PerClass, PoolGate
+from foveate.surgery.wrappers import HeadWrapper, PerClass, PoolGate
 
 
 class MaxPool(nn.Module):
@@ -151,13 +151,11 @@ def test_a_head_reads_its_maps(network, image):
     assert fv.Plan.parse(str(plan)) == plan
     given = network(image)
     assert given.shape == before.shape
-    (place,) = (module for module in network.modules() if isinstance(module, HeadPlace))
-    assert not place.kept
+    assert sum(isinstance(module, HeadWrapper) for module in network.modules()) == 1
     # Every image is seen for itself, and the maps are those of this pass.
     torch.testing.assert_close(network(image[1:2]), given[1:2], rtol=1e-4, atol=1e-5)
     other = copy.deepcopy(network)
     assert torch.equal(other(image), given)
-    assert not place.kept
     fv.remove(network)
     assert torch.equal(network(image), before)
     assert same(network.state_dict(), state)
@@ -237,7 +235,7 @@ def test_cost_of_a_head_is_its_own():
 
 
 CASES = {
-    "largest(classes=5) as pool": "gives features for each of 5 classes, and 'fc' is no Linear with as many outputs",
+    "largest(classes=5) as pool": "gives features for each of 5 classes, and 'fc' is not a Linear with as many outputs",
     "means as head on layer9": "the network has no site 'layer9'",
     "means as head; means as head": "a network has one head, and the plan names two",
     "means as head on": "a site is expected",
@@ -268,5 +266,5 @@ def test_other_pooling_is_refused(image):
 def test_a_head_alone_says_what_it_needs(image):
     network = timm.create_model("resnet10t", num_classes=7).eval()
     fv.insert(network, "means as head", input_size=SIZE)
-    with pytest.raises(FoveateError, match="reads feature maps: run the whole network"):
+    with pytest.raises(FoveateError, match="reads feature maps of the same forward pass, and finds none: run the"):
         network.fc(torch.zeros(1, 512))

@@ -45,7 +45,7 @@ CASES = [
     ("", "the name of a mechanism is expected"),
     ("timm:bottleneck after stage1.0", "cannot be built for 8 channels"),
     (fv.Plan(), "the name of a mechanism is expected"),
-    (fv.Plan((fv.Placement(fv.Spec("se"), "within", ("stage1.0",)),)), "'within' is no verb"),
+    (fv.Plan((fv.Placement(fv.Spec("se"), "within", ("stage1.0",)),)), "'within' is not a verb"),
     (fv.Plan((fv.Placement(fv.Spec("se"), "after", ("stage1.0; import os",)),)), "cannot read the plan"),
     (None, "a plan is text"),
     (fv.Placement(fv.Spec("se"), "after", ("stage1.0",)), "a plan is text"),

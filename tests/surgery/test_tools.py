@@ -60,39 +60,39 @@ def randomise(model):
 
 
 def test_a_deep_copy_stands_alone(network, images):
-    twin = copy.deepcopy(network)
+    other = copy.deepcopy(network)
     with torch.no_grad():
         expected = network(images)
-        assert torch.equal(twin(images), expected)
-        assert not {id(p) for p in twin.parameters()} & {id(p) for p in network.parameters()}
-        for mechanism in fv.attentions(twin).values():
+        assert torch.equal(other(images), expected)
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in network.parameters()}
+        for mechanism in fv.attentions(other).values():
             randomise(mechanism)
-        for module in twin.modules():
+        for module in other.modules():
             if isinstance(module, Gate):
                 module.gate.fill_(1)
-        assert not torch.equal(twin(images), expected)
+        assert not torch.equal(other(images), expected)
         assert torch.equal(network(images), expected)
         randomise(network)
-        assert not torch.equal(twin(images), network(images))
-        fv.remove(twin)
-        assert fv.plan_of(twin) is None
+        assert not torch.equal(other(images), network(images))
+        fv.remove(other)
+        assert fv.plan_of(other) is None
         assert fv.plan_of(network) is not None
         assert network(images).shape == expected.shape
 
 
 def test_a_copy_of_a_copy_is_called_through_its_own_mechanism(network, images):
-    twin = copy.deepcopy(copy.deepcopy(network))
+    other = copy.deepcopy(copy.deepcopy(network))
     called = []
-    for mechanism in fv.attentions(twin).values():
+    for mechanism in fv.attentions(other).values():
         mechanism.register_forward_hook(lambda *args: called.append(1))
-    twin(images)
+    other(images)
     assert len(called) == 3
 
 
 def test_pickle(network, images):
-    twin = pickle.loads(pickle.dumps(network))  # noqa: S301 - a model that was just made here
-    assert torch.equal(twin(images), network(images))
-    assert fv.plan_of(twin) == fv.plan_of(network)
+    other = pickle.loads(pickle.dumps(network))  # noqa: S301 - a model that was just made here
+    assert torch.equal(other(images), network(images))
+    assert fv.plan_of(other) == fv.plan_of(network)
     file = io.BytesIO()
     torch.save(network, file)
     file.seek(0)

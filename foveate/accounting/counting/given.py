@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.surgery.insert import unwrapped
+from foveate.surgery.record import unwrapped
 
 __all__ = ["network_in"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from foveate.surgery.apply import record_of
 from foveate.surgery.insert import attentions, replaced_by
+from foveate.surgery.record import record_of
 from foveate.surgery.trace import probe
 
 __all__ = ["PRINTED", "Counted", "as_printed", "parameters_of", "with_the_plan"]

@@ -28,8 +28,7 @@ from foveate.studies.evaluation.audit_result import Audit, ModuleAudit
 from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
 from foveate.studies.evaluation.low_precision import LowPrecision
 from foveate.studies.evaluation.verdict import Effect, Measures, verdict_of
-from foveate.surgery.apply import part, record_of
-from foveate.surgery.insert import unwrapped
+from foveate.surgery.record import part, record_of, unwrapped
 from foveate.surgery.wrappers import Gate, mechanism_of
 from foveate.training.metrics import Diverged
 

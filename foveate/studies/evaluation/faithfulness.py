@@ -18,7 +18,7 @@ from foveate.preserve import preserve_state
 from foveate.scores import check_logits, predicted_classes
 from foveate.studies.evaluation.faithfulness_result import Faithfulness
 from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images, outputs_of
-from foveate.surgery.insert import unwrapped
+from foveate.surgery.record import unwrapped
 from foveate.training.metrics import Diverged
 
 __all__ = ["BASELINES", "MEASURES", "faithfulness"]

@@ -26,9 +26,10 @@ from foveate.model_info import pretrained_config, update_pretrained_config
 from foveate.networks import create_model, origin_of
 from foveate.networks.create import KEPT_OPTIONS
 from foveate.spec import Plan
-from foveate.surgery.apply import record_of, take_out
-from foveate.surgery.insert import insert, plan_of, unwrapped
+from foveate.surgery.apply import undo
+from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.presets import PRESETS
+from foveate.surgery.record import plans_within, record_of, unwrapped
 from foveate.surgery.saving.weights_file import CONFIG, as_text, read, write_model_files
 from foveate.surgery.trace import input_size_of
 from foveate.surgery.wrappers import KEY
@@ -56,7 +57,7 @@ class LoadReport:
         missing: keys of the model that were not saved: these weights are still those of the model.
         unexpected: saved keys that the model does not have.
         mismatched: keys of both, of another shape, which stayed as they were, too.
-        structure: whether the rebuilt network runs as the saved one did, as far as can be told.
+        structure: whether the rebuilt network runs as the saved one did, as far as can be seen.
     """
 
     missing: tuple[str, ...] = ()
@@ -77,8 +78,12 @@ class LoadReport:
 
     def __str__(self) -> str:
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
-        said = [f"{kind} {', '.join(map(repr, keys[:4])) or 'none'} ({len(keys)})" for kind, keys in kinds.items()]
-        return ", ".join(said) + ("" if self.structure else ", and the network does not run as the saved one did")
+        description = [
+            f"{kind} {', '.join(map(repr, keys[:4])) or 'none'} ({len(keys)})" for kind, keys in kinds.items()
+        ]
+        return ", ".join(description) + (
+            "" if self.structure else ", and the network does not run as the saved one did"
+        )
 
 
 def load_report(model: nn.Module) -> LoadReport | None:
@@ -159,12 +164,18 @@ def write(
         listed: the files that ``SHA256SUMS`` lists; without any, none is written, and an old one goes.
     """
     folder, model = Path(folder), unwrapped(model)
+    inner = [name for name in plans_within(model) if name]
+    if inner:
+        raise FoveateError(
+            f"cannot save {type(model).__name__}: its part {inner[0]!r} carries a plan of its own, and load could not "
+            "build it anew; save that part, or insert the plan into the whole model, with sites named from there"
+        )
     state = model.state_dict()
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if odd:
         raise FoveateError(f"cannot save {type(model).__name__}: {', '.join(odd[:4])} of its state is not a tensor")
-    said = {**describe(model), **({"info": dict(info)} if info else {})}
-    return write_model_files(state, said, folder, texts, listed)
+    description = {**describe(model), **({"info": dict(info)} if info else {})}
+    return write_model_files(state, description, folder, texts, listed)
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, strict: bool = True) -> nn.Module:
@@ -194,12 +205,12 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, stri
     alike = model is not None or config.get("structure") == _structure(network)
     report, name = LoadReport.of(network, state, structure=alike), config.get("architecture")
     if report != LoadReport():
-        said = f"the weights in {path} do not fit {name}: {report}"
+        text = f"the weights in {path} do not fit {name}: {report}"
         if strict:
-            take_out(network)
+            undo(network)
             run = f"{path}: the network was not built or run as {name} of the installed {config.get('library')} is"
-            raise FoveateError(said if alike else f"{run}: {_ADVICE}")
-        logger.warning(said)
+            raise FoveateError(text if alike else f"{run}: {_ADVICE}")
+        logger.warning(text)
     _fill(network, {key: state[key] for key in state if key not in (*report.unexpected, *report.mismatched)})
     setattr(network, _REPORT, report)
     if report.mismatched:
@@ -262,8 +273,12 @@ def checked_preparation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         FoveateError: it says something else.
     """
-    said = config.get("preparation", {})
-    known = {key: said[key] for key in _PREPARATION if key in said} if isinstance(said, dict) else {"preparation": said}
+    description = config.get("preparation", {})
+    known = (
+        {key: description[key] for key in _PREPARATION if key in description}
+        if isinstance(description, dict)
+        else {"preparation": description}
+    )
     for key, value in known.items():
         if key not in _PREPARATION or not all(isinstance(part, _PREPARATION[key]) for part in _parts(value)):
             raise FoveateError(f"{path}: {key}={value!r} says nothing of how images are prepared")

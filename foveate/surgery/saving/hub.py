@@ -61,12 +61,16 @@ def save_pretrained(
         The folder.
 
     Raises:
-        FoveateError: the model cannot be saved or the folder not be written, as for ``save``; or a metric is no finite
-            number, or is said of no data set.
+        FoveateError: the model cannot be saved or the folder not be written, as for ``save``; or a metric is not a
+            finite number, or no data set is named for it.
     """
     card = model_card(model, metrics=metrics, dataset=dataset, license=license, cost=cost, sections=sections)
     return write(
-        model, folder, info, lambda said: {CONFIG: timm_config(model, said), CARD: str(card)}, (CONFIG, WEIGHTS)
+        model,
+        folder,
+        info,
+        lambda facts: {CONFIG: timm_config(model, facts), CARD: str(card)},
+        (CONFIG, WEIGHTS),
     )
 
 
@@ -78,7 +82,7 @@ def push_to_hub(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str = "Add model",
-    **said: Any,
+    **details: Any,
 ) -> str:
     """Save a model into a repository of the Hugging Face hub, which is made when there is none.
 
@@ -89,7 +93,7 @@ def push_to_hub(
         token: of the hub; without it, the one that ``hf auth login`` keeps.
         revision: a branch of the repository, which must exist; without it the main one.
         commit_message: of the commit.
-        said: ``metrics``, ``dataset``, ``license``, ``cost``, ``sections``, ``info``: as for ``save_pretrained``.
+        details: ``metrics``, ``dataset``, ``license``, ``cost``, ``sections``, ``info``: as for ``save_pretrained``.
 
     Returns:
         The address of the commit.
@@ -98,7 +102,7 @@ def push_to_hub(
         FoveateError: the model cannot be saved, and the hub was not asked; or the hub does not take it.
     """
     with TemporaryDirectory() as folder:
-        save_pretrained(model, folder, **said)
+        save_pretrained(model, folder, **details)
         try:
             api = HfApi(token=token, library_name="foveate", library_version=__version__)
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -154,9 +158,9 @@ def _found(name: str | os.PathLike[str], revision: str | None, **options: Any) -
 
 def downloaded(name: str, revision: str | None, **options: Any) -> Path:
     """A folder with what the hub has under a name: weights, description and sums, nothing else."""
-    said: dict[str, Any] = {"library_name": "foveate", "library_version": __version__, **options}
+    request: dict[str, Any] = {"library_name": "foveate", "library_version": __version__, **options}
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, SUMS], **said))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, SUMS], **request))
     except HFValidationError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What is said of a saved model: the model card for people, and ``config.json`` in timm's form."""
+"""What describes a saved model: the model card for people, and ``config.json`` in timm's form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from foveate.errors import FoveateError
 from foveate.io import markdown_table
 from foveate.model_info import pretrained_config
-from foveate.surgery.insert import unwrapped
+from foveate.surgery.record import unwrapped
 from foveate.surgery.saving.checkpoint import describe
 from foveate.surgery.saving.weights_file import as_text
 
@@ -49,17 +49,21 @@ def model_card(
         sections: see there.
 
     Raises:
-        FoveateError: a metric is no finite number, or is said of no data set.
+        FoveateError: a metric is not a finite number, or no data set is named for it.
     """
-    said, results = describe(unwrapped(model)), _results(metrics, dataset)
-    classes = said["num_classes"]
+    facts, results = describe(unwrapped(model)), _results(metrics, dataset)
+    classes = facts["num_classes"]
     task = "image-feature-extraction" if classes == 0 else "image-classification"
-    title = f"{said['architecture']}{' with attention' if said['plan'] else ''}"
+    title = f"{facts['architecture']}{' with attention' if facts['plan'] else ''}"
     data = ModelCardData(
         library_name="foveate",
         license=license,
         pipeline_tag=task,
-        tags=["foveate", *([said["library"]] if said["library"] else []), *(["attention"] if said["plan"] else [])],
+        tags=[
+            "foveate",
+            *([facts["library"]] if facts["library"] else []),
+            *(["attention"] if facts["plan"] else []),
+        ],
         model_name=title,
         eval_results=[
             EvalResult(task, re.sub(r"[^\w.-]+", "-", str(dataset).lower()), str(dataset), key, value)
@@ -69,13 +73,13 @@ def model_card(
     )
     ending = f", {classes} classes" if classes else ""
     parts = {
-        "": f"The network is `{said['architecture']}` of {said['library'] or 'its author'}{ending}.",
-        "Plan": f"```\n{said['plan']}\n```" if said["plan"] else "",
+        "": f"The network is `{facts['architecture']}` of {facts['library'] or 'its author'}{ending}.",
+        "Plan": f"```\n{facts['plan']}\n```" if facts["plan"] else "",
         "Cost": "" if cost is None else str(cost),
         "Results": _table(("metric", f"on {dataset}"), results),
-        "Images": _table(("preparation", ""), {k: _brief(v) for k, v in said["preparation"].items()}),
+        "Images": _table(("preparation", ""), {k: _brief(v) for k, v in facts["preparation"].items()}),
         **(sections or {}),
-        "Loading": _loading(said),
+        "Loading": _loading(facts),
     }
     text = "\n\n".join(f"## {heading}\n\n{part}" if heading else part for heading, part in parts.items() if part)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}")
@@ -91,7 +95,7 @@ def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> dict[s
         except (TypeError, ValueError):
             results[key] = math.nan
         if not math.isfinite(results[key]):
-            raise FoveateError(f"metrics: {key}={value!r} is no finite number")
+            raise FoveateError(f"metrics: {key}={value!r} is not a finite number")
     return results
 
 
@@ -106,35 +110,43 @@ def _brief(value: object) -> str:
     return ", ".join(map(str, parts[:10])) + (f", and {len(parts) - 10} more" if len(parts) > 10 else "")
 
 
-def _loading(said: Mapping[str, Any]) -> str:
+def _loading(facts: Mapping[str, Any]) -> str:
     lines = ["import foveate as fv", "", 'model = fv.from_pretrained("NAME OR FOLDER")']
-    if said["library"] is None:
+    if facts["library"] is None:
         lines[1:] = ["", "network = ...  # the plain network", 'model = fv.from_pretrained("NAME OR FOLDER", network)']
     else:
-        alone = is_timms(said) and model_entrypoint(said["architecture"]).__module__.startswith("timm.")
+        alone = is_timms(facts) and model_entrypoint(facts["architecture"]).__module__.startswith("timm.")
         ours = [] if alone else ["import foveate  # after timm, which learns to build this network from it"]
         lines += ["", "# or", "import timm", *ours, "", 'model = timm.create_model("hf-hub:NAME", pretrained=True)']
     return "\n".join(["```python", *lines, "```"])
 
 
-def is_timms(said: Mapping[str, Any]) -> bool:
+def is_timms(facts: Mapping[str, Any]) -> bool:
     """Whether it is a plain network of timm's; timm keeps the weights of ``features_only`` in another form."""
-    return said["library"] == "timm" and not said["plan"] and not said["options"].get("features_only")
+    return facts["library"] == "timm" and not facts["plan"] and not facts["options"].get("features_only")
 
 
-def timm_config(model: nn.Module, said: Mapping[str, Any]) -> str:
+def timm_config(model: nn.Module, facts: Mapping[str, Any]) -> str:
     """``config.json``: what timm reads, and under ``foveate`` the description of the weights file."""
-    config: dict[str, Any] = {"architecture": said["architecture"]}
-    if said["library"]:
-        arguments = {**said["options"], "num_classes": said["num_classes"], "in_chans": said["in_chans"]}
-        if not is_timms(said):
+    config: dict[str, Any] = {"architecture": facts["architecture"]}
+    if facts["library"]:
+        arguments = {
+            **facts["options"],
+            "num_classes": facts["num_classes"],
+            "in_chans": facts["in_chans"],
+        }
+        if not is_timms(facts):
             config["architecture"] = ENTRY
-            network = f"{'torchvision:' * (said['library'] == 'torchvision')}{said['architecture']}"
-            arguments |= {"network": network, "plan": said["plan"], "plan_input_size": said["plan_input_size"]}
+            network = f"{'torchvision:' * (facts['library'] == 'torchvision')}{facts['architecture']}"
+            arguments |= {
+                "network": network,
+                "plan": facts["plan"],
+                "plan_input_size": facts["plan_input_size"],
+            }
         own = pretrained_config(unwrapped(model))
         kept = {key: own[key] for key in _KEPT if key in own}
         if kept.get("input_size"):
-            kept["input_size"] = [said["in_chans"], *kept["input_size"][1:]]
-        kept["num_classes"] = said["num_classes"]
-        config |= {"num_classes": said["num_classes"], "model_args": arguments, "pretrained_cfg": kept}
-    return as_text({**config, "foveate": said})
+            kept["input_size"] = [facts["in_chans"], *kept["input_size"][1:]]
+        kept["num_classes"] = facts["num_classes"]
+        config |= {"num_classes": facts["num_classes"], "model_args": arguments, "pretrained_cfg": kept}
+    return as_text({**config, "foveate": facts})

@@ -33,7 +33,7 @@ def as_text(config: Mapping[str, Any]) -> str:
 
 def write_model_files(
     state: Mapping[str, Tensor],
-    said: Mapping[str, Any],
+    description: Mapping[str, Any],
     folder: Path,
     texts: Callable[[dict[str, Any]], Mapping[str, str]],
     listed: Collection[str],
@@ -42,7 +42,7 @@ def write_model_files(
 
     Args:
         state: the tensors.
-        said: the description that goes into the weights file, as plain JSON values.
+        description: the description that goes into the weights file, as plain JSON values.
         folder: made when it does not exist.
         texts: gives the text of each other file by its name, from the description as it will be read back.
         listed: the files that ``SHA256SUMS`` lists; without any, none is written, and an old one goes.
@@ -52,7 +52,7 @@ def write_model_files(
     """
     # Tensors that share memory are written once each: safetensors takes no aliases.
     state = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
-    config = json.loads(json.dumps(said, default=str))  # as it will be read back
+    config = json.loads(json.dumps(description, default=str))  # as it will be read back
     config["sha256"] = _digest(state, config)
     files = {name: (text + "\n").encode() for name, text in texts(config).items()}
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -96,7 +96,7 @@ def read(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
             config = json.loads((file.metadata() or {}).get(HEADER, "null"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise FoveateError(f"{path} is no safetensors file that can be read: {first_line(error)}") from error
+        raise FoveateError(f"{path} is not a safetensors file that can be read: {first_line(error)}") from error
     if not isinstance(config, dict):
         raise FoveateError(f"{path} was not written by foveate.save: load its weights with safetensors instead")
     if config.get("sha256") != _digest(state, config):

@@ -208,9 +208,9 @@ def test_remove_after_load(planned, folder, resnet, tmp_path):
     with pytest.raises(FoveateError, match=r"cannot put back 'layer1.0': a saved model does not hold"):
         fv.remove(fv.load(folder))
     again = fv.load(folder)
-    twin = copy.deepcopy(again)
+    other = copy.deepcopy(again)
     with pytest.raises(FoveateError):
-        fv.remove(twin)
+        fv.remove(other)
 
 
 def test_remove_after_load_without_replaced_blocks(tmp_path, resnet, images):

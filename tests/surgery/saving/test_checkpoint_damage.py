@@ -68,7 +68,7 @@ def test_any_flipped_bit_of_the_header_is_refused(folder):
 def test_a_truncated_file_is_refused(keep, folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(FoveateError, match="no safetensors file that can be read") as caught:
+    with pytest.raises(FoveateError, match="not a safetensors file that can be read") as caught:
         fv.load(folder)
     assert "\n" not in str(caught.value)
 
@@ -96,7 +96,7 @@ class Bomb:
 )
 def test_what_is_no_safetensors_file_is_refused(content, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(FoveateError, match="no safetensors file that can be read") as caught:
+    with pytest.raises(FoveateError, match="not a safetensors file that can be read") as caught:
         fv.load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -104,10 +104,10 @@ def test_what_is_no_safetensors_file_is_refused(content, tmp_path):
 def test_a_renamed_pickle_is_not_executed(tmp_path):
     marker = str(tmp_path / "executed")
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Bomb(marker)))
-    with pytest.raises(FoveateError, match="no safetensors file"):
+    with pytest.raises(FoveateError, match="not a safetensors file"):
         fv.load(tmp_path)
     torch.save({"weight": Bomb(marker)}, tmp_path / "model.safetensors")
-    with pytest.raises(FoveateError, match="no safetensors file"):
+    with pytest.raises(FoveateError, match="not a safetensors file"):
         fv.load(tmp_path)
     assert not os.path.exists(marker)  # noqa: PTH110
 
@@ -115,7 +115,7 @@ def test_a_renamed_pickle_is_not_executed(tmp_path):
 def test_deeply_nested_description(folder):
     path = folder / "model.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"foveate": "[" * 100_000})
-    with pytest.raises(FoveateError, match="no safetensors file that can be read"):
+    with pytest.raises(FoveateError, match="not a safetensors file that can be read"):
         fv.load(folder)
 
 

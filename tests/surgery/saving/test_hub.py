@@ -449,9 +449,9 @@ def test_the_code_of_the_card_runs(served):
     ("metrics", "dataset", "says"),
     [
         ({"accuracy": 0.9}, None, "what were accuracy measured on"),
-        ({"accuracy": float("nan")}, "dogs", "accuracy=nan is no finite number"),
-        ({"accuracy": "good"}, "dogs", "accuracy='good' is no finite number"),
-        ({"accuracy": None}, "dogs", "accuracy=None is no finite number"),
+        ({"accuracy": float("nan")}, "dogs", "accuracy=nan is not a finite number"),
+        ({"accuracy": "good"}, "dogs", "accuracy='good' is not a finite number"),
+        ({"accuracy": None}, "dogs", "accuracy=None is not a finite number"),
     ],
 )
 def test_metrics_that_say_nothing(metrics, dataset, says, tmp_path):
