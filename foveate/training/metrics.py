@@ -176,12 +176,12 @@ def evaluate(
     """
     if not len(split):
         raise FoveateError(f"the split {split.name!r} has no image to evaluate")
-    device, _ = device_and_dtype(model)
+    device, dtype = device_and_dtype(model)
     source = Source(split, "", preprocess or Preprocess.of(model, image_size), workers)
     with ProgressBar(progress) as bar, preserve_state(model, evaluation=True):
         batches = source.stream()(of_whole(len(split), batch_size))
         shown = bar.track(batches, f"evaluating on {split.name}", len(split), images_in)
-        forward = _Checked(model, split.classes, lambda inputs: model(source.normalised(inputs, device)))
+        forward = _Checked(model, split.classes, lambda inputs: model(source.normalised(inputs, device).to(dtype)))
         scores, labels = predict(forward, shown)
         found = measure(scores, forward.labels(labels))
     return replace(found, classes=class_names(model, scores.shape[1]) or split.classes)

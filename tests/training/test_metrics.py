@@ -77,3 +77,11 @@ def test_evaluate_leaves_the_model_as_found(training, data: ImageData, new_net):
 def test_evaluate_needs_images(new_net):
     with pytest.raises(FoveateError, match="no image"):
         evaluate(new_net(), Split("val", (), (), ()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_dtype(dtype, data: ImageData, new_net):
+    model = new_net()
+    expected = evaluate(model, data.val, image_size=16)
+    found = evaluate(model.to(dtype), data.val, image_size=16)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, atol=0.05, rtol=0)

@@ -18,7 +18,7 @@ from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
 from foveate.networks.class_names import class_positions, to_outputs
 from foveate.preserve import preserve_state
-from foveate.scores import class_numbers
+from foveate.scores import check_logits, class_numbers
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import of_whole
 
@@ -115,15 +115,13 @@ def outputs_of(model: nn.Module, loaded: LoadedImages) -> tuple[int, ...] | None
     """Where the data's classes stand among the model's, as ``class_positions``; one image shows how many these are.
 
     Raises:
-        FoveateError: a class of the data is not a class of the model.
+        FoveateError: a class of the data is not a class of the model, or the model gives no scores of classes.
     """
     if not loaded.classes or loaded.source is None:
         return None
-    device, _ = device_and_dtype(model)
-    with preserve_state(model, evaluation=True), torch.no_grad():
-        scores = model(loaded.source.normalised(loaded.inputs[:1], device))
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        return None  # what is wrong is said where the scores are read
+    device, dtype = device_and_dtype(model)
+    with preserve_state(model, evaluation=True, no_grad=True):
+        scores = check_logits(model(loaded.source.normalised(loaded.inputs[:1], device).to(dtype)))
     return class_positions(model, loaded.classes, scores.shape[1])
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from foveate.errors import FoveateError
 from foveate.studies.evaluation.audit import audit
+from foveate.studies.evaluation.faithfulness import faithfulness
 from foveate.surgery.insert import attentions, insert
 
 LEVELS = 4
@@ -438,3 +439,14 @@ def test_data_of_one_class():
     found = audit(Known(Module("b c h w", rest(lambda x: 1.5))), zeros)
     assert found.accuracy == 100
     assert found.rows[0].verdict == "static"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_dtype_on_images_in_a_folder(data, dtype):
+    torch.manual_seed(0)
+    model = insert(Tiny(), "se after body", seed=0).to(dtype)
+    model.pretrained_cfg["label_names"] = ["left", "right", "up", "down"]
+    found = audit(model, data, limit=8)
+    assert found.images == 8
+    assert found.rows[0].bf16.norm_ratio is not None
+    assert "gradcam" in str(faithfulness(model, data, ["gradcam"], ["drop"], limit=4))
