@@ -85,6 +85,15 @@ def test_each_query_position_has_a_map_of_its_own():
     assert seen.area == pytest.approx([1 / 12, 1 / 12])
 
 
+def test_the_entropy_of_a_map_is_the_mean_over_its_rows():
+    maps = torch.eye(12).view(12, 3, 4).clone()
+    maps[:6] = 1 / 12  # half of the query positions look everywhere
+    seen = MapStatistics()
+    seen.see(own_maps(Gives("b q h w", maps.expand(2, -1, -1, -1)), (None,)))
+    assert seen.entropy == pytest.approx([0.5, 0.5])
+    assert seen.area == pytest.approx([(1 + 1 / 12) / 2] * 2)
+
+
 def test_many_large_maps_are_summed_in_parts(monkeypatch):
     maps = torch.rand(7, 2, 3, 20, generator=torch.Generator().manual_seed(0))
     whole, parts = MapStatistics(), MapStatistics()
@@ -120,6 +129,11 @@ def test_a_contribution_in_one_channel_is_seen_beside_an_outlier():
     half.see(given, 1.5 * given)
     assert half.relative == pytest.approx([0.5] * 4)
     assert half.largest_channel == pytest.approx(0.5)
+    faint = torch.ones(2, 3, 4, 4)
+    faint[:, 1] = 1e-9  # as good as dead: what is added to it is nothing, however many times as large
+    nearly = ContributionStatistics()
+    nearly.see(faint, faint + 1e-6)
+    assert nearly.largest_channel == pytest.approx(1e-3, rel=0.01)
     dead = ContributionStatistics()
     dead.see(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
     assert (dead.mean, dead.largest_channel) == (0, 0)

@@ -139,3 +139,18 @@ def test_no_verdict_contradicts_the_accuracy_it_prints(off, shuffled, shuffles, 
         assert printed in reason
     if verdict == "inert" and off.changed:
         assert printed in reason
+
+
+@pytest.mark.parametrize(
+    ("numbers", "printed"),
+    [
+        ((-2.0, -3.04, -1.0), "-2.0 [-3.0, -1.0]"),
+        ((0.5, 0.04, 1.0), "+0.50 [+0.04, +1.00]"),
+        ((0.0, -0.004, 0.004), "+0.000 [-0.004, +0.004]"),
+        ((-1.0, -2.0, -0.0004), "-1.0000 [-2.0000, -0.0004]"),
+        ((-0.0, 0.0, 0.0), "+0.0 [+0.0, +0.0]"),
+    ],
+)
+def test_points_show_the_side_of_zero(numbers, printed):
+    mean, low, high = numbers
+    assert points(Difference(mean, low, high, 1, 0.5)) == printed
