@@ -58,20 +58,22 @@ def test_no_contribution_leaves_nothing_to_keep():
 
 
 def test_the_grid_of_int8_is_that_of_all_images():
-    small, large = features(0), features(1, scale=50)
+    small, large = features(0), 50 - features(1, scale=50)  # the least value is in one batch, another in the other
 
     def function(x):
-        return 1.02 * x
+        return 1.02 * x - 0.5
 
     together = survival(function, torch.cat([small, large]))["int8"]
     for order in ([small, large], [large, small], [small[:1], large, small[1:]]):
         apart = survival(function, *order)["int8"]
         for name in ("correlation", "norm_ratio", "relative_error", "changed"):
             assert getattr(apart, name) == pytest.approx(getattr(together, name))
-    # By hand: the step of a grid from 0 to the largest output.
+    # By hand: a grid from the least to the largest value of inputs and outputs.
     x = torch.cat([small, large])
-    step = float(function(x).max()) / 255
-    exact, moved = function(x) - x, ((function(x) / step).round() - (x / step).round()) * step
+    least, largest = (float(f(torch.stack([x, function(x)]))) for f in (torch.min, torch.max))
+    step = (largest - least) / 255
+    codes = [((values - least) / step).round() for values in (x, function(x))]
+    exact, moved = function(x) - x, (codes[1] - codes[0]) * step
     assert together.norm_ratio == pytest.approx(float(moved.norm() / exact.norm()), rel=1e-4)
     assert together.relative_error == pytest.approx(float((moved - exact).norm() / exact.norm()), rel=1e-4)
     assert together.correlation == pytest.approx(
