@@ -450,3 +450,19 @@ def test_a_model_in_another_dtype_on_images_in_a_folder(data, dtype):
     assert found.images == 8
     assert found.rows[0].bf16.norm_ratio is not None
     assert "gradcam" in str(faithfulness(model, data, ["gradcam"], ["drop"], limit=4))
+
+
+def test_one_image_whose_output_is_not_a_multiple_tells_for_all():
+    class Jump(nn.Module):
+        map_axes = "b c h w"
+
+        def attend(self, x):
+            return torch.full_like(x, 0.5)
+
+        def forward(self, x):
+            return x * self.attend(x) + (x[:, :1] > 2)
+
+    images = known_images((1, 1), (0.5, 0.9))
+    images[1][0][-1, 0] = 3
+    found = [audit(Known(Jump()), images, batch_size=20, seed=seed).rows[0].shuffles for seed in range(4)]
+    assert found == ["contribution"] * 4  # in whichever batch it is
