@@ -51,7 +51,7 @@ def read_elpv(seed: int, val_fraction: float) -> ImageData:
     kind_before, block, filled = "", -1, 0
     try:
         for line in (folder / "labels.csv").read_text("utf-8").splitlines():
-            name, probability, kind = line.split()
+            name, probability, kind, *_ = line.split()  # 1.0.0 has a split of its own behind them, 1.0.0.post1 none
             if kind != kind_before or filled == BLOCK:
                 kind_before, block, filled = kind, block + 1, 0
             filled += 1

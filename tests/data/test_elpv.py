@@ -33,7 +33,7 @@ def test_labels_and_pictures_are_the_packages_own() -> None:
     data = open_data("elpv", limit=40)
     path = importlib.util.find_spec("elpv_dataset").submodule_search_locations[0]  # type: ignore[union-attr, index]
     table = np.genfromtxt(f"{path}/data/labels.csv", dtype=str)
-    defective = {name: float(probability) > 0.5 for name, probability, _ in table}
+    defective = {name: float(probability) > 0.5 for name, probability, *_ in table}
     for split in (data.train, data.val):
         assert [bool(label) for label in split.labels] == [defective[name] for name in split.names]
         pixels = np.asarray(split.load(0))
