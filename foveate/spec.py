@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from foveate.arguments import checked_class
 from foveate.errors import FoveateError, near
 
 __all__ = ["Literal", "Placement", "Plan", "Spec"]
@@ -46,6 +47,7 @@ def _literal_text(value: Literal) -> str:
     return repr(value)
 
 
+@checked_class
 @dataclass(frozen=True)
 class Spec:
     """A mechanism by name with its options, such as ``ulsam(groups=4)``.
@@ -84,6 +86,7 @@ class Spec:
         return spec
 
 
+@checked_class
 @dataclass(frozen=True)
 class Placement:
     """One spec and where it goes.
@@ -103,6 +106,7 @@ class Placement:
         return f"{self.spec} {self.verb} {on}{', '.join(self.sites)}".rstrip()
 
 
+@checked_class
 @dataclass(frozen=True)
 class Plan:
     """What is inserted into a model: placements in the order they are applied.

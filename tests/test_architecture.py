@@ -10,7 +10,7 @@ import foveate
 PACKAGE = Path(foveate.__file__).parent
 LEVELS = [
     {"errors"},
-    {"model_info", "image_formats"},
+    {"model_info", "image_formats", "arguments"},
     {"spec", "images", "preserve", "scores", "io", "progress"},
     {"registry", "kernels"},
     {"attention", "pooling", "heads"},

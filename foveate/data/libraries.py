@@ -162,10 +162,24 @@ def _made(kind: str, make: Any, options: dict[str, Any]) -> Any:
             return make(**options)
         try:
             return make(**options, download=False)
-        except (RuntimeError, OSError):
+        except (RuntimeError, OSError) as error:
+            refused = error
+        try:
             return make(**options, download=True)
+        except Exception as error:
+            root = Path(str(options.get("root", _ROOT)))
+            files = sorted(path.name for path in root.glob("[!.]*")) if root.is_dir() else []
+            if not files:
+                raise
+            # What is there was refused first, such as for a wrong checksum; that the download failed comes second.
+            raise FoveateError(
+                f"torchvision:{kind} is not in {root}, or not whole: {first_line(refused)} (there: "
+                f"{', '.join(files[:4])}); it could not be downloaded: {first_line(error)}"
+            ) from error
+    except FoveateError:
+        raise
     except Exception as error:
-        raise FoveateError(f"torchvision:{kind} cannot be had: {first_line(error)}") from error
+        raise FoveateError(f"torchvision:{kind} could not be downloaded: {first_line(error)}") from error
 
 
 def _first_made(kind: str, make: Any, options: dict[str, Any], names: Sequence[str]) -> tuple[Any, str]:

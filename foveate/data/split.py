@@ -10,6 +10,7 @@ from functools import cached_property
 
 from PIL import Image
 
+from foveate.arguments import checked_class
 from foveate.data.sources import Piece, Row
 from foveate.errors import FoveateError
 from foveate.images import open_image
@@ -81,6 +82,7 @@ class Split:
         )
 
 
+@checked_class
 @dataclass(frozen=True)
 class ImageData:
     """A data set for classification.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.data.opening import open_data
+from foveate.data.split import Split
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
@@ -22,7 +25,7 @@ from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import Batch, images_in, of_whole
 
 if TYPE_CHECKING:
-    from foveate.data.split import Split
+    from foveate.data.split import ImageData
 
 __all__ = ["Diverged", "Evaluation", "evaluate", "measure", "predict"]
 
@@ -150,7 +153,7 @@ def predict(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], class
 
 def evaluate(
     model: nn.Module,
-    split: Split,
+    data: Split | ImageData | str | os.PathLike[str],
     *,
     preprocess: Preprocess | None = None,
     image_size: int | None = None,
@@ -158,12 +161,13 @@ def evaluate(
     workers: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """Measure a model on a split, in eval mode, on the device where it is. The model is left as found.
+    """Measure a model on images, in eval mode, on the device where it is. The model is left as found.
 
     Args:
         model: a classifier. Where it carries class names (``fit`` and ``save`` keep them), the split's classes are
             found among them by name, in any order; every class of the model stands to be predicted.
-        split: such as ``data.val``.
+        data: a part such as ``data.train``; or what ``fit`` takes (a folder, ``hf:NAME``, ...), of which the validation
+            part is used. Where it has no split of its own, that is the fifth that ``fit`` does not train on, either.
         preprocess: how images are prepared; without it as the model says.
         image_size: side of the images in pixels, instead of the model's own.
         batch_size: images in a step.
@@ -174,6 +178,7 @@ def evaluate(
         FoveateError: an image cannot be read, or the split has a class that the model does not know.
         Diverged: a score is NaN or infinite.
     """
+    split = data if isinstance(data, Split) else open_data(data).val
     if not len(split):
         raise FoveateError(f"the split {split.name!r} has no image to evaluate")
     device, dtype = device_and_dtype(model)

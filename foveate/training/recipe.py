@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.arguments import checked_class
 from foveate.errors import FoveateError, near
 
 __all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "Recipe"]
@@ -48,6 +49,7 @@ _BOUNDS: dict[str, tuple[float, bool, float]] = {
 }
 
 
+@checked_class
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides how a model is trained, apart from the model and the data.

@@ -281,5 +281,18 @@ def test_torchvision(tmp_path, monkeypatch):
             raise RuntimeError("Dataset not found or corrupted.")
 
     monkeypatch.setattr(datasets, "SVHN", Broken)
-    with pytest.raises(FoveateError, match="torchvision:SVHN cannot be had: Dataset not found"):
+    with pytest.raises(FoveateError, match="torchvision:SVHN could not be downloaded: Dataset not found"):
         open_data("torchvision:SVHN")
+
+    class Damaged:
+        def __init__(self, root, train=True, download=False):
+            raise OSError("<urlopen error [Errno -2] Name or service not known>" if download else "Wrong checksum")
+
+    monkeypatch.setattr(datasets, "MNIST", Damaged)
+    (tmp_path / "MNIST").mkdir()
+    with pytest.raises(FoveateError) as error:
+        open_data(f"torchvision:MNIST:{tmp_path}")
+    assert str(error.value) == (
+        f"torchvision:MNIST is not in {tmp_path}, or not whole: Wrong checksum (there: MNIST); it could not be "
+        "downloaded: <urlopen error [Errno -2] Name or service not known>"
+    )

@@ -85,3 +85,22 @@ def test_a_model_in_another_dtype(dtype, data: ImageData, new_net):
     expected = evaluate(model, data.val, image_size=16)
     found = evaluate(model.to(dtype), data.val, image_size=16)
     torch.testing.assert_close(found.probabilities, expected.probabilities, atol=0.05, rtol=0)
+
+
+def test_evaluate_takes_what_fit_takes(data, new_net, tmp_path):
+    model = new_net()
+    expected = evaluate(model, data.val)
+    assert torch.equal(evaluate(model, data).probabilities, expected.probabilities)
+    for part, split in (("train", data.train), ("val", data.val)):
+        for index, label in enumerate(split.labels):
+            folder = tmp_path / part / data.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            split.load(index).save(folder / f"{index:03d}.png")
+    for folder in (tmp_path, str(tmp_path)):
+        found = evaluate(model, folder)
+        assert found.top1 == expected.top1
+        assert len(found.labels) == len(data.val)
+    with pytest.raises(FoveateError, match="no data at .*nowhere"):
+        evaluate(model, tmp_path / "nowhere")
+    with pytest.raises(FoveateError, match="not int"):
+        evaluate(model, 3)

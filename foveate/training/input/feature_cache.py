@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from foveate.arguments import checked_class
 from foveate.io import state_digest
 from foveate.model_info import device_and_dtype
 from foveate.progress import ProgressBar
@@ -27,6 +28,7 @@ __all__ = ["FeatureCache", "hold_decoded", "hold_features", "hold_images", "trun
 _BATCH = 32
 
 
+@checked_class
 class FeatureCache:
     """Tensors by what they were made of, in memory, so that several runs can share them.
 

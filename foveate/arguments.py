@@ -1,0 +1,101 @@
+"""What a user calls is called as it is written down, or an error names the nearest name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from foveate.errors import FoveateError, near
+
+__all__ = ["UnknownName", "WrongArguments", "checked_call", "checked_class", "no_attribute"]
+
+C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+_RENAMED = {"evaluate": {"split": "data"}}  # keywords of an older version, by function
+
+
+class UnknownName(FoveateError, AttributeError):  # noqa: N818 - it says what happened
+    """``foveate`` has no such name. It is an AttributeError, too, so that ``hasattr`` answers."""
+
+
+class WrongArguments(FoveateError, TypeError):  # noqa: N818 - it says what happened
+    """A call does not fit the function's arguments. It is a TypeError, too, as Python's own would be."""
+
+
+def no_attribute(name: str, exist: Collection[str]) -> UnknownName:
+    """The error for a name that the package does not have."""
+    return UnknownName(f"foveate has no {name!r}; {near(name, exist)}")
+
+
+def _home_of(name: str, function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> str | None:
+    """Where a name belongs that is a field of one of the arguments, such as ``recipe=Recipe(epochs=...)``."""
+    for parameter in parameters.values():
+        for word in re.findall(r"\w+", str(parameter.annotation)):
+            kind = getattr(function, "__globals__", {}).get(word)
+            if isinstance(kind, type) and name in getattr(kind, "__dataclass_fields__", ()):
+                return f"{parameter.name}=fv.{word}({name}=...)"
+    return None
+
+
+def _check(
+    called: str,
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    parameters = {name: p for name, p in signature.parameters.items() if name != "self"}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in () if takes_any else kwargs.keys() - parameters.keys():
+        home = _home_of(name, function, parameters)
+        advice = f"write {called}(..., {home})" if home else near(name, parameters)
+        raise WrongArguments(f"{called} has no argument {name!r}; {advice}")
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        needed = [name for name, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        shown = ", ".join([*needed, *(["..."] if len(needed) < len(parameters) else [])])
+        raise WrongArguments(f"{called}: {error}; call it as {called}({shown})") from None
+
+
+def checked_call(name: str, function: F) -> F:
+    """A public function, with its arguments' names checked first.
+
+    Args:
+        name: that it has in ``foveate``.
+        function: the function; its signature and documentation are those of the result, too.
+
+    Returns:
+        The function, which raises ``WrongArguments`` in place of Python's TypeError for a call that does not fit.
+    """
+    signature = inspect.signature(function)
+    renamed = _RENAMED.get(name, {})
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for old in renamed.keys() & kwargs.keys():
+            warnings.warn(f"{name}({old}=...) is {name}({renamed[old]}=...) now", DeprecationWarning, stacklevel=2)
+            kwargs[renamed[old]] = kwargs.pop(old)
+        _check(name, function, signature, args, kwargs)
+        return function(*args, **kwargs)
+
+    call.__module__, call.__qualname__ = "foveate", name  # it can be pickled by its name
+    return call  # type: ignore[return-value]  # of the same signature, which mypy cannot see
+
+
+def checked_class(kind: C) -> C:
+    """A decorator: a class whose constructor raises ``WrongArguments`` for arguments that it does not have."""
+    init = kind.__init__
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
+        _check(kind.__name__, init, signature, (self, *args), kwargs)
+        init(self, *args, **kwargs)
+
+    kind.__init__ = __init__  # type: ignore[misc]  # that is what the decorator is for
+    return kind
