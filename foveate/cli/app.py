@@ -23,6 +23,7 @@ from foveate.cli.latency import latency
 from foveate.cli.options import ModelOptions, open_network, say
 from foveate.cli.reproduce import reproduce
 from foveate.cli.serve import serve
+from foveate.cli.stopping import after_demo, nothing, stop_on_sigterm, stopped, when_stopped
 from foveate.cli.train import train
 from foveate.errors import FoveateError
 
@@ -32,6 +33,7 @@ app = App(
     name="foveate",
     help="Give a convolutional network spatial attention, and learn what it bought.",
     version=lambda: fv.__version__,
+    suppress_keyboard_interrupt=False,  # else cyclopts exits without a word
 )
 
 app.command(audit)
@@ -131,6 +133,7 @@ def demo(*, quick: bool = False, output: Path | None = None) -> None:
         quick: fewer images and epochs: under a minute.
         output: folder for the report; without it the next free runs/demo.
     """
+    when_stopped(lambda: after_demo(output, quick=quick))
     fv.demo(quick=quick, output=output)
 
 
@@ -173,6 +176,9 @@ def main(arguments: list[str] | None = None) -> None:
         _share_the_cores()
     if arguments is None and given and given[0] in _TRAIN:  # a process of our own
         keep_freed_memory()
+    if arguments is None:
+        stop_on_sigterm()
+    when_stopped(nothing)
     logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
     try:
         app(arguments, exit_on_error=False)
@@ -181,6 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     except FoveateError as error:
         print(f"foveate: {error}", file=sys.stderr)  # of whichever process it is
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        say("foveate: stopped")
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        text, code = stopped(error)
+        say(text)
+        sys.exit(code)

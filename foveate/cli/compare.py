@@ -15,6 +15,7 @@ from cyclopts import Parameter
 import foveate as fv
 from foveate.cli.allocator import keep_freed_memory
 from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
+from foveate.cli.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
 from foveate.errors import FoveateError
 
@@ -49,6 +50,7 @@ def compare(
         jobs: processes on this machine that share the runs.
         json: print the table as JSON.
     """
+    when_stopped(lambda: after_compare(output))
     network, chosen = network or ModelOptions(), chosen_recipe(recipe, fields)
     if network.plan is not None:
         raise FoveateError("compare takes --plans, not --plan")

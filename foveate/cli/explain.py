@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 import foveate as fv
 from foveate.cli.options import ModelOptions, open_network
+from foveate.cli.stopping import kept, when_stopped
 
 __all__ = ["explain"]
 
@@ -56,6 +57,7 @@ def explain(
         batch_size=batch_size,
         progress=True,
     )
+    when_stopped(lambda: kept(output or npz or Path("explained")))
     files = [found.npz(npz)] if npz is not None else []
     if output is not None or npz is None:
         files += found.save(output or "explained", progress=True)

@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter
 
 import foveate as fv
 from foveate.cli.options import DataOptions, ModelOptions, open_images, open_network
+from foveate.cli.stopping import after_train, when_stopped
 
 __all__ = ["RECIPE_GROUP", "RecipeOptions", "chosen_recipe", "train"]
 
@@ -94,6 +95,7 @@ def train(
         timeout_seconds: with several processes, how long one waits for another.
         json: print the result as JSON.
     """
+    when_stopped(lambda: after_train(output))
     chosen, network = chosen_recipe(recipe, fields), network or ModelOptions()
     opened = open_images(data, images or DataOptions())
     import torch
