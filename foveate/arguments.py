@@ -89,7 +89,7 @@ def checked_call(name: str, function: F) -> F:
 
 def checked_class(kind: C) -> C:
     """A decorator: a class whose constructor raises ``WrongArguments`` for arguments that it does not have."""
-    init = kind.__init__
+    init = vars(kind)["__init__"]
     signature = inspect.signature(init)
 
     @functools.wraps(init)
