@@ -19,6 +19,8 @@ from .registry import register as register
 from .spec import Placement as Placement
 from .spec import Plan as Plan
 from .spec import Spec as Spec
+from .studies.comparison.analysis import Analysis as Analysis
+from .studies.comparison.analysis import analyse as analyse
 from .studies.comparison.compare import compare as compare
 from .studies.comparison.results import Comparison as Comparison
 from .studies.comparison.results import read_comparison as read_comparison

@@ -32,6 +32,7 @@ def compare(
     fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
     seeds: int = 3,
     learning_rates: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
+    margin: float | None = None,
     output: Path = Path("runs/compare"),
     jobs: int = 1,
     json: bool = False,
@@ -46,6 +47,7 @@ def compare(
         recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
         seeds: how many seeds.
         learning_rates: tried with every plan alike on images held out of the training images; each plan takes its best.
+        margin: also say whether each plan is worse by more than so many points of top-1.
         output: folder for the runs, the tables and report.html.
         jobs: processes on this machine that share the runs.
         json: print the table as JSON.
@@ -68,6 +70,7 @@ def compare(
         "start": network.start,
         "pretrained": network.pretrained,
         "learning_rates": learning_rates or (),
+        "margin": margin,
         "output": output,
     }
     with _helpers(jobs - 1, request):
@@ -77,16 +80,24 @@ def compare(
     say(f"report: {report}")
 
 
-def results(folder: Path, *, page: Path | None = None, command: str | None = None, json: bool = False) -> None:
+def results(
+    folder: Path,
+    *,
+    margin: float | None = None,
+    page: Path | None = None,
+    command: str | None = None,
+    json: bool = False,
+) -> None:
     """Show what a comparison found, from its folder alone.
 
     Args:
         folder: the --output of foveate compare.
+        margin: also say whether each plan is worse by more than so many points of top-1.
         page: write a page of Markdown, with the tables as CSV and the pictures beside it.
         command: the line that made the comparison, to stand on the page.
         json: print the table as JSON.
     """
-    found = fv.read_comparison(folder)
+    found = fv.read_comparison(folder, margin)
     _show(found, json=json)
     if page is not None:
         for file in fv.write_page(found, page, command):

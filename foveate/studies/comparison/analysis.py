@@ -1,128 +1,211 @@
-"""What the runs of a comparison allow one to say of each plan, in numbers and in words."""
+"""What predictions with several plans and seeds allow one to say of each plan, in numbers and in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from foveate.studies.comparison.power import MOST_SEEDS, Power, seeds_needed, smallest_difference
+from foveate.errors import FoveateError, near
+from foveate.studies.comparison.margin import check_margin, margin_test
+from foveate.studies.comparison.plan_analysis import ALPHA, PlanAnalysis
+from foveate.studies.comparison.power import Variance, plan_power
 from foveate.studies.comparison.statistics import (
-    Difference,
-    McNemar,
+    Paired,
     accuracy,
     bootstrap_interval,
+    difference_of,
     holm,
     mcnemar,
-    paired_difference,
+    paired,
 )
+from foveate.training.run_folder import write_atomically
 
-__all__ = ["ALPHA", "Analysis", "analyse", "p_words"]
+__all__ = ["FEWEST_IMAGES", "Analysis", "analyse", "mean", "table_rows", "write_table"]
 
-ALPHA = 0.05
+FEWEST_IMAGES = 10  # ten differences on ten images have p = 0.002 by the sign test: from there on the t test is near it
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """One plan against the baseline, in points of top-1 accuracy.
+    """What ``analyse`` found.
 
     Args:
-        difference: paired over seeds and images.
-        per_seed: the difference with each seed.
-        bootstrap: 95% interval of the bootstrap over seeds and images; with one seed, over images alone.
-        mcnemar: on the predictions of all seeds together.
-        p_holm: ``difference.p``, corrected for the number of plans.
-        plans: how many plans that is.
-        power: None with one seed, whose spread is unknown.
+        rows: one for each plan, in the given order.
+        baseline: what they were compared with.
+        accuracies: for the baseline and each plan top-1 in percent, one for each seed.
+        seeds: how many.
+        images: how many.
+        margin: in points, or None.
     """
 
-    difference: Difference
-    per_seed: tuple[float, ...]
-    bootstrap: tuple[float, float]
-    mcnemar: McNemar
-    p_holm: float
-    plans: int
-    power: Power | None
+    rows: tuple[PlanAnalysis, ...]
+    baseline: str
+    accuracies: Mapping[str, tuple[float, ...]]
+    seeds: int
+    images: int
+    margin: float | None
+
+    def __getitem__(self, label: str) -> PlanAnalysis:
+        """One plan's row.
+
+        Raises:
+            FoveateError: there is no such plan.
+        """
+        for row in self.rows:
+            if row.label == label:
+                return row
+        raise FoveateError(
+            f"there is no plan {label!r} in the analysis; {near(label, [row.label for row in self.rows])}"
+        )
 
     @property
-    def sign(self) -> int:
-        """1: better than the baseline; -1: worse; 0: no evidence of a difference."""
-        if self.p_holm >= ALPHA:
-            return 0
-        return 1 if self.difference.mean > 0 else -1
+    def verdicts(self) -> dict[str, str]:
+        """By plan, in words and numbers, what the data allow one to say."""
+        return {row.label: row.verdict for row in self.rows}
 
-    @property
-    def word(self) -> str:
-        """The verdict without numbers."""
-        return {1: "better", -1: "worse", 0: "no evidence of a difference"}[self.sign]
+    def __str__(self) -> str:
+        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        lines = [f"{self.baseline}: {mean(self.accuracies[self.baseline]):.1f}% of {self.images:,} images, {seeds}"]
+        for row in self.rows:
+            lines += [f"{row.label}: {row.verdict}", f"  {row.power_text}"]
+        return "\n".join(lines)
 
-    @property
-    def verdict(self) -> str:
-        """In words and numbers: what the data allow one to say."""
-        d, p = self.difference, p_words("p_Holm", self.p_holm)
-        if self.sign:
-            low, high = sorted((self.sign * d.low, self.sign * d.high))
-            words = f"{self.word} by {abs(d.mean):.1f} points [{low:.1f}, {high:.1f}], {p}"
-        else:
-            corrected = f" after Holm's correction for {self.plans} plans" if d.p < ALPHA else ""
-            words = f"{self.word}{corrected}: {d.mean:+.1f} points [{d.low:+.1f}, {d.high:+.1f}], {p}"
-        return words if d.seeds > 1 else f"{words} (one seed: its luck is not in the interval)"
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The rows as plain values, the baseline first, as a row without a difference."""
+        parts = {self.baseline: PlanAnalysis.of_baseline()} | {row.label: row.as_dict() for row in self.rows}
+        return [{"plan": label, "top1": mean(self.accuracies[label]), **part} for label, part in parts.items()]
 
-    @property
-    def outlook(self) -> str:
-        """In words: what this many seeds and more seeds would show."""
-        if self.power is None:
-            return "one seed: how much seeds differ, and so how many are needed, is unknown"
-        if self.power.spread == 0:
-            return "all seeds give the same difference, so there is nothing to say of more seeds"
-        seen = f"{self.difference.seeds} seeds see {self.power.smallest:.1f} points or more with 80% power"
-        if self.difference.mean == 0:
-            return seen
-        needed = self.power.seeds_needed
-        many = f"more than {MOST_SEEDS:,}" if needed is None else f"{needed:,}"
-        return f"{seen}; {many} would be needed to see {abs(self.difference.mean):.1f} points"
+    def to_csv(self, file: str | os.PathLike[str]) -> Path:
+        """Write a line for each plan.
+
+        Returns:
+            The file written.
+
+        Raises:
+            FoveateError: the file cannot be written.
+        """
+        return write_table(Path(file), table_rows(self.as_dicts()))
 
 
-def p_words(name: str, p: float) -> str:
-    """A p value as it is printed: two digits, and never 0."""
-    return f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.3f}" if p < 0.1 else f"{name} = {p:.2f}"
+def analyse(
+    correct: Mapping[str, npt.ArrayLike],
+    baseline: str = "none",
+    margin: float | None = None,
+    *,
+    labels: npt.ArrayLike | None = None,
+) -> Analysis:
+    """Compare plans with a baseline by the predictions of networks, wherever they were trained.
 
-
-def analyse(correct: Mapping[str, Tensor], baseline: str) -> dict[str, Analysis]:
-    """Compare every plan with the baseline.
+    For each seed all plans, and the baseline, must have been tested on the same images in the same order, and with more
+    than one seed they should share what a seed decides (the weights at the start, the order of the images).
 
     Args:
-        correct: for each label (S, N) bool, whether each test image was right with each seed.
-        baseline: its label.
+        correct: for each plan and the baseline (S, N) bool, whether each test image was right with each seed.
+        baseline: its name.
+        margin: in points of top-1: also say whether each plan is worse by more than that.
+        labels: (N,) the class of each image, if it is known: on images of a single class there is no verdict.
 
     Returns:
-        For each other label what can be said. The level of the power is 0.05 divided by the number of plans, which is
-        the strictest step of Holm's correction.
+        For each plan what can be said; str() of it is a report, ``to_csv`` writes a table.
+
+    Raises:
+        FoveateError: a name is unknown, an array is not (S, N) of true and false, or two differ in shape.
     """
-    base = correct[baseline]
-    others = {label: right for label, right in correct.items() if label != baseline}
-    differences = {label: paired_difference(right, base) for label, right in others.items()}
-    adjusted = holm({label: difference.p for label, difference in differences.items()})
-    found = {}
-    for label, right in others.items():
-        per_seed = tuple(a - b for a, b in zip(accuracy(right), accuracy(base), strict=True))
-        found[label] = Analysis(
-            differences[label],
-            per_seed,
-            bootstrap_interval(right, base),
-            mcnemar(right, base),
-            adjusted[label],
-            len(others),
-            _power(right, base, differences[label].mean, ALPHA / len(others)),
-        )
-    return found
-
-
-def _power(right: Tensor, base: Tensor, difference: float, alpha: float) -> Power | None:
+    margin = check_margin(margin)
+    right = {label: _checked(label, values) for label, values in correct.items()}
+    if baseline not in right:
+        raise FoveateError(f"baseline={baseline!r}: there are no predictions of that name; {near(baseline, right)}")
     if len(right) < 2:
-        return None
-    # From whole numbers, so that equal differences have a spread of exactly 0.
-    wins = (right.sum(1) - base.sum(1)).double()
-    spread = 100 * wins.std().item() / right.shape[1]
-    return Power(spread, seeds_needed(difference, spread, alpha), smallest_difference(len(right), spread, alpha), alpha)
+        raise FoveateError(f"analyse needs predictions of at least one plan beside those of {baseline!r}")
+    shapes = {label: tuple(values.shape) for label, values in right.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{label!r} {shape}" for label, shape in shapes.items())
+        raise FoveateError(
+            f"all predictions need one shape (seeds, images), of the same images in the same order: {told}"
+        )
+    classes = None if labels is None else np.unique(np.asarray(labels))
+    if labels is not None and np.shape(labels) != shapes[baseline][1:]:
+        raise FoveateError(f"labels: {np.shape(labels)} classes for the {shapes[baseline][1]} images of {baseline!r}")
+    base = right[baseline]
+    others = {label: values for label, values in right.items() if label != baseline}
+    found = paired(np.stack([base, *others.values()]))
+    obstacle = _obstacle(found, None if classes is None else len(classes))
+    differences = [difference_of(found, plan) for plan in range(found.plans)]
+    p_holm: Mapping[str, float] = {}
+    if obstacle is None:
+        p_holm = holm({label: difference.p for label, difference in zip(others, differences, strict=True)})
+    accuracies = {label: tuple(accuracy(values)) for label, values in right.items()}
+    rows = [
+        PlanAnalysis(
+            label,
+            difference,
+            tuple(a - b for a, b in zip(accuracies[label], accuracies[baseline], strict=True)),
+            bootstrap_interval(values, base),
+            mcnemar(values, base),
+            p_holm.get(label),
+            found.plans,
+            found.images,
+            None if obstacle else plan_power(difference.mean, _variance(found, plan), found.seeds, found.images),
+            None if obstacle or margin is None else margin_test(found, plan, margin),
+            obstacle,
+        )
+        for plan, (difference, (label, values)) in enumerate(zip(differences, others.items(), strict=True))
+    ]
+    return Analysis(tuple(rows), baseline, accuracies, found.seeds, found.images, margin)
+
+
+def _checked(label: str, values: npt.ArrayLike) -> Tensor:
+    array = np.asarray(values)
+    if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        raise FoveateError(f"{label!r} holds {array.dtype} values: give true where an image is right, false where not")
+    if array.ndim != 2 or not array.size:
+        raise FoveateError(f"{label!r} has the shape {array.shape}: give (seeds, images), at least one of each")
+    return torch.from_numpy(np.array(array, dtype=bool))
+
+
+def _obstacle(found: Paired, classes: int | None) -> str | None:
+    """Why there can be no verdict."""
+    if classes == 1:
+        return "all images are of one class"
+    if found.images < FEWEST_IMAGES:
+        images = "one validation image" if found.images == 1 else f"{found.images} validation images"
+        return f"{images}, at least {FEWEST_IMAGES} are needed"
+    return "one seed, at least two are needed" if found.seeds == 1 else None
+
+
+def _variance(found: Paired, plan: int) -> Variance:
+    """In points squared."""
+    single, rest, image = (1e4 * float(values[plan]) for values in (found.single, found.rest, found.image))
+    n = found.images
+    return Variance(max(single - rest, 0), rest * n, max(image * n - 2e4 / n, 0), found.plans, ALPHA / found.plans)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of at least one number."""
+    return sum(values) / len(values)
+
+
+def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of ``as_dicts`` as they stand in a CSV file: without lists and what only pictures and pages need."""
+    hidden = ("sign", "power_text")
+    return [{k: v for k, v in row.items() if k not in hidden and not k.endswith("_per_seed")} for row in rows]
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as CSV, numbers with six digits, as a whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_atomically(path, text.getvalue().encode("utf-8", "replace"))
+    return path

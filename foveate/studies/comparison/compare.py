@@ -17,6 +17,7 @@ from foveate.networks import create_model
 from foveate.spec import Plan
 from foveate.studies.comparison.config import BASELINE, RUNS, Setup
 from foveate.studies.comparison.lr_search import Tuning, check_learning_rates, choose, tuning_data
+from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.results import Comparison, Networks, Row, collect
 from foveate.studies.comparison.run import Run, RunResult, digest_of
 from foveate.studies.comparison.scheduler import Grid, Job
@@ -40,6 +41,7 @@ def compare(
     start: str | None = None,
     pretrained: bool = False,
     learning_rates: Sequence[float] = (),
+    margin: float | None = None,
     output: str | os.PathLike[str] | None = None,
     progress: bool = True,
     cache: FeatureCache | None = None,
@@ -63,6 +65,7 @@ def compare(
         pretrained: with a model's name, start from its ImageNet weights.
         learning_rates: tried with every plan alike, with the first seed, on images held out of the training images;
             each plan is then trained with its best. Without them all plans have the recipe's.
+        margin: in points of top-1: also say whether each plan is worse by more than that.
         output: folder for the runs, grid.json, comparison.csv, runs.csv and timing.csv.
         progress: show a bar and a line for each epoch.
         cache: a frozen trunk's features, to be shared with other calls.
@@ -73,6 +76,7 @@ def compare(
         Diverged: a run's loss became NaN or infinite.
     """
     recipe = recipe or Recipe()
+    margin = check_margin(margin)
     labelled, chosen, rates = _labelled(plans), _seeds(seeds), check_learning_rates(learning_rates)
     data = open_data(data)
     folder = Path(output) if output is not None else None
@@ -88,7 +92,7 @@ def compare(
             jobs[label].append(maker.job(label, plan, recipe.with_(seed=seed, learning_rate=rate), data))
     names = {label: tuple(job.run.name for job in found) for label, found in jobs.items()}
     size = len(data.train), len(data.val)
-    setup = Setup(maker.name, data.name, data.note, data.licence, *size, chosen, recipe, names, tuning)
+    setup = Setup(maker.name, data.name, data.note, data.licence, *size, chosen, recipe, names, tuning, margin)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         setup.write(folder)

@@ -34,6 +34,7 @@ class Setup:
         recipe: of every run, but for the seed and, with tuning, the learning rate.
         runs: for each label the names of its runs, one for each seed.
         tuning: how the learning rates were chosen; None: one recipe for all.
+        margin: in points: whether a plan is worse by more than that was asked for; None: it was not.
     """
 
     network: str
@@ -46,6 +47,7 @@ class Setup:
     recipe: Recipe
     runs: Mapping[str, tuple[str, ...]]
     tuning: Tuning | None
+    margin: float | None = None
 
     def learning_rate(self, label: str) -> float:
         """Of a plan's runs."""

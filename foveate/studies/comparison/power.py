@@ -1,90 +1,137 @@
-"""How many seeds would show a difference: the power of the paired t test over seeds.
+"""How many seeds or validation images would show a difference: the power of the verdict's own test.
 
-With S seeds whose differences to the baseline have the standard deviation sd, a true difference D gives a t statistic
-that is noncentral t with S - 1 degrees of freedom and noncentrality sqrt(S) D / sd (Cohen, Statistical Power Analysis,
-1988, chapter 2). All of it is about other seeds on the same test images: more seeds do not replace more images.
+The test is that of ``statistics``: a verdict needs |D| > sqrt(t_A^2 A / S + t_B^2 B / N). For a true difference D is
+normal around it with the variance A / S + B / N, and the estimate of A is drawn as the test makes it: the larger one of
+a chi-squared mean over all plans and the plan's own. The mean over fixed draws of that estimate is the power. A and B
+themselves are those that the comparison found, so all of this is as uncertain as they are: it is for planning.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from foveate.studies.comparison.distributions import noncentral_t_cdf, t_quantile
+import numpy as np
+import numpy.typing as npt
+import torch
 
-__all__ = ["MOST_SEEDS", "POWER", "Power", "power", "seeds_needed", "smallest_difference"]
+from foveate.studies.comparison.distributions import t_quantile
+
+__all__ = ["MOST_IMAGES", "MOST_SEEDS", "POWER", "Power", "Variance", "plan_power", "power"]
 
 POWER = 0.8
-MOST_SEEDS = 10_000
+MOST_SEEDS, MOST_IMAGES = 1_000, 10_000_000
+_DRAWS = 20_000
+
+
+@dataclass(frozen=True)
+class Variance:
+    """What a plan's difference varies by, in points squared, and how it was tested.
+
+    Args:
+        seed: variance of the true differences of single seeds, were there no end of images.
+        rest: variance of what belongs to neither seed nor image alone, for one seed and one image.
+        image: variance of the true differences on single images, were there no end of seeds.
+        plans: how many share the estimate of ``seed``.
+        alpha: two-sided level of the test.
+    """
+
+    seed: float
+    rest: float
+    image: float
+    plans: int
+    alpha: float
 
 
 @dataclass(frozen=True)
 class Power:
-    """What seeds can show.
+    """What the verdict would see, for a plan that varies as this one does.
 
     Args:
-        spread: standard deviation of the differences of single seeds, in points.
-        seeds_needed: to see the observed difference with 80% power; None: more than ``MOST_SEEDS``.
-        smallest: the smallest difference, in points, that this many seeds see with 80% power.
-        alpha: the two-sided level of the test.
+        seed_sd: standard deviation of the differences of single seeds on these images, in points.
+        smallest: the smallest difference, in points, that these seeds and images show with 80% power.
+        seeds_needed: to see a difference as large as the one found with 80% power on these images; None: more than
+            ``MOST_SEEDS``, or no number of seeds would do.
+        images_needed: the same with these seeds; None: more than ``MOST_IMAGES``, or no number would do.
+        alpha: two-sided level of the test: 0.05 divided by the number of plans, Holm's strictest step.
     """
 
-    spread: float
-    seeds_needed: int | None
+    seed_sd: float
     smallest: float
+    seeds_needed: int | None
+    images_needed: int | None
     alpha: float
 
 
-@lru_cache(maxsize=4096)
-def _critical(seeds: int, alpha: float) -> float:
-    return t_quantile(1 - alpha / 2, seeds - 1)
-
-
-def power(seeds: int, difference: float, spread: float, alpha: float = 0.05) -> float:
-    """How often the two-sided paired t test finds a difference.
+def power(difference: float, variance: Variance, seeds: int, images: int) -> float:
+    """How often the verdict finds a difference, of either sign.
 
     Args:
+        difference: the true one, in points.
+        variance: of the plan's difference.
         seeds: at least 2.
-        difference: the true one.
-        spread: standard deviation of the differences of single seeds, in the same unit; more than 0.
-        alpha: level of the test.
+        images: at least 2.
     """
-    shift, limit = math.sqrt(seeds) * difference / spread, _critical(seeds, alpha)
-    return 1 - noncentral_t_cdf(limit, seeds - 1, shift) + noncentral_t_cdf(-limit, seeds - 1, shift)
+    single, rest = variance.seed + variance.rest / images, variance.rest / images
+    image = variance.image / images + 2e4 / images**2  # the two images that the test adds
+    of_images = t_quantile(variance.alpha / 2, images - 1)
+    of_seeds = t_quantile(variance.alpha / 2, variance.plans * (seeds - 1))
+    estimates = np.maximum(of_seeds**2 * single * _estimates(seeds, variance.plans), of_images**2 * rest)
+    half = np.sqrt(estimates / seeds + of_images**2 * image)
+    deviation = np.sqrt(single / seeds + image)
+    return float((_normal((difference - half) / deviation) + _normal((-difference - half) / deviation)).mean())
 
 
-def seeds_needed(difference: float, spread: float, alpha: float = 0.05) -> int | None:
-    """The fewest seeds that see a difference with 80% power; None: more than ``MOST_SEEDS``.
+def plan_power(difference: float, variance: Variance, seeds: int, images: int) -> Power:
+    """What these seeds and images show, and what would be needed to see a difference.
 
     Args:
-        difference: to be seen.
-        spread: standard deviation of the differences of single seeds, in the same unit.
-        alpha: level of the test.
+        difference: the one found, in points.
+        variance: of the plan's difference.
+        seeds: at least 2.
+        images: at least 2.
     """
+    seed_sd = float(np.sqrt(variance.seed + variance.rest / images))
+    smallest = _smallest(lambda points: power(points, variance, seeds, images))
     if difference == 0:
-        return None
-    if spread == 0:
-        return 2
-    low, high = 1, 2
-    while power(high, difference, spread, alpha) < POWER:
+        return Power(seed_sd, smallest, None, None, variance.alpha)
+    more_seeds = _fewest(lambda count: power(difference, variance, count, images), MOST_SEEDS)
+    more_images = _fewest(lambda count: power(difference, variance, seeds, count), MOST_IMAGES)
+    return Power(seed_sd, smallest, more_seeds, more_images, variance.alpha)
+
+
+@lru_cache(maxsize=64)
+def _estimates(seeds: int, plans: int) -> npt.NDArray[np.float64]:
+    """Draws of the estimate of A, in units of A."""
+    generator = np.random.default_rng(seeds * 1_000 + plans)
+    own = generator.chisquare(seeds - 1, _DRAWS)
+    others = generator.chisquare((plans - 1) * (seeds - 1), _DRAWS) if plans > 1 else 0.0
+    return np.asarray(np.maximum((own + others) / (plans * (seeds - 1)), own / (seeds - 1)))
+
+
+def _normal(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(torch.special.ndtr(torch.from_numpy(values)).numpy())
+
+
+def _smallest(power_of: Callable[[float], float]) -> float:
+    low, high = 0.0, 1.0
+    while power_of(high) < POWER:
         low, high = high, 2 * high
-        if low >= MOST_SEEDS:
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power_of(middle) < POWER else (low, middle)
+    return high
+
+
+def _fewest(power_of: Callable[[int], float], most: int) -> int | None:
+    """The smallest count, from 2, with enough power; None where ``most`` has not."""
+    low, high = 1, 2
+    while power_of(high) < POWER:
+        if high == most:
             return None
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if power(middle, difference, spread, alpha) < POWER else (low, middle)
-    return high if high <= MOST_SEEDS else None
-
-
-def smallest_difference(seeds: int, spread: float, alpha: float = 0.05) -> float:
-    """The difference that this many seeds (at least 2) see with 80% power, in the unit of ``spread``."""
-    if spread == 0:
-        return 0.0
-    low, high = 0.0, spread
-    while power(seeds, high, spread, alpha) < POWER:
-        low, high = high, 2 * high
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (middle, high) if power(seeds, middle, spread, alpha) < POWER else (low, middle)
+        low, high = (middle, high) if power_of(middle) < POWER else (low, middle)
     return high

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
 from foveate.io import write_csv
-from foveate.studies.comparison.analysis import Analysis, analyse
+from foveate.studies.comparison.analysis import analyse, mean, table_rows
 from foveate.studies.comparison.config import BASELINE, RUNS, Setup
+from foveate.studies.comparison.margin import check_margin
+from foveate.studies.comparison.plan_analysis import PlanAnalysis
 from foveate.studies.comparison.run import RunResult, read_result
-from foveate.studies.comparison.statistics import Difference, accuracy
+from foveate.studies.comparison.statistics import Difference
 from foveate.training.recipe import Recipe
 
 __all__ = ["Comparison", "Networks", "Row", "collect", "read_comparison"]
@@ -44,7 +46,7 @@ class Row:
     learning_rate: float
     scores: Mapping[str, tuple[float, ...]]
     seconds: tuple[float, ...]
-    analysis: Analysis | None
+    analysis: PlanAnalysis | None
 
     @property
     def top1(self) -> tuple[float, ...]:
@@ -73,33 +75,12 @@ class Row:
             "params": self.cost.params,
             "macs": self.cost.macs,
             "learning_rate": self.learning_rate,
-            **{name: _mean(values) for name, values in self.scores.items()},
+            **{name: mean(values) for name, values in self.scores.items()},
             "top1_per_seed": list(self.top1),
             "macro_f1_per_seed": list(self.macro_f1),
         }
-        a = self.analysis
-        power = a.power if a else None
-        return found | {
-            "difference": a and a.difference.mean,
-            "difference_low": a and a.difference.low,
-            "difference_high": a and a.difference.high,
-            "difference_per_seed": a and list(a.per_seed),
-            "bootstrap_low": a and a.bootstrap[0],
-            "bootstrap_high": a and a.bootstrap[1],
-            "p": a and a.difference.p,
-            "p_holm": a and a.p_holm,
-            "only_plan_right": a and a.mcnemar.better,
-            "only_baseline_right": a and a.mcnemar.worse,
-            "p_mcnemar": a and a.mcnemar.p,
-            "seeds_spread": power and power.spread,
-            "seeds_needed": power and power.seeds_needed,
-            "smallest_difference": power and power.smallest,
-            "sign": a and a.sign,
-            "verdict": a.word if a else self.verdict,
-            "in_words": a and a.verdict,
-            "outlook": a and a.outlook,
-            "seconds": _mean(self.seconds),
-        }
+        statistics = self.analysis.as_dict() if self.analysis else PlanAnalysis.of_baseline()
+        return found | statistics | {"seconds": mean(self.seconds)}
 
 
 class Networks(Mapping[str, nn.Module]):
@@ -167,8 +148,8 @@ class Comparison:
                 row.label,
                 f"{row.cost.params / 1e6:.3f}M",
                 f"{row.cost.macs / 1e6:.1f}M",
-                f"{_mean(row.top1):.1f}",
-                f"{_mean(row.macro_f1):.1f}",
+                f"{mean(row.top1):.1f}",
+                f"{mean(row.macro_f1):.1f}",
                 str(row.difference or ""),
             )
         return table
@@ -180,7 +161,7 @@ class Comparison:
         for row in self.rows[1:]:
             console.print(f"{row.label}: [bold]{row.verdict}[/]", highlight=False)
             if row.analysis:
-                console.print(f"  {row.analysis.outlook}", style="dim", highlight=False)
+                console.print(f"  {row.analysis.power_text}", style="dim", highlight=False)
         console.print(self.tuning_words, style="dim", highlight=False)
         console.print(
             "The difference is in points of top-1 against 'none', paired over seeds and images, with a 95% interval; "
@@ -208,10 +189,7 @@ class Comparison:
 
     def plan_rows(self) -> list[dict[str, Any]]:
         """A row for each plan, without times."""
-        hidden = ("seconds", "sign", "outlook")
-        return [
-            {k: v for k, v in row.items() if k not in hidden and not k.endswith("_per_seed")} for row in self.as_dicts()
-        ]
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in table_rows(self.as_dicts())]
 
     def run_rows(self) -> list[dict[str, Any]]:
         """A row for each run, without times."""
@@ -224,23 +202,21 @@ class Comparison:
         ]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def collect(
     setup: Setup, results: Mapping[str, RunResult], folder: Path | None, models: Mapping[str, nn.Module]
 ) -> Comparison:
     """Put the results of runs, by name, together."""
     of_label = {label: [results[name] for name in names] for label, names in setup.runs.items()}
     correct = {label: torch.stack([r.predictions == r.labels for r in found]) for label, found in of_label.items()}
-    analyses = analyse(correct, BASELINE)
+    labels = results[setup.runs[BASELINE][0]].labels
+    analysis = analyse(correct, BASELINE, setup.margin, labels=labels)
+    analyses = {row.label: row for row in analysis.rows}
     rows = []
     for label, found in of_label.items():
         # What only some runs have (a newer version measures more) is left out.
         names = [name for name in found[0].scores if all(name in r.scores for r in found)]
         scores = {name: tuple(r.scores[name] for r in found) for name in names}
-        scores["top1"] = tuple(accuracy(correct[label]))
+        scores["top1"] = analysis.accuracies[label]
         seconds = tuple(r.seconds for r in found)
         rows.append(Row(label, found[0].cost, setup.learning_rate(label), scores, seconds, analyses.get(label)))
     timing = tuple(
@@ -252,14 +228,21 @@ def collect(
     return Comparison(tuple(rows), setup, folder, models, correct, tuple(kinds.values()), timing)
 
 
-def read_comparison(folder: str | Path) -> Comparison:
+def read_comparison(folder: str | Path, margin: float | None = None) -> Comparison:
     """A comparison from the folder that ``compare`` wrote, without its data and without training.
+
+    Args:
+        folder: the ``output`` of ``compare``.
+        margin: in points: also say whether each plan is worse by more than that. Without it the one that ``compare``
+            was given, if any.
 
     Raises:
         FoveateError: the folder holds none, or some runs are not finished.
     """
     folder = Path(folder)
     setup = Setup.read(folder)
+    if margin is not None:
+        setup = replace(setup, margin=check_margin(margin))
     names = [name for of_label in setup.runs.values() for name in of_label]
     found = {name: result for name in names if (result := read_result(folder / RUNS / name)) is not None}
     if len(found) < len(set(names)):

@@ -1,13 +1,24 @@
-"""Paired differences between two plans, with intervals that cover both seeds and test images.
+"""Paired differences between plans and a baseline, with intervals that cover both seeds and test images.
 
-For seed s and image i let d_si = 1, 0 or -1: whether the plan is right where the baseline is wrong, and so on. The mean
-difference D has two independent sources of error: which seeds were drawn and which test images. Its variance is
+Every plan was run with the same S seeds and tested on the same N images: a crossed design. For one plan, seed s and
+image i let d_si = 1, 0 or -1: whether the plan is right where the baseline is wrong, and so on. With independent parts
+for seeds, for images and for what belongs to neither alone, the variance of the mean difference D is
 
-    V = var_s(mean_i d_si) / S  +  var_i(mean_s d_si) / N
+    V = A / S + B / N,    A = var(seeds) + var(rest) / N,    B = var(images)
 
-and the interval is D +- t(0.975, df) sqrt(V) with Welch and Satterthwaite's degrees of freedom: those of S - 1 and
-N - 1, weighted by the two parts of V. V counts the part of the noise that belongs to neither seed nor image alone
-twice: the interval is on the safe side. With one seed only the second part is known, and the result says so.
+* A is the variance of the differences of single seeds. Its estimate has few degrees of freedom, so it is pooled over
+  all K plans and the baseline: the interaction of the plans x seeds analysis of variance of the accuracies, with
+  K (S - 1) degrees of freedom (Fisher, The Design of Experiments, 1935). A plan whose own differences vary more than
+  that is judged by its own.
+* B is the variance between images of their mean differences, less var(rest) / S, which A has already. It is each
+  plan's own, with N - 1 degrees of freedom. Two more images are counted, one on which only the plan is right and one
+  on which only the baseline is (Agresti and Min, Statistics in Medicine 24, 2005): 2 / N is added. Without a
+  single difference the interval is therefore about 3 / N, as by the rule of three.
+
+The interval is D +- sqrt(t_A^2 A / S + t_B^2 B / N), where each t is Student's quantile for the degrees of freedom of
+its own part. Where A and B are estimated independently, it covers the truth at least as often as it says, however few
+the seeds (Banerjee, Sankhya 22, 1960; the reason: the distribution function of a squared normal variable is concave).
+The degrees of freedom of Welch and Satterthwaite promise this only for many seeds. A is at least var(rest) / N.
 
 Beside it stand a bootstrap over seeds and images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993),
 McNemar's test on the pooled predictions (Psychometrika 12, 1947) and Holm's correction (Scand. J. Statistics 6, 1979).
@@ -17,15 +28,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from foveate.studies.comparison.distributions import t_quantile, two_sided_p
+from foveate.studies.comparison.distributions import t_quantile
 
-__all__ = ["Difference", "McNemar", "accuracy", "bootstrap_interval", "holm", "mcnemar", "paired_difference"]
+__all__ = [
+    *("Difference", "McNemar", "Paired", "accuracy", "bootstrap_interval", "difference_of", "half_width", "holm"),
+    *("mcnemar", "one_sided_p", "p_text", "paired", "paired_difference"),
+]
+
+Array = npt.NDArray[np.float64]
+_LEAST_P = 1e-100
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class Difference:
         mean: plan minus baseline.
         low: lower end of the 95% interval.
         high: upper end.
-        seeds: number of seeds.
+        seeds: number of seeds; with one, the interval is over images alone.
         p: two-sided, of no difference; below 0.05 exactly where the interval leaves 0 out.
     """
 
@@ -65,6 +83,102 @@ class McNemar:
     p: float
 
 
+@dataclass(frozen=True)
+class Paired:
+    """Differences of K plans to a baseline and the parts of their variances, as fractions; arrays (..., K).
+
+    Args:
+        mean: D.
+        single: variance of the differences of single seeds, A; 0 with one seed, with which it is unknown.
+        rest: the part of ``single`` that belongs to neither seed nor image alone, var(rest) / N.
+        image: variance of D from the drawing of images, B / N.
+        plans: K.
+        seeds: S.
+        images: N.
+    """
+
+    mean: Array
+    single: Array
+    rest: Array
+    image: Array
+    plans: int
+    seeds: int
+    images: int
+
+    @property
+    def negative(self) -> Paired:
+        """The differences of the baseline to the plans."""
+        return replace(self, mean=-self.mean)
+
+
+def paired(correct: npt.ArrayLike) -> Paired:
+    """The differences of plans to the baseline, and what their variances consist of.
+
+    Args:
+        correct: (..., 1 + K, S, N) bool, whether the baseline, then each plan was right, for each seed and test image.
+    """
+    right = np.asarray(correct, dtype=bool)
+    rows, seeds, images = right.shape[-3:]
+    d = right[..., 1:, :, :].view(np.int8) - right[..., :1, :, :].view(np.int8)
+    of_runs = right.mean(-1)
+    of_seeds = of_runs[..., 1:, :] - of_runs[..., :1, :]
+    mean = of_seeds.mean(-1)
+    # Sums of squares of the two-way table seeds x images, the last by subtraction.
+    of_images = d.sum(-2, dtype=np.int32) / seeds
+    squares_images = seeds * np.square(of_images - mean[..., None]).sum(-1)
+    squares_seeds = images * np.square(of_seeds - mean[..., None]).sum(-1)
+    squares = np.count_nonzero(d, axis=(-2, -1)) - seeds * images * np.square(mean)
+    freedom = max((seeds - 1) * (images - 1), 1)
+    rest = np.maximum(squares - squares_images - squares_seeds, 0) / freedom
+    between = squares_images / seeds / max(images - 1, 1)
+    image = (np.maximum(between - rest / seeds, 0) + 2 / images) / images
+    single = np.zeros_like(mean)
+    if seeds > 1:
+        table = of_runs - of_runs.mean(-1, keepdims=True) - of_runs.mean(-2, keepdims=True)
+        table += of_runs.mean((-2, -1), keepdims=True)
+        pooled = 2 * np.square(table).sum((-2, -1)) / ((rows - 1) * (seeds - 1))
+        single = np.maximum(pooled[..., None], of_seeds.var(-1, ddof=1))
+    return Paired(mean, single, rest / images, image, rows - 1, seeds, images)
+
+
+def half_width(found: Paired, alpha: float) -> Array:
+    """Half of the intervals that leave the truth out with the probability ``alpha`` at most; arrays (..., K)."""
+    of_images = t_quantile(alpha / 2, max(found.images - 1, 1))
+    seeds = of_images**2 * found.rest / found.seeds
+    if found.seeds > 1:
+        of_seeds = t_quantile(alpha / 2, found.plans * (found.seeds - 1))
+        seeds = np.maximum(of_seeds**2 * found.single / found.seeds, seeds)
+    return np.asarray(np.sqrt(seeds + of_images**2 * found.image))
+
+
+def one_sided_p(found: Paired, plan: int, least: float = 0.0) -> float:
+    """The p value of the claim that a plan's true difference is more than ``least``.
+
+    It is the probability with which the interval that just touches ``least`` leaves out a truth below it; at least
+    1e-100.
+
+    Args:
+        found: of one comparison: its arrays are (K,).
+        plan: which of the K.
+        least: a difference in accuracy, as a fraction.
+    """
+    distance = float(found.mean[plan]) - least
+    tail = _tail(found, plan, abs(distance))
+    return tail if distance > 0 else 1 - tail
+
+
+def _tail(found: Paired, plan: int, distance: float) -> float:
+    """Half the alpha whose interval has half the width ``distance``; at most 0.5."""
+    parts = (values[plan] for values in (found.mean, found.single, found.rest, found.image))
+    one = Paired(*parts, found.plans, found.seeds, found.images)
+    low, high = math.log(_LEAST_P), math.log(0.5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        inside = float(half_width(one, 2 * math.exp(middle))) < distance
+        low, high = (low, middle) if inside else (middle, high)
+    return math.exp(high)
+
+
 def paired_difference(correct: Tensor, baseline: Tensor) -> Difference:
     """The difference in accuracy between two plans that share seeds and test images.
 
@@ -72,19 +186,21 @@ def paired_difference(correct: Tensor, baseline: Tensor) -> Difference:
         correct: (S, N) bool, whether the plan was right, for each seed and test image.
         baseline: (S, N) bool, the same for the baseline.
     """
-    d = correct.double() - baseline.double()
-    seeds, images = d.shape
-    mean = d.mean().item()
-    of_images = d.mean(0).var().item() / images if images > 1 else 0.0
-    of_seeds = d.mean(1).var().item() / seeds if seeds > 1 else 0.0
-    variance = of_images + of_seeds
-    if variance == 0:
-        return Difference(100 * mean, 100 * mean, 100 * mean, seeds, 0.0 if mean else 1.0)
-    parts = of_images**2 / max(images - 1, 1) + of_seeds**2 / max(seeds - 1, 1)
-    df = max(1.0, variance**2 / parts)
-    half = t_quantile(0.975, df) * math.sqrt(variance)
-    p = two_sided_p(mean / math.sqrt(variance), df)
-    return Difference(100 * mean, 100 * (mean - half), 100 * (mean + half), seeds, p)
+    return difference_of(paired(np.stack([baseline, correct])), 0)
+
+
+def difference_of(found: Paired, plan: int) -> Difference:
+    """One plan's difference with its own interval, not corrected for the number of plans.
+
+    Args:
+        found: of one comparison: its arrays are (K,).
+        plan: which of the K.
+    """
+    mean, half = float(found.mean[plan]), float(half_width(found, 0.05)[plan])
+    p = min(1.0, 2 * _tail(found, plan, abs(mean)))
+    # No difference in accuracy is beyond 100 points.
+    low, high = max(mean - half, -1.0), min(mean + half, 1.0)
+    return Difference(100 * mean, 100 * low, 100 * high, found.seeds, p)
 
 
 def bootstrap_interval(correct: Tensor, baseline: Tensor, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
@@ -147,6 +263,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = highest
     return {name: adjusted[name] for name in p_values}
+
+
+def p_text(name: str, p: float) -> str:
+    """A p value as it is printed: two digits, and never 0."""
+    return f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.3f}" if p < 0.1 else f"{name} = {p:.2f}"
 
 
 def accuracy(correct: Tensor) -> list[float]:

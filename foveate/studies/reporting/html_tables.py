@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from foveate.studies.comparison.analysis import p_words
+from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts import is_number, kind_of
 
 __all__ = ["comparison_table", "legend", "plan_table", "runs_table", "signed", "statistics_table"]
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 _ELSEWHERE = {
     *("plan", "top1_per_seed", "macro_f1_per_seed", "difference_low", "difference_high", "difference_per_seed"),
     *("bootstrap_low", "bootstrap_high", "p", "p_holm", "only_plan_right", "only_baseline_right", "p_mcnemar"),
-    *("seeds_spread", "seeds_needed", "smallest_difference", "sign", "in_words", "outlook"),
+    *("seed_sd", "seeds_needed", "smallest_difference", "sign", "verdict_text", "power_text"),
 }
 _LEGEND = {"better": "better", "worse": "worse", "same": "no evidence of a difference"}
 _STEPS = 3  # shades of a colour
@@ -40,7 +40,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
     }
     for key in (key for row in rows for key in row if key not in _ELSEWHERE):
         columns.setdefault(key, (key.replace("_", " "), lambda row, key=key: escape(_plain(row.get(key)))))  # type: ignore[misc]
-    told = any(row.get("in_words") for row in rows)  # then the verdicts have lines of their own below
+    told = any(row.get("verdict_text") for row in rows)  # then the verdicts have lines of their own below
     shown = {key: column for key, column in columns.items() if any(row.get(key) is not None for row in rows)}
     shown = {key: column for key, column in shown.items() if not (told and key == "verdict")}
     kinds = {key: "" if key == "verdict" or not _numeric(rows, key) else "number" for key in shown}
@@ -79,11 +79,11 @@ def _verdicts(rows: Sequence[Row]) -> str:
     """A line in words for each plan."""
     lines = []
     for row in rows:
-        if row.get("in_words"):
-            outlook = f"<small>{escape(str(row['outlook']))}</small>" if row.get("outlook") else ""
+        if row.get("verdict_text"):
+            power_text = f"<small>{escape(str(row['power_text']))}</small>" if row.get("power_text") else ""
             dot = f'<span class="dot {kind_of(row.get("sign"))}"></span>'
-            plan, words = escape(str(row.get("plan", ""))), escape(re.sub(r"-(?=\d)", "−", str(row["in_words"])))
-            lines.append(f"<li>{dot}<strong>{plan}</strong>: {words}{outlook}</li>")
+            plan, words = escape(str(row.get("plan", ""))), escape(re.sub(r"-(?=\d)", "−", str(row["verdict_text"])))
+            lines.append(f"<li>{dot}<strong>{plan}</strong>: {words}{power_text}</li>")
     return f'\n<ul class="verdicts">{"".join(lines)}</ul>' if lines else ""
 
 
@@ -134,7 +134,7 @@ def statistics_table(rows: Sequence[Row]) -> str:
         "Bootstrap [95%]": lambda row: f"[{signed(row['bootstrap_low'], 1)}, {signed(row['bootstrap_high'], 1)}]",
         "Right alone: plan / first": lambda row: f"{row['only_plan_right']:,} / {row['only_baseline_right']:,}",
         "p, McNemar": lambda row: _p(row, "p_mcnemar"),
-        "Spread of seeds": lambda row: _points(row, "seeds_spread"),
+        "Spread of seeds": lambda row: _points(row, "seed_sd"),
         "Smallest seen": lambda row: _points(row, "smallest_difference"),
         "Seeds needed": _seeds_needed,
     }
@@ -160,7 +160,7 @@ def statistics_table(rows: Sequence[Row]) -> str:
 
 
 def _p(row: Row, key: str) -> str:
-    return p_words("", row[key]).removeprefix(" = ").strip()
+    return p_text("", row[key]).removeprefix(" = ").strip()
 
 
 def _points(row: Row, key: str) -> str:
@@ -170,7 +170,7 @@ def _points(row: Row, key: str) -> str:
 def _seeds_needed(row: Row) -> str:
     if is_number(row.get("seeds_needed")):
         return f"{row['seeds_needed']:,}"
-    return "unknown" if row.get("seeds_spread") is None else "–"
+    return "unknown" if row.get("seed_sd") is None else "–"
 
 
 def _numeric(rows: Sequence[Row], key: str) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.io import markdown_table, write_atomically, write_csv
-from foveate.studies.comparison.analysis import p_words
 from foveate.studies.comparison.results import Comparison
+from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts import points_of, scatter
 from foveate.studies.reporting.differences import changes_of, differences
 from foveate.studies.reporting.notes import notes
@@ -68,13 +68,13 @@ def _text(
         _table(
             ["plan", "parameters", "MACs", "top-1 %", "each seed", "difference [95%]", "p, Holm"], map(_cells, rows)
         ),
-        "\n".join(f"* `{row['plan']}`: {row['in_words']}." for row in rows if row["in_words"]),
+        "\n".join(f"* `{row['plan']}`: {row['verdict_text']}." for row in rows if row["verdict_text"]),
         "\n\n".join(f"![{alt}](images/{file})" for file, alt in zip(pictures, _ALT, strict=False)),
         "Colours: blue is better, orange is worse, grey is no evidence of a difference.",
         "## What the verdicts rest on",
         _table(
-            ["plan", "p", "bootstrap [95%]", "only plan / only baseline right", "p, McNemar", "what seeds show"],
-            (_statistics(row) for row in rows if row["in_words"]),
+            ["plan", "p", "bootstrap [95%]", "only plan / only baseline right", "p, McNemar", "what would be seen"],
+            (_statistics(row) for row in rows if row["verdict_text"]),
         ),
         "## Notes",
         *(note.replace("<", "&lt;") for note in notes(comparison)),
@@ -93,7 +93,7 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    compared = row["in_words"] is not None
+    compared = row["verdict_text"] is not None
     interval = (
         f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]" if compared else ""
     )
@@ -104,7 +104,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['top1']:.1f}",
         ", ".join(f"{value:.1f}" for value in row["top1_per_seed"]),
         interval,
-        _p(row["p_holm"]) if compared else "",
+        _p(row["p_holm"]),
     ]
 
 
@@ -115,9 +115,11 @@ def _statistics(row: Mapping[str, Any]) -> list[str]:
         f"[{row['bootstrap_low']:+.1f}, {row['bootstrap_high']:+.1f}]",
         f"{row['only_plan_right']:,} / {row['only_baseline_right']:,}",
         _p(row["p_mcnemar"]),
-        row["outlook"],
+        row["power_text"],
     ]
 
 
-def _p(value: float) -> str:
-    return p_words("", value).removeprefix(" = ").strip().replace("<", "&lt;")
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return p_text("", value).removeprefix(" = ").strip().replace("<", "&lt;")
