@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.errors import FoveateError, near
 from foveate.studies.comparison.margin import check_margin, margin_test
 from foveate.studies.comparison.plan_analysis import ALPHA, PlanAnalysis
-from foveate.studies.comparison.power import Variance, plan_power
+from foveate.studies.comparison.power import plan_power, variance_of
 from foveate.studies.comparison.statistics import (
     Paired,
     accuracy,
@@ -94,7 +94,12 @@ class Analysis:
         Raises:
             FoveateError: the file cannot be written.
         """
-        return write_table(Path(file), table_rows(self.as_dicts()))
+        path = Path(file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FoveateError(f"cannot write {path}: {error.strerror or error}") from error
+        return write_table(path, table_rows(self.as_dicts()))
 
 
 def analyse(
@@ -155,7 +160,9 @@ def analyse(
             p_holm.get(label),
             found.plans,
             found.images,
-            None if obstacle else plan_power(difference.mean, _variance(found, plan), found.seeds, found.images),
+            None
+            if obstacle
+            else plan_power(difference.mean, variance_of(found, plan, ALPHA / found.plans), found.seeds, found.images),
             None if obstacle or margin is None else margin_test(found, plan, margin),
             obstacle,
         )
@@ -181,13 +188,6 @@ def _obstacle(found: Paired, classes: int | None) -> str | None:
         images = "one validation image" if found.images == 1 else f"{found.images} validation images"
         return f"{images}, at least {FEWEST_IMAGES} are needed"
     return "one seed, at least two are needed" if found.seeds == 1 else None
-
-
-def _variance(found: Paired, plan: int) -> Variance:
-    """In points squared."""
-    single, rest, image = (1e4 * float(values[plan]) for values in (found.single, found.rest, found.image))
-    n = found.images
-    return Variance(max(single - rest, 0), rest * n, max(image * n - 2e4 / n, 0), found.plans, ALPHA / found.plans)
 
 
 def mean(values: Sequence[float]) -> float:

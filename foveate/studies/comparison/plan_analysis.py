@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any
 
 from foveate.studies.comparison.margin import MarginTest
@@ -147,7 +148,7 @@ class PlanAnalysis:
             "only_plan_right": self.mcnemar.better,
             "only_baseline_right": self.mcnemar.worse,
             "p_mcnemar": self.mcnemar.p,
-            "seed_sd": power and power.seed_sd,
+            "seed_sd": stdev(self.per_seed) if len(self.per_seed) > 1 else None,
             "smallest_difference": power and power.smallest,
             "seeds_needed": power and power.seeds_needed,
             "images_needed": power and power.images_needed,

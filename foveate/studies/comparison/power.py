@@ -3,7 +3,8 @@
 The test is that of ``statistics``: a verdict needs |D| > sqrt(t_A^2 A / S + t_B^2 B / N). For a true difference D is
 normal around it with the variance A / S + B / N, and the estimate of A is drawn as the test makes it: the larger one of
 a chi-squared mean over all plans and the plan's own. The mean over fixed draws of that estimate is the power. A and B
-themselves are those that the comparison found, so all of this is as uncertain as they are: it is for planning.
+themselves are those that the comparison found, A divided by the median of such draws: so from few seeds, too, it is as
+often too large as too small. All of this is as uncertain as they are: it is for planning.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy.typing as npt
 import torch
 
 from foveate.studies.comparison.distributions import t_quantile
+from foveate.studies.comparison.statistics import Paired
 
-__all__ = ["MOST_IMAGES", "MOST_SEEDS", "POWER", "Power", "Variance", "plan_power", "power"]
+__all__ = ["MOST_IMAGES", "MOST_SEEDS", "POWER", "Power", "Variance", "plan_power", "power", "variance_of"]
 
 POWER = 0.8
 MOST_SEEDS, MOST_IMAGES = 1_000, 10_000_000
@@ -49,7 +51,6 @@ class Power:
     """What the verdict would see, for a plan that varies as this one does.
 
     Args:
-        seed_sd: standard deviation of the differences of single seeds on these images, in points.
         smallest: the smallest difference, in points, that these seeds and images show with 80% power.
         seeds_needed: to see a difference as large as the one found with 80% power on these images; None: more than
             ``MOST_SEEDS``, or no number of seeds would do.
@@ -57,7 +58,6 @@ class Power:
         alpha: two-sided level of the test: 0.05 divided by the number of plans, Holm's strictest step.
     """
 
-    seed_sd: float
     smallest: float
     seeds_needed: int | None
     images_needed: int | None
@@ -83,6 +83,20 @@ def power(difference: float, variance: Variance, seeds: int, images: int) -> flo
     return float((_normal((difference - half) / deviation) + _normal((-difference - half) / deviation)).mean())
 
 
+def variance_of(found: Paired, plan: int, alpha: float) -> Variance:
+    """What one plan's difference varies by, as the comparison found it.
+
+    Args:
+        found: of one comparison with at least two seeds: its arrays are (K,).
+        plan: which of the K.
+        alpha: two-sided level of the test.
+    """
+    single, rest, image = (1e4 * float(values[plan]) for values in (found.single, found.rest, found.image))
+    single /= float(np.median(_estimates(found.seeds, found.plans)))
+    n = found.images
+    return Variance(max(single - rest, 0), rest * n, max(image * n - 2e4 / n, 0), found.plans, alpha)
+
+
 def plan_power(difference: float, variance: Variance, seeds: int, images: int) -> Power:
     """What these seeds and images show, and what would be needed to see a difference.
 
@@ -92,13 +106,12 @@ def plan_power(difference: float, variance: Variance, seeds: int, images: int) -
         seeds: at least 2.
         images: at least 2.
     """
-    seed_sd = float(np.sqrt(variance.seed + variance.rest / images))
     smallest = _smallest(lambda points: power(points, variance, seeds, images))
     if difference == 0:
-        return Power(seed_sd, smallest, None, None, variance.alpha)
+        return Power(smallest, None, None, variance.alpha)
     more_seeds = _fewest(lambda count: power(difference, variance, count, images), MOST_SEEDS)
     more_images = _fewest(lambda count: power(difference, variance, seeds, count), MOST_IMAGES)
-    return Power(seed_sd, smallest, more_seeds, more_images, variance.alpha)
+    return Power(smallest, more_seeds, more_images, variance.alpha)
 
 
 @lru_cache(maxsize=64)

@@ -195,13 +195,13 @@ def test_a_folder_that_is_a_file(tmp_path):
 
 
 FULL = [
-    {**ROWS[0], "sign": None, "difference_per_seed": None, "in_words": None},
+    {**ROWS[0], "sign": None, "difference_per_seed": None, "verdict_text": None},
     {
         **ROWS[1],
         "difference_per_seed": [-1.5, -3.42],
         "sign": -1,
-        "in_words": f"worse by 2.5 points {EVIL}",
-        "outlook": "2 seeds see 4.0 points",
+        "verdict_text": f"worse by 2.5 points {EVIL}",
+        "power_text": "2 seeds and 90 images show 4.0 points",
         "p": 0.0123,
         "p_holm": 0.0246,
         "bootstrap_low": -4.0,
@@ -209,8 +209,9 @@ FULL = [
         "only_plan_right": 1200,
         "only_baseline_right": 1300,
         "p_mcnemar": 1e-9,
-        "seeds_spread": 1.36,
+        "seed_sd": 1.36,
         "seeds_needed": None,
+        "images_needed": 12_000,
         "smallest_difference": 4.0,
     },
 ]
@@ -221,9 +222,9 @@ def full(tmp_path):
     return Page(write_report(tmp_path, title="t", rows=FULL, seeds=(7, 9)).read_text(encoding="utf-8"))
 
 
-def test_verdicts_in_words(full):
+def test_verdicts_verdict_text(full):
     assert f": worse by 2.5 points {EVIL}" in full.words
-    assert "2 seeds see 4.0 points" in full.words
+    assert "2 seeds and 90 images show 4.0 points" in full.words
     assert "Verdict" not in full.words  # the lines say it
 
 
