@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError, near
+from foveate.io import write_csv
 from foveate.studies.comparison.margin import check_margin, margin_test
 from foveate.studies.comparison.plan_analysis import ALPHA, PlanAnalysis
 from foveate.studies.comparison.power import plan_power, variance_of
@@ -28,9 +27,8 @@ from foveate.studies.comparison.statistics import (
     mcnemar,
     paired,
 )
-from foveate.training.run_folder import write_atomically
 
-__all__ = ["FEWEST_IMAGES", "Analysis", "analyse", "mean", "table_rows", "write_table"]
+__all__ = ["FEWEST_IMAGES", "Analysis", "analyse", "mean", "table_rows"]
 
 FEWEST_IMAGES = 10  # ten differences on ten images have p = 0.002 by the sign test: from there on the t test is near it
 
@@ -94,12 +92,7 @@ class Analysis:
         Raises:
             FoveateError: the file cannot be written.
         """
-        path = Path(file)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FoveateError(f"cannot write {path}: {error.strerror or error}") from error
-        return write_table(path, table_rows(self.as_dicts()))
+        return write_csv(Path(file), table_rows(self.as_dicts()), digits=6)
 
 
 def analyse(
@@ -199,13 +192,3 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of ``as_dicts`` as they stand in a CSV file: without lists and what only pictures and pages need."""
     hidden = ("sign", "power_text")
     return [{k: v for k, v in row.items() if k not in hidden and not k.endswith("_per_seed")} for row in rows]
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows as CSV, numbers with six digits, as a whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    write_atomically(path, text.getvalue().encode("utf-8", "replace"))
-    return path

@@ -169,8 +169,8 @@ def one_sided_p(found: Paired, plan: int, least: float = 0.0) -> float:
 
 def _tail(found: Paired, plan: int, distance: float) -> float:
     """Half the alpha whose interval has half the width ``distance``; at most 0.5."""
-    names = ("mean", "single", "rest", "image")
-    one = replace(found, **{name: np.asarray(getattr(found, name)[plan]) for name in names})
+    mean, single, rest, image = (np.asarray(part[plan]) for part in (found.mean, found.single, found.rest, found.image))
+    one = replace(found, mean=mean, single=single, rest=rest, image=image)
     low, high = math.log(_LEAST_P), math.log(0.5)
     for _ in range(60):
         middle = (low + high) / 2

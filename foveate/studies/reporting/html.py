@@ -96,7 +96,8 @@ def write_report(
 </html>
 """
     # A file name that is not valid text reaches us as surrogates, which have no UTF-8.
-    write_atomically(path, page)
+    # A file name that is not valid text reaches us as surrogates, which have no UTF-8.
+    write_atomically(path, page.encode("utf-8", "replace"))
     return path
 
 
