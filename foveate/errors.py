@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["FoveateError", "first_line", "near"]
+__all__ = ["FoveateError", "first_line", "near", "printable"]
 
 
 class FoveateError(ValueError):
@@ -15,6 +17,20 @@ class FoveateError(ValueError):
     """
 
     exit_code = 2
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text on one line that a terminal shows and does not obey: control characters are written as their codes.
+
+    Bytes of a file's name that Python could not read in this locale are read as UTF-8 where they are UTF-8.
+    """
+    if not text.isascii():
+        with contextlib.suppress(UnicodeError):
+            text = text.encode("utf-8", "surrogateescape").decode("utf-8")
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def near(asked: str, exist: Iterable[str], most: int = 8) -> str:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import os
 import platform
 import re
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Content",
     "csv_text",
+    "json_text",
     "markdown_table",
+    "markdown_text",
     "process_place",
     "remove_stale",
     "state_digest",
@@ -45,6 +48,8 @@ Content = bytes | str | Callable[[Path], object]
 _STALE_SECONDS = 3600  # a temporary file of another machine that nobody touched for so long is nobody's
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-\d+\.tmp", re.DOTALL)
 _COUNT = itertools.count()
+_NUMBER = re.compile(r"[+-]?(\d[\d,]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @functools.cache
@@ -198,6 +203,8 @@ def csv_text(
 ) -> str:
     """A heading and one line for each row, as CSV with line feeds; None is an empty cell.
 
+    Text that a spreadsheet would take for a formula, such as ``=1+1``, gets an apostrophe before it; numbers do not.
+
     Args:
         rows: each has a value for each column.
         columns: the heading; without it the keys of the first row.
@@ -207,8 +214,16 @@ def csv_text(
     writer = csv.DictWriter(text, list(rows[0]) if columns is None else list(columns), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for k, v in row.items()})
+        cells = {k: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for k, v in row.items()}
+        writer.writerow({key: _harmless(cell) for key, cell in cells.items()})
     return text.getvalue()
+
+
+def _harmless(cell: Any) -> Any:
+    """A cell that no spreadsheet computes: text that begins as a formula gets an apostrophe before it."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 def write_csv(
@@ -225,6 +240,17 @@ def write_csv(
     return write_atomically(path, csv_text(rows, columns, digits=digits))
 
 
+def json_text(value: Any, *, indent: int | None = 2) -> str:
+    """JSON that people can read; bytes of a file name that are not UTF-8 are written as codes, and read back."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def markdown_text(text: str) -> str:
+    """Text as Markdown shows it literally: nothing in it is a tag, a link, an emphasis or the end of a cell."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", " ".join(text.splitlines()))
+
+
 def markdown_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] | None = None
 ) -> list[str]:
@@ -235,7 +261,7 @@ def markdown_table(
         rows: the cells; a vertical bar in one is written so that it does not end the cell, a line break as a space.
         right: which columns are flush right; without it those that hold numbers only, but never the first.
     """
-    cells = [[" ".join(str(cell).replace("|", "\\|").splitlines()) for cell in row] for row in rows]
+    cells = [[" ".join(re.sub(r"(?<!\\)\|", r"\\|", str(cell)).splitlines()) for cell in row] for row in rows]
     if right is None:
         count = range(1, len(headings))
         right = [n for n in count if all(not row[n] or row[n].lstrip("+-")[:1].isdigit() for row in cells)]

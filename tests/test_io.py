@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import random
 import resource
@@ -261,3 +262,28 @@ def test_a_bar_is_silent_unless_it_is_shown(capsys, caplog):
 def test_importing_costs_neither_torch_nor_rich():
     code = "import sys, foveate.io, foveate.progress; print({'torch', 'rich', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# ---- text that a reader could take for something else
+
+
+def test_no_cell_is_a_formula():
+    cells = {"a": "=1+1", "b": "@x", "c": "-x", "d": "-0.5", "e": -0.5, "f": "+1e-3", "g": "a=b", "h": "\tx"}
+    (row,) = csv.DictReader(io.StringIO(files.csv_text([cells])))
+    assert list(row.values()) == ["'=1+1", "'@x", "'-x", "-0.5", "-0.5", "+1e-3", "a=b", "'\tx"]
+
+
+def test_markdown_shows_text_literally():
+    assert files.markdown_text("a|b <i> [x](y) `c` *d*\ne") == r"a\|b \<i\> \[x\](y) \`c\` \*d\* e"
+    assert (
+        files.markdown_table(["x"], [[files.markdown_text("a|b")]])[-1]
+        == files.markdown_table(["x"], [["a|b"]])[-1]
+        == r"| a\|b |"
+    )
+
+
+def test_json_of_a_name_that_is_not_utf_8():
+    text = files.json_text({"caf\udce9": "n\u00e9"})
+    assert text.encode("utf-8")
+    assert "n\u00e9" in text
+    assert json.loads(text) == {"caf\udce9": "n\u00e9"}

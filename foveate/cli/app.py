@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import logging
 import os
@@ -25,7 +27,7 @@ from foveate.cli.reproduce import reproduce
 from foveate.cli.serve import serve
 from foveate.cli.stopping import after_demo, nothing, stop_on_sigterm, stopped, when_stopped
 from foveate.cli.train import train
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, printable
 
 __all__ = ["app", "main"]
 
@@ -169,8 +171,32 @@ def _ticks() -> tuple[int, int]:
     return ticks[3] + ticks[4], sum(ticks)
 
 
+def _show_every_name() -> None:
+    """Let stdout and stderr take every name: bytes that are not text as they are, letters that they lack as codes.
+
+    A stream that takes ASCII alone, as in the C locale, gets UTF-8, which is what most names of files are in.
+    """
+    codecs.register_error("foveate.name", _name_bytes)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="foveate.name")
+
+
+def _name_bytes(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    encoding = "utf-8" if error.encoding == "ascii" else "ascii"
+    each = (
+        bytes([ord(letter) - 0xDC00]) if "\udc80" <= letter <= "\udcff" else letter.encode(encoding, "backslashreplace")
+        for letter in letters
+    )
+    return b"".join(each), error.end
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
+    _show_every_name()
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] in _COMPUTE:
         _share_the_cores()
@@ -185,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     except CycloptsError:
         sys.exit(2)  # cyclopts has said what is wrong
     except FoveateError as error:
-        print(f"foveate: {error}", file=sys.stderr)  # of whichever process it is
+        print(f"foveate: {printable(str(error))}", file=sys.stderr)  # of whichever process it is
         sys.exit(error.exit_code)
     except KeyboardInterrupt as error:
         text, code = stopped(error)

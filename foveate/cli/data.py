@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from cyclopts import App
 
 import foveate as fv
+from foveate.errors import printable
 
 __all__ = ["data"]
 
@@ -31,7 +32,7 @@ def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: 
     """
     found = fv.check_data(source, seed=split_seed, val_fraction=val_fraction)
     if json:
-        print(jsons.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print(jsons.dumps(found.to_dict(), indent=2))
     else:
         _print(found)
     sys.exit(0 if found.sound else 1)
@@ -62,7 +63,7 @@ def _print(found: fv.DataReport) -> None:
     for kind, group in lines.items():
         print(f"{kind}: {len(group) or 'none'}")
         for line in group[:_SHOWN]:
-            print(f"  {line}")
+            print(f"  {printable(line)}")
         if len(group) > _SHOWN:
             print(f"  and {len(group) - _SHOWN} more: --json lists all")
     if not found.unused:

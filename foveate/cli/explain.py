@@ -11,6 +11,7 @@ from cyclopts import Parameter
 import foveate as fv
 from foveate.cli.options import ModelOptions, open_network
 from foveate.cli.stopping import kept, when_stopped
+from foveate.errors import printable
 
 __all__ = ["explain"]
 
@@ -69,5 +70,5 @@ def explain(
         print(json_format.dumps({"predictions": told, "files": [str(file) for file in files]}, indent=2))
         return
     for line in told:
-        print("{image}: {prediction} ({probability:.0%})".format(**line))
-    print(f"written: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}")
+        print(printable("{image}: {prediction} ({probability:.0%})".format(**line)))
+    print(printable(f"written: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}"))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
+from foveate.errors import printable
 
 __all__ = ["DataOptions", "ModelOptions", "is_folder", "open_images", "open_network", "say"]
 
@@ -58,7 +59,7 @@ class DataOptions:
 def say(text: str) -> None:
     """A line for the person, on stderr: stdout is for results. Of several processes the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
 
 
 def is_folder(model: str) -> bool:

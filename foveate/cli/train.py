@@ -15,6 +15,7 @@ from cyclopts import Group, Parameter
 import foveate as fv
 from foveate.cli.options import DataOptions, ModelOptions, open_images, open_network
 from foveate.cli.stopping import after_train, when_stopped
+from foveate.errors import printable
 
 __all__ = ["RECIPE_GROUP", "RecipeOptions", "chosen_recipe", "train"]
 
@@ -114,4 +115,4 @@ def train(
         print(jsons.dumps({**numbers, "seconds": result.seconds, "folder": str(result.folder)}, indent=2))
         return
     scores = f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%, ECE {100 * found.ece:.1f}%"
-    print(f"{scores}, {result.seconds:.0f} s; kept in {output}")
+    print(printable(f"{scores}, {result.seconds:.0f} s; kept in {output}"))

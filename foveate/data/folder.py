@@ -10,7 +10,7 @@ from foveate.data.division import divide
 from foveate.data.parts import Unused, is_system, parts_of
 from foveate.data.scan import Scan
 from foveate.data.split import ImageData
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, printable
 
 __all__ = ["read_folder"]
 
@@ -147,7 +147,7 @@ def _class_folders(folder: Path, root: Path, least: int, unused: Unused) -> dict
         real = os.path.realpath(path)
         if real not in above:
             above.add(real)
-            kinds.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+            kinds.setdefault(unicodedata.normalize("NFC", printable(path.name)), []).append(path)
     if len(kinds) < least:
         within = [name for name, found in kinds.items() if len(_subfolders(found[0], root, Unused())) > 1]
         hint = f"; did you mean {folder / within[0]}?" if within else ""

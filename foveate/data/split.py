@@ -12,7 +12,7 @@ from PIL import Image
 
 from foveate.arguments import checked_class
 from foveate.data.sources import Piece, Row
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, printable
 from foveate.images import open_image
 
 __all__ = ["ImageData", "Split"]
@@ -109,8 +109,15 @@ class ImageData:
     unused: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
+        # Names are shown, on terminals, too: a control character in one must not do anything there.
+        object.__setattr__(self, "classes", tuple(map(printable, self.classes)))
         for part in ("train", "val"):
-            object.__setattr__(self, part, replace(getattr(self, part), classes=self.classes))
+            split = getattr(self, part)
+            split = replace(split, classes=self.classes, names=tuple(map(printable, split.names)))
+            object.__setattr__(self, part, split)
+        object.__setattr__(self, "note", printable(self.note))
+        unused = tuple((reason, tuple(map(printable, names))) for reason, names in self.unused)
+        object.__setattr__(self, "unused", unused)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -10,7 +10,6 @@ training.safetensors   everything that ``resume`` needs
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.io import csv_text, remove_stale, write_atomically
+from foveate.io import csv_text, json_text, remove_stale, write_atomically
 from foveate.training.recipe import Recipe
 from foveate.training.recipes import as_yaml
 
@@ -93,7 +92,7 @@ class RunFolder:
 
     def write_evaluation(self, found: Mapping[str, Any]) -> None:
         """Write ``evaluation.json``."""
-        self._write("evaluation.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        self._write("evaluation.json", json_text(found) + "\n")
 
     def write_summary(self, history: Iterable[Mapping[str, float]]) -> None:
         """Write the whole ``summary.csv`` anew."""

@@ -193,7 +193,7 @@ def _tune(
     results = grid.complete([job for found in jobs.values() for job in found])
     trials = {label: [results[job.run.name] for job in found] for label, found in jobs.items()}
     tuning = choose(rates, trials, part, recipe.seed)
-    grid.console.print(str(tuning), highlight=False)
+    grid.console.print(str(tuning), highlight=False, markup=False)
     return tuning
 
 

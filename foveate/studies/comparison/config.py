@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.errors import FoveateError
-from foveate.io import write_atomically
+from foveate.io import json_text, write_atomically
 from foveate.studies.comparison.lr_search import Tuning
 from foveate.training.recipe import Recipe
 
@@ -55,7 +55,7 @@ class Setup:
 
     def write(self, folder: Path) -> None:
         """Write ``grid.json``."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        text = json_text(dataclasses.asdict(self), indent=1)
         write_atomically(folder / _GRID, text)
 
     @classmethod

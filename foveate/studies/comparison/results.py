@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -138,14 +139,14 @@ class Comparison:
     def table(self) -> Table:
         """The table for a terminal; it fits into 80 columns."""
         seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
-        title = f"{self.setup.data}: {self.setup.val_images} validation images, {seeds}"
+        title = f"{escape(self.setup.data)}: {self.setup.val_images} validation images, {seeds}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("plan", overflow="fold", min_width=20)
         for heading in ("params", "MACs", "top-1 %", "F1 %", "difference [95%]"):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(
-                row.label,
+                escape(row.label),
                 f"{row.cost.params / 1e6:.3f}M",
                 f"{row.cost.macs / 1e6:.1f}M",
                 f"{mean(row.top1):.1f}",
@@ -159,10 +160,10 @@ class Comparison:
         console = console or Console()
         console.print(self.table())
         for row in self.rows[1:]:
-            console.print(f"{row.label}: [bold]{row.verdict}[/]", highlight=False)
+            console.print(f"{escape(row.label)}: [bold]{row.verdict}[/]", highlight=False)
             if row.analysis:
-                console.print(f"  {row.analysis.power_text}", style="dim", highlight=False)
-        console.print(self.tuning_words, style="dim", highlight=False)
+                console.print(f"  {escape(row.analysis.power_text)}", style="dim", highlight=False)
+        console.print(escape(self.tuning_words), style="dim", highlight=False)
         console.print(
             "The difference is in points of top-1 against 'none', paired over seeds and images, with a 95% interval; "
             "p_Holm is corrected for the number of plans.",

@@ -16,6 +16,7 @@ from pathlib import Path
 import timm
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import nn
 
 from foveate import __version__
@@ -131,7 +132,7 @@ class Grid:
         return result
 
     def _train(self, job: Job, output: Path | None, number: str, keep: bool) -> RunResult:
-        self.console.rule(f"{number}: {job.label}, seed {job.run.recipe.seed}", align="left", style="dim")
+        self.console.rule(f"{number}: {escape(job.label)}, seed {job.run.recipe.seed}", align="left", style="dim")
         network, recipe = job.build(), job.run.recipe
         went_on = output is not None and output.exists()
         try:
@@ -160,7 +161,9 @@ class Grid:
         for job in jobs:
             place = self.place(job.run)
             holder = self._claims.holder(place) if place else None
-            self.console.print(f"waiting for {job.label}, seed {job.run.recipe.seed}: {holder}", highlight=False)
+            self.console.print(
+                f"waiting for {job.label}, seed {job.run.recipe.seed}: {holder}", highlight=False, markup=False
+            )
 
 
 def _attempt(place: Path, number: int) -> Path:

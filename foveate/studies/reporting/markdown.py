@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.io import markdown_table, write_atomically, write_csv
+from foveate.io import markdown_table, markdown_text, write_atomically, write_csv
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts import points_of, scatter
@@ -62,13 +62,14 @@ def _text(
 ) -> str:
     setup = comparison.setup
     several = len(setup.seeds) > 1
+    network = markdown_text(setup.network)
     parts = [
-        f"# {setup.data}: attention against none",
-        f"{setup.network}, epochs: {setup.recipe.epochs}, {len(setup.seeds)} {'seeds' if several else 'seed'}.",
+        f"# {markdown_text(setup.data)}: attention against none",
+        f"{network}, epochs: {setup.recipe.epochs}, {len(setup.seeds)} {'seeds' if several else 'seed'}.",
         _table(
             ["plan", "parameters", "MACs", "top-1 %", "each seed", "difference [95%]", "p, Holm"], map(_cells, rows)
         ),
-        "\n".join(f"* `{row['plan']}`: {row['verdict_text']}." for row in rows if row["verdict_text"]),
+        "\n".join(f"* {_code(row['plan'])}: {row['verdict_text']}." for row in rows if row["verdict_text"]),
         "\n\n".join(f"![{alt}](images/{file})" for file, alt in zip(pictures, _ALT, strict=False)),
         "Colours: blue is better, orange is worse, grey is no evidence of a difference.",
         "## What the verdicts rest on",
@@ -77,7 +78,7 @@ def _text(
             (_statistics(row) for row in rows if row["verdict_text"]),
         ),
         "## Notes",
-        *(note.replace("<", "&lt;") for note in notes(comparison)),
+        *map(markdown_text, notes(comparison)),
         "Tables: " + ", ".join(f"[{file}]({file})" for file in tables) + ".",
     ]
     if command:
@@ -92,13 +93,18 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(markdown_table(headings, rows, right=range(1, len(headings))))
 
 
+def _code(label: str) -> str:
+    """A plan's label as code, or as plain text where it holds what code cannot."""
+    return markdown_text(label) if "`" in label or "|" in label else f"`{label}`"
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     compared = row["verdict_text"] is not None
     interval = (
         f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]" if compared else ""
     )
     return [
-        f"`{row['plan']}`",
+        _code(row["plan"]),
         f"{row['params']:,}",
         f"{row['macs'] / 1e6:.2f} M",
         f"{row['top1']:.1f}",
@@ -110,7 +116,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 def _statistics(row: Mapping[str, Any]) -> list[str]:
     return [
-        f"`{row['plan']}`",
+        _code(row["plan"]),
         _p(row["p"]),
         f"[{row['bootstrap_low']:+.1f}, {row['bootstrap_high']:+.1f}]",
         f"{row['only_plan_right']:,} / {row['only_baseline_right']:,}",

@@ -12,7 +12,7 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.io import markdown_table
+from foveate.io import markdown_table, markdown_text
 from foveate.model_info import pretrained_config
 from foveate.surgery.record import unwrapped
 from foveate.surgery.saving.checkpoint import describe
@@ -76,7 +76,7 @@ def model_card(
         "": f"The network is `{facts['architecture']}` of {facts['library'] or 'its author'}{ending}.",
         "Plan": f"```\n{facts['plan']}\n```" if facts["plan"] else "",
         "Cost": "" if cost is None else str(cost),
-        "Results": _table(("metric", f"on {dataset}"), results),
+        "Results": _table(("metric", f"on {markdown_text(str(dataset))}"), results),
         "Images": _table(("preparation", ""), {k: _brief(v) for k, v in facts["preparation"].items()}),
         **(sections or {}),
         "Loading": _loading(facts),
@@ -101,7 +101,9 @@ def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> dict[s
 
 def _table(heads: tuple[str, str], rows: Mapping[str, object]) -> str:
     return (
-        "\n".join(markdown_table(heads, [(one, str(other)) for one, other in rows.items()], right=())) if rows else ""
+        "\n".join(markdown_table(heads, [(one, markdown_text(str(other))) for one, other in rows.items()], right=()))
+        if rows
+        else ""
     )
 
 

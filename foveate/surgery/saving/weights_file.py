@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foveate.errors import FoveateError, first_line
-from foveate.io import Content, state_digest, write_files
+from foveate.io import Content, json_text, state_digest, write_files
 
 __all__ = ["CONFIG", "SUMS", "WEIGHTS", "as_text", "read", "write_model_files"]
 
@@ -28,7 +28,7 @@ def _digest(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
 
 def as_text(config: Mapping[str, Any]) -> str:
     """JSON that people can read."""
-    return json.dumps(config, indent=2, ensure_ascii=False, default=str)
+    return json_text(config)
 
 
 def write_model_files(
