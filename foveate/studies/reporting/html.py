@@ -96,7 +96,6 @@ def write_report(
 </html>
 """
     # A file name that is not valid text reaches us as surrogates, which have no UTF-8.
-    # A file name that is not valid text reaches us as surrogates, which have no UTF-8.
     write_atomically(path, page.encode("utf-8", "replace"))
     return path
 
