@@ -21,6 +21,7 @@ from torch import nn
 from foveate.errors import FoveateError
 from foveate.spec import Spec
 from foveate.surgery.forward_pass import begin_pass, close_pass, find_maps, open_pass, record_map, tie_maps
+from foveate.surgery.hosting import guard, release
 from foveate.surgery.record import ATTRIBUTE, Placed, Record, Removed, part, record_of
 from foveate.surgery.wrappers import (
     HOOKS,
@@ -203,6 +204,7 @@ def apply_steps(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, i
     record = Record(placed, removed, size)
     setattr(model, ATTRIBUTE, record)
     model.register_load_state_dict_pre_hook(_accept_weights_without_attention)
+    guard(model)
     return record
 
 
@@ -233,6 +235,7 @@ def undo(model: nn.Module) -> nn.Module:
         _drop(module._forward_pre_hooks, HOOKS)
         for hook in [hook for hook in module._forward_hooks_always_called if hook not in module._forward_hooks]:
             del module._forward_hooks_always_called[hook]
+    release(model)
     _drop(model._load_state_dict_pre_hooks, (_accept_weights_without_attention,))
     delattr(model, ATTRIBUTE)
     return model

@@ -174,8 +174,19 @@ def mechanism_of(module: nn.Module) -> nn.Module:
 
 
 def attend_after(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Give a module's output to the mechanism that is its child."""
-    return module.foveate(output)  # type: ignore[operator]
+    """Give a module's output to the mechanism that is its child.
+
+    Raises:
+        FoveateError: a tool moved this hook to a module of its own.
+    """
+    mechanism = module._modules.get(KEY)
+    if mechanism is None:
+        raise FoveateError(
+            f"the attention of a {type(module).__name__} is lost: a tool moved its hook to this layer without the "
+            "attention, as by fusing a convolution with its norm. Use such a tool before foveate.insert"
+        )
+    output = mechanism(output)
+    return output
 
 
 def attend_with(mechanism: nn.Module, nhwc: bool, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
