@@ -23,7 +23,7 @@ from kernels import FORMATS, TYPES, device_name, rows, timed, unfused
 from torch import Tensor, nn
 
 from foveate import registry
-from foveate.kernels.dispatch import backend_for
+from foveate.kernels.dispatch import choose
 
 SIZES = ("64@112", "256@28", "512@14", "1024@7")
 FORMS = ("plain", "plain compiled", "fused")
@@ -74,7 +74,12 @@ def main() -> None:
             differences = {
                 name: f"{difference(call()[:2], truth):.1e}" for name, call in calls.items() if name != "copy"
             }
-            place = {"passes": backend_for(x, "gates"), "mechanism": mechanism, "channels": channels, "side": side}
+            place = {
+                "passes": bool(choose(x, "gates").backend),
+                "mechanism": mechanism,
+                "channels": channels,
+                "side": side,
+            }
             place |= {"batch": batch, "format": form, "dtype": dtype}
             for row in rows(timed(calls, options.device, options.seconds), 2 * x.numel() * x.element_size()):
                 writer.writerow(same | place | row | {"difference": differences.get(row["form"], "")})

@@ -14,7 +14,6 @@ script works, and no times.
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import os
 import platform
@@ -37,7 +36,7 @@ from foveate.kernels.ulsam import triton_launch as ulsam_triton
 SIZES = ("64@112", "128@56", "256@28", "512@14", "160@7", "1024@7")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FORMS = ("copy", "authors", "authors compiled", "plain", "plain compiled", "fused", "fused after fuse()")
+FORMS = ("copy", "authors", "authors compiled", "plain", "plain compiled", "fused")
 
 
 class Subspace(nn.Module):
@@ -98,8 +97,6 @@ def forms(x: Tensor, groups: int, training: bool, wanted: list[str]) -> dict[str
     if "plain compiled" in wanted:
         made["plain compiled"] = unfused(call(torch.compile(ours), mine))
     made["fused"] = call(ours, mine)
-    if not training:
-        made["fused after fuse()"] = call(fv.fuse(copy.deepcopy(ours)), mine)
     return {name: made[name] for name in wanted if name in made}
 
 

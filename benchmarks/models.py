@@ -8,7 +8,7 @@ ulsam     ULSAM with four subspaces in their place, fused kernels
 plain     the same without fused kernels
 
 Each round times each network once, in a random order; the ratio to ``nothing`` is taken within the round. Eager mode
-runs with the channels last, after ``foveate.fuse`` where it says so; onnxruntime runs what ``torch.onnx.export`` gives.
+runs with the channels last; onnxruntime runs what ``torch.onnx.export`` gives.
 """
 
 from __future__ import annotations
@@ -40,10 +40,8 @@ def networks() -> dict[str, nn.Module]:
         found["nothing"].set_submodule(name, nn.Identity())
     for name in ("ulsam", "plain"):
         found[name] = fv.create_model("mobilenetv2_100_ulsam_13_14_16_17")
-    found["ulsam, fuse()"] = fv.create_model("mobilenetv2_100_ulsam_13_14_16_17")
     for model in found.values():
         model.eval().to(memory_format=torch.channels_last)
-    fv.fuse(found["ulsam, fuse()"])
     return found
 
 

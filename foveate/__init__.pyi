@@ -11,7 +11,7 @@ from .errors import FoveateError as FoveateError
 from .explanations.explain import explain as explain
 from .explanations.result import Explanation as Explanation
 from .images import open_image as open_image
-from .kernels.switch import use_fused as use_fused
+from .kernels.dispatch import use_fused as use_fused
 from .registry import build as build
 from .registry import names as names
 from .registry import options as options

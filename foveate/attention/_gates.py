@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from foveate.kernels.children import are_as_built, wants_gradients
-from foveate.kernels.dispatch import GATES, backend_for
+from foveate.kernels.dispatch import GATES, Built, Choice, choose, wants_gradients
 
-__all__ = ["in_passes"]
+__all__ = ["choose_gates", "use_fused_path"]
+
+_NOT_HERE = Choice("", "there is no backend for this device")
+_COMPILED = Choice("", "torch.compile joins the steps of the definition with the layers around them")
+_TRAINING = Choice("", "the module is in training mode, or its output wants gradients")
 
 
-def in_passes(module: nn.Module, x: Tensor, kinds: Mapping[str, type[nn.Module]]) -> bool:
-    """Whether a module infers in passes: in eval mode without gradients, on a device with a backend, as built.
-
-    Under ``torch.compile`` the definition serves: the compiler joins its passes with each other and with the layers
-    around them.
+def choose_gates(module: nn.Module, x: Tensor, built: Built) -> Choice:
+    """The backend with which a module infers, or why there is none: in eval mode without gradients, as it was built.
 
     Args:
         module: SE or CBAM.
-        x: what it gets.
-        kinds: the children that go with passes, name -> exact class.
+        x: its input.
+        built: how it was built.
     """
-    if x.device.type not in GATES or torch.compiler.is_compiling() or torch._C._is_tracing():
-        return False
-    if module.training or not backend_for(x, "gates"):
-        return False
-    return not wants_gradients(module, x) and are_as_built(dict(module.named_children()), kinds)
+    if x.device.type not in GATES:
+        return _NOT_HERE
+    if torch.compiler.is_compiling():
+        return _COMPILED
+    choice = choose(x, "gates", module, built)
+    return _TRAINING if choice.backend and (module.training or wants_gradients(module, x)) else choice
+
+
+def use_fused_path(module: nn.Module, x: Tensor, built: Built) -> bool:
+    """Whether ``choose_gates`` has a backend."""
+    return bool(choose_gates(module, x, built).backend)

@@ -81,8 +81,8 @@ class BAM(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """sigmoid(Mc + Ms), or of their product, (B, m, h, w)."""
         channels = self.channel(x.mean(dim=(2, 3)))[:, :, None, None]
-        places = self.spatial(x)
-        scores = channels + places if self.combine == "sum" else channels * places
+        positions = self.spatial(x)
+        scores = channels + positions if self.combine == "sum" else channels * positions
         return scores.sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""CBAM: a weight for each channel, then a weight for each place.
+"""CBAM: a weight for each channel, then a weight for each spatial position.
 
 Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module, ECCV 2018, https://arxiv.org/abs/1807.06521
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.attention._gates import in_passes
+from foveate.attention._gates import use_fused_path
 from foveate.errors import FoveateError, near
+from foveate.kernels.dispatch import Built
 from foveate.kernels.gates import op as gates_op
 
 __all__ = ["CBAM"]
@@ -85,15 +86,15 @@ class CBAM(nn.Module):
 
     def attend_channels(self, x: Tensor) -> Tensor:
         """Mc, (B, m, 1, 1)."""
-        pooled = []
-        if self.channel_pool != "max":
-            pooled.append(x.mean(dim=(2, 3)))
-        if self.channel_pool != "avg":
-            pooled.append(x.amax(dim=(2, 3)))
-        first, *others = (self.fc2(F.relu(self.fc1(vector))) for vector in pooled)
-        return sum(others, start=first).sigmoid()[:, :, None, None]
+        if self.channel_pool == "max":
+            scores = self.fc2(F.relu(self.fc1(x.amax(dim=(2, 3)))))
+        else:
+            scores = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3)))))
+            if self.channel_pool == "both":
+                scores = scores + self.fc2(F.relu(self.fc1(x.amax(dim=(2, 3)))))
+        return scores.sigmoid()[:, :, None, None]
 
-    def attend_places(self, x: Tensor) -> Tensor:
+    def attend_positions(self, x: Tensor) -> Tensor:
         """Ms, (B, 1, h, w)."""
         if self.squeeze is None:
             planes = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
@@ -106,43 +107,50 @@ class CBAM(nn.Module):
         if self.order == "channel":
             return self.attend_channels(x).expand_as(x)
         if self.order == "spatial":
-            return self.attend_places(x).expand_as(x)
+            return self.attend_positions(x).expand_as(x)
         if self.order == "parallel":
-            return self.attend_channels(x) * self.attend_places(x)
+            return self.attend_channels(x) * self.attend_positions(x)
         if self.order == "channel-spatial":
             channels = self.attend_channels(x)
-            return channels * self.attend_places(channels * x)
-        places = self.attend_places(x)
-        return places * self.attend_channels(places * x)
+            return channels * self.attend_positions(channels * x)
+        positions = self.attend_positions(x)
+        return positions * self.attend_channels(positions * x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The map times x."""
-        if in_passes(self, x, _CHILDREN):
-            return self._infer(x)
+        if not torch._jit_internal.is_scripting():
+            fused = self._use_fused_path(x)
+            if fused:
+                return self._infer(x)
         if self.order in ("channel", "spatial", "parallel"):
             return x * self.attend(x)
-        first, second = self.attend_channels, self.attend_places
-        if self.order == "spatial-channel":
-            first, second = second, first
-        x = x * first(x)
-        return x * second(x)
+        if self.order == "channel-spatial":
+            x = x * self.attend_channels(x)
+            return x * self.attend_positions(x)
+        x = x * self.attend_positions(x)
+        return x * self.attend_channels(x)
+
+    def _use_fused_path(self, x: Tensor) -> bool:
+        if self.order != "channel" and self.spatial == "conv":
+            return False
+        return use_fused_path(self, x, _BUILT[self.order])
 
     def _infer(self, x: Tensor) -> Tensor:
         """``forward`` without writing what lies between: the passes take the scores, whose sigmoids are the maps."""
-        channels = places = None
+        channels = positions = None
         if self.order in ("channel", "channel-spatial", "parallel"):
             channels = self._score_channels(x, None)
         if self.order != "channel":
             planes = gates_op.pool_channels(x, channels if self.order == "channel-spatial" else None)
-            places = self.bn(self.conv(planes))
+            positions = self.bn(self.conv(planes))
         if self.order == "spatial-channel":
-            channels = self._score_channels(x, places)
-        return gates_op.gate(x, channels, places)
+            channels = self._score_channels(x, positions)
+        return gates_op.gate(x, channels, positions)
 
-    def _score_channels(self, x: Tensor, places: Tensor | None) -> Tensor:
+    def _score_channels(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """What the sigmoid of Mc gets, (B, m); the MLP takes both pools as one batch."""
         most, mean = self.channel_pool != "avg", self.channel_pool != "max"
-        pooled = gates_op.pool_places(x, places, most=most, mean=mean)
+        pooled = gates_op.pool_positions(x, positions, most=most, mean=mean)
         first, *others = self.fc2(F.relu(self.fc1(pooled))).unbind(1)
         return sum(others, start=first)
 
@@ -152,4 +160,10 @@ class CBAM(nn.Module):
         return mlp + conv, mlp + conv * height * width
 
 
-_CHILDREN = {"fc1": nn.Linear, "fc2": nn.Linear, "conv": nn.Conv2d, "bn": nn.BatchNorm2d}
+_METHODS = {name: getattr(CBAM, name) for name in ("attend", "attend_channels", "attend_positions")}
+_CHANNEL, _SPATIAL = {"fc1": nn.Linear, "fc2": nn.Linear}, {"conv": nn.Conv2d, "bn": nn.BatchNorm2d}
+_BUILT = {
+    "channel": Built(_CHANNEL, _METHODS),
+    "spatial": Built(_SPATIAL, _METHODS),
+    **dict.fromkeys(ORDERS[:3], Built({**_CHANNEL, **_SPATIAL}, _METHODS)),
+}

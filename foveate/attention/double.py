@@ -1,10 +1,10 @@
-"""A2-Net's double attention: gather the image into a few features, then hand them out to the places.
+"""A2-Net's double attention: gather the image into a few features, then hand them out to the positions.
 
 Chen, Kalantidis, Li, Yan, Feng: A^2-Nets: Double Attention Networks, NeurIPS 2018, https://arxiv.org/abs/1810.11579
 
     A = phi(x)                          c_m x N       what there is          (1x1 convolutions, with biases)
     B = softmax over N of theta(x)      c_n x N       c_n maps that gather
-    V = softmax over c_n of rho(x)      c_n x N       what each place asks for
+    V = softmax over c_n of rho(x)      c_n x N       what each position asks for
     Z = (A B^T) V                       out = x + W Z
 
 Both softmaxes stay inside one image: a much copied version takes one over the batch. (A B^T) comes first, so nothing

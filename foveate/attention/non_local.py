@@ -1,4 +1,4 @@
-"""Non-local: every place becomes a mean over all places, weighted by how alike they are.
+"""Non-local: every position becomes a mean over all positions, weighted by how alike they are.
 
 Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971
 
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from foveate.errors import FoveateError, near
 from foveate.kernels.relu_pairs import relu_pairs
-from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
+from foveate.kernels.softmax_attention import flatten_positions, softmax_attention, softmax_map
 
 __all__ = ["NonLocal"]
 
@@ -47,8 +47,8 @@ class NonLocal(nn.Module):
         reduction: the channels inside are max(1, m // reduction). The paper: 2.
 
     Shape:
-        x: (B, m, h, w) -> (B, m, h, w). The map: (B, N, h, w): for each of the N = h*w places, in raster order, its
-        weights over all places; with sub-sampling over those that are left. Only ``attend`` builds it.
+        x: (B, m, h, w) -> (B, m, h, w). The map: (B, N, h, w): for each of the N = h*w positions, in raster order, its
+        weights over all positions; with sub-sampling over those that are left. Only ``attend`` builds it.
 
     Raises:
         FoveateError: ``form`` or ``sub_sample`` is none of those listed, ``scale`` for a form without softmax, or
@@ -93,7 +93,7 @@ class NonLocal(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """The map f / C of all pairs, (B, N, h, w): N^2 numbers for each image."""
         theta, phi, _ = self._project(x)
-        queries, keys = places(theta), places(phi)
+        queries, keys = flatten_positions(theta), flatten_positions(phi)
         if self.form == "dot":
             pairs = queries @ keys.transpose(1, 2) / keys.shape[1]
         elif self.form == "concat":
@@ -106,10 +106,10 @@ class NonLocal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The output, x + BN(W y)."""
         theta, phi, g = self._project(x)
-        queries, keys, values = places(theta), places(phi), places(g)
+        queries, keys, values = flatten_positions(theta), flatten_positions(phi), flatten_positions(g)
         if self.form == "dot":
             y = queries @ (keys.transpose(1, 2) @ (values / keys.shape[1]))
-        elif self.form == "concat":
+        elif hasattr(self, "w_f"):  # the form concat, in words that torch.jit.script evaluates at once
             y = relu_pairs(*self._halves(queries, keys), values / keys.shape[1])
         else:
             y = softmax_attention(queries, keys, values, self.scale)

@@ -1,4 +1,4 @@
-"""DANet's position attention: every place adds a mean over all places, weighted by how alike they are.
+"""DANet's position attention: every position adds a mean over all positions, weighted by how alike they are.
 
 Fu, Liu, Tian, Li, Bao, Fang, Lu: Dual Attention Network for Scene Segmentation, CVPR 2019,
 https://arxiv.org/abs/1809.02983
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
+from foveate.kernels.softmax_attention import flatten_positions, softmax_attention, softmax_map
 
 __all__ = ["PositionAttention"]
 
@@ -31,8 +31,8 @@ class PositionAttention(nn.Module):
         reduction: q and k have max(1, m // reduction) channels. The authors' code: 8; the paper's text: 1.
 
     Shape:
-        x: (B, m, h, w) -> (B, m, h, w). The map: (B, N, h, w): for each of the N = h*w places, in raster order, its
-        weights over all places, which sum to 1. Only ``attend`` builds it.
+        x: (B, m, h, w) -> (B, m, h, w). The map: (B, N, h, w): for each of the N = h*w positions, in raster order, its
+        weights over all positions, which sum to 1. Only ``attend`` builds it.
 
     Raises:
         FoveateError: ``reduction`` is less than 1.
@@ -55,11 +55,12 @@ class PositionAttention(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """softmax(q . k) of all pairs, (B, N, h, w): N^2 numbers for each image."""
-        pairs = softmax_map(places(self.query_conv(x)), places(self.key_conv(x)), 1.0)
+        pairs = softmax_map(flatten_positions(self.query_conv(x)), flatten_positions(self.key_conv(x)), 1.0)
         return pairs.unflatten(2, x.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, x + gamma y."""
-        queries, keys, values = (places(conv(x)) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        queries, keys = flatten_positions(self.query_conv(x)), flatten_positions(self.key_conv(x))
+        values = flatten_positions(self.value_conv(x))
         y = softmax_attention(queries, keys, values, 1.0)
         return x + self.gamma * y.transpose(1, 2).unflatten(2, x.shape[2:])

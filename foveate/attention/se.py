@@ -10,11 +10,13 @@ On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates.op``; ``atte
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.attention._gates import in_passes
+from foveate.attention._gates import use_fused_path
 from foveate.errors import FoveateError
+from foveate.kernels.dispatch import Built
 from foveate.kernels.gates import op as gates_op
 
 __all__ = ["SE"]
@@ -52,14 +54,20 @@ class SE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """s * x."""
-        if in_passes(self, x, _CHILDREN):
-            means = gates_op.pool_places(x, most=False, mean=True)[:, 0]
-            return gates_op.gate(x, self.fc2(F.relu(self.fc1(means))))
+        if not torch._jit_internal.is_scripting():
+            fused = use_fused_path(self, x, _BUILT)
+            if fused:
+                return self._infer(x)
         return x * self.attend(x)[:, :, None, None]
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """``forward`` in two passes over x."""
+        means = gates_op.pool_positions(x, most=False, mean=True)[:, 0]
+        return gates_op.gate(x, self.fc2(F.relu(self.fc1(means))))
 
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:  # noqa: ARG002
         """Parameters and MACs as the paper counts them: 2 m^2 / r each."""
         return (2 * channels**2 // self.reduction,) * 2
 
 
-_CHILDREN = {"fc1": nn.Linear, "fc2": nn.Linear}
+_BUILT = Built({"fc1": nn.Linear, "fc2": nn.Linear}, {"attend": SE.attend})

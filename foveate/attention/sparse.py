@@ -1,17 +1,17 @@
-"""Strided sparse attention on an image: each place sees the last l places and every l-th place before it.
+"""Strided sparse attention on an image: each position sees the last l positions and every l-th position before it.
 
 Child, Gray, Radford, Sutskever: Generating Long Sequences with Sparse Transformers, 2019,
 https://arxiv.org/abs/1904.10509
 
-    places in raster order, l = the image's width by default
-    local(i)   = {j : 0 <= i - j < l}                    the places before it, one row's worth
+    positions in raster order, l = the image's width by default
+    local(i)   = {j : 0 <= i - j < l}                    the positions before it, one row's worth
     strided(i) = {j <= i : (i - j) mod l = 0}            its column, above it
     A(x, S)_i  = sum_{j in S(i)} softmax_j(q_i . k_j / sqrt(d)) v_j          for each head
     steps:     y = x + W1 A(x, local)        out = y + W2 A(y, strided)
     heads:     out = x + W [A(x, local) on half of the heads; A(x, strided) on the other half]
 
-Local, then strided, reaches every earlier place. Without ``causal`` both look forwards as well.
-As in the authors' code: the last l places are l with the place itself. The paper's formula has one more, i - l, which
+Local, then strided, reaches every earlier position. Without ``causal`` both look forwards as well.
+As in the authors' code: the last l positions are l with the own one. The paper's formula has one more, i - l, which
 the strided pattern has too (``window`` = l + 1).
 Unlike the authors' code: only the attention, without the transformer's layer norm and feed-forward layer; and any
 height and width, with no mask of all pairs.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
-from foveate.kernels.softmax_attention import places
+from foveate.kernels.softmax_attention import flatten_positions
 from foveate.kernels.sparse import local_attention, local_pattern, pattern_map, strided_attention, strided_pattern
 
 __all__ = ["StridedSparseAttention"]
@@ -41,13 +41,13 @@ class StridedSparseAttention(nn.Module):
         channels: m, the channels of x.
         heads: number of heads, which divides ``channels``; even for ``heads`` below. The paper's CIFAR-10 model: 2.
         stride: l; without a value the width of x.
-        window: places that the local pattern sees, its own included; without a value l.
-        causal: a place sees only those before it, as in the paper. False: in both directions.
+        window: positions that the local pattern sees, its own included; without a value l.
+        causal: a position sees only those before it, as in the paper. False: in both directions.
         arrangement: ``steps``: local, then strided, each with weights of its own; ``heads``: one step, half of the
             heads local and half strided.
 
     Shape:
-        x: (B, m, h, w) -> (B, m, h, w). The map: (B, k, N, h, w), N = h*w places in raster order that look; k is the
+        x: (B, m, h, w) -> (B, m, h, w). The map: (B, k, N, h, w), N = h*w positions in raster order that look; k is the
         local heads, then the strided heads; each sums to 1 over h, w. Only ``attend`` builds it.
 
     Raises:
@@ -88,7 +88,8 @@ class StridedSparseAttention(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """The maps of the local heads and of the strided heads, (B, k, N, h, w): N^2 numbers for each head."""
-        stride, window = self._distances(x)
+        stride = x.shape[3] if self.stride is None else self.stride
+        window = stride if self.window is None else self.window
         n = x.shape[2] * x.shape[3]
         local, strided = local_pattern(n, window, self.causal), strided_pattern(n, stride, self.causal)
         q, k, v = self._heads(x, 0)
@@ -96,33 +97,62 @@ class StridedSparseAttention(nn.Module):
             half = self.heads // 2
             maps = [pattern_map(q[:, :half], k[:, :half], local), pattern_map(q[:, half:], k[:, half:], strided)]
         else:
-            between = x + self._merge(local_attention(q, k, v, window, self.causal), x, 0)
+            between = x + self._merge(self._local(q, k, v, x), x, 0)
             second_q, second_k, _ = self._heads(between, 1)
             maps = [pattern_map(q, k, local), pattern_map(second_q, second_k, strided)]
         return torch.cat(maps, dim=1).unflatten(3, x.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         """The attention added to x, in one step or two."""
-        stride, window = self._distances(x)
+        self._refuse_symbols(x)
         q, k, v = self._heads(x, 0)
         if self.arrangement == "heads":
             (q1, q2), (k1, k2), (v1, v2) = (rows.chunk(2, dim=1) for rows in (q, k, v))
-            local = local_attention(q1, k1, v1, window, self.causal)
-            strided = strided_attention(q2, k2, v2, stride, self.causal)
-            return x + self._merge(torch.cat([local, strided], dim=1), x, 0)
-        x = x + self._merge(local_attention(q, k, v, window, self.causal), x, 0)
+            both = torch.cat([self._local(q1, k1, v1, x), self._strided(q2, k2, v2, x)], dim=1)
+            return x + self._merge(both, x, 0)
+        x = x + self._merge(self._local(q, k, v, x), x, 0)
         q, k, v = self._heads(x, 1)
-        return x + self._merge(strided_attention(q, k, v, stride, self.causal), x, 1)
+        return x + self._merge(self._strided(q, k, v, x), x, 1)
 
-    def _distances(self, x: Tensor) -> tuple[int, int]:
-        stride = x.shape[3] if self.stride is None else self.stride
-        return stride, stride if self.window is None else self.window
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script asks for.
 
-    def _heads(self, x: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        Raises:
+            FoveateError: always; its language has no word for this module's steps.
+        """
+        raise FoveateError(
+            "sparse cannot be compiled by torch.jit.script: use torch.jit.trace, torch.compile or torch.export"
+        )
+
+    def _refuse_symbols(self, x: Tensor) -> None:
+        """A graph in which n / l is rounded up would hold for the height and width of the example only."""
+        if not torch.compiler.is_exporting() or (self.stride is None and self.window is None):
+            return
+        if any(type(side) is not int for side in x.shape[2:]):
+            raise FoveateError(
+                f"sparse(stride={self.stride}, window={self.window}) can be exported for one height and width only: "
+                "export it without dynamic height and width, or leave stride and window out, which are then x's width"
+            )
+        for side in x.shape[2:]:  # a strict export hides the symbols: counting fixes them, and torch refuses
+            list(range(side))
+
+    # By default a block is a row of x and a column is one of its columns, which needs no question about their sizes.
+
+    def _local(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        window = self.stride if self.window is None else self.window
+        if window is None:
+            return local_attention(q, k, v, x.shape[3], self.causal, x.shape[2])
+        return local_attention(q, k, v, window, self.causal)
+
+    def _strided(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        if self.stride is None:
+            return strided_attention(q, k, v, x.shape[3], self.causal, x.shape[2])
+        return strided_attention(q, k, v, self.stride, self.causal)
+
+    def _heads(self, x: Tensor, step: int) -> list[Tensor]:
         """q, k and v, each (B, heads, N, d)."""
-        rows = places(self.qkv[step](x)).unflatten(2, (3, self.heads, -1))
-        q, k, v = rows.permute(2, 0, 3, 1, 4).unbind()
-        return q, k, v
+        rows = flatten_positions(self.qkv[step](x)).chunk(3, dim=2)
+        return [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in rows]
 
     def _merge(self, rows: Tensor, x: Tensor, step: int) -> Tensor:
         """(B, heads, N, d) -> (B, m, h, w), through W."""

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
-from foveate.kernels.children import are_as_built, wants_gradients
-from foveate.kernels.dispatch import backend_for
+from foveate.kernels.dispatch import PLAIN, Built, Choice, choose, wants_gradients
 from foveate.kernels.ulsam import op as ulsam_op
 from foveate.kernels.ulsam.reference import reweight, spatial_softmax
 
@@ -49,11 +48,11 @@ class ULSAM(nn.Module):
     A state dict of the authors' module (``subspaces.0.conv_dws.weight``, ...) loads as it is.
 
     A hook on one of the four children, or another module in a child's place, sees what it would see without fused
-    kernels: then none is used.
+    kernels: then none is used. Where one is used it reads the parameters as they are at that moment.
     """
 
     map_axes = "b g h w"
-    folded: Tensor | None
+    kernel_family = "ulsam"
 
     def __init__(self, channels: int, *, groups: int = 4, momentum: float = 0.1) -> None:
         super().__init__()
@@ -65,79 +64,70 @@ class ULSAM(nn.Module):
         self.bn_dws = nn.BatchNorm2d(channels, momentum=momentum)
         self.conv_point = nn.Conv2d(channels, groups, 1, groups=groups)
         self.bn_point = nn.BatchNorm2d(groups, momentum=momentum)
-        self.register_buffer("folded", None, persistent=False)
         self.register_load_state_dict_pre_hook(_join_subspaces)
 
     def attend(self, x: Tensor) -> Tensor:
         """The maps A, (B, g, h, w)."""
-        if self.folded is not None:
-            return spatial_softmax(F.relu(ulsam_op.scores_folded(x, self.folded, self.groups)))
         hidden = F.relu(self.bn_dws(self.conv_dws(x)))
         hidden = F.max_pool2d(hidden, kernel_size=3, stride=1, padding=1)
         return spatial_softmax(F.relu(self.bn_point(self.conv_point(hidden))))
 
     def forward(self, x: Tensor) -> Tensor:
         """x + A * x, subspace by subspace."""
-        if not backend_for(x) or not are_as_built(self._modules, _CHILDREN):
-            return reweight(x, self.attend(x))
-        folded = self._buffers["folded"]
-        if folded is not None and not (x.requires_grad and torch.is_grad_enabled()):
-            return ulsam_op.infer(x, folded, self.groups)
-        children: Any = self._modules  # an attribute that is a child is a function call
-        training = children["bn_dws"].training or children["bn_point"].training
-        if not training and not wants_gradients(self, x):
-            out = ulsam_op.evaluate(x, *self._statistics())
-        else:
-            out = self._train(x)
-        return reweight(x, self.attend(x)) if out is None else out
+        if not torch._jit_internal.is_scripting():
+            choice, vectors = self._choose(x)
+            if choice.backend:
+                return self._fused(x, vectors)
+        return reweight(x, self.attend(x))
 
-    def _train(self, x: Tensor) -> Tensor | None:
-        """Forward with gradients; each batch norm by its own mode, as in ``attend``. None: not as a fused step."""
-        norms: tuple[Any, Any] = (self.bn_dws, self.bn_point)
-        if not all(norm.affine and norm.track_running_stats and norm.momentum for norm in norms):
-            return None
-        if x.numel() == self.channels and any(norm.training for norm in norms):
-            return None  # one value for each channel has no variance: torch says so
-        parameters: list[Any] = [
-            p for m in (self.conv_dws, norms[0], self.conv_point, norms[1]) for p in m._parameters.values()
-        ]
+    def _fused(self, x: Tensor, vectors: list[Any]) -> Tensor:
+        """``forward`` by the backend."""
+        children: Any = self._modules  # an attribute that is a child is a function call
+        norm, point_norm = children["bn_dws"], children["bn_point"]
+        if not (norm.training or point_norm.training or wants_gradients(self, x)):
+            return ulsam_op.evaluate(x, vectors, self.groups, norm.eps, point_norm.eps)
+        return self._train(x, vectors, (norm, point_norm))
+
+    def _choose(self, x: Tensor) -> tuple[Choice, list[Any]]:
+        """The backend for x or why there is none; and what ``ulsam_op.fold`` takes, as it is now: nothing is kept."""
+        choice = choose(x, "ulsam", self, _BUILT)
+        if not choice.backend:
+            return choice, []
+        children: Any = self._modules
+        vectors: list[Any] = []
+        for conv, norm in ((children["conv_dws"], children["bn_dws"]), (children["conv_point"], children["bn_point"])):
+            if conv.stride != (1, 1) or conv.padding not in _NO_PADDING:
+                return _STRIDE, []
+            if norm.training and not (norm.track_running_stats and norm.momentum and x.numel() > self.channels):
+                return _STATISTICS, []
+            # By name: pruning and parametrization put a parameter behind the others.
+            own, state, running = conv._parameters, norm._parameters, norm._buffers
+            vectors += (own.get("weight"), own.get("bias"), state.get("weight"), state.get("bias"))
+            vectors += (running.get("running_mean"), running.get("running_var"))
+        on_cpu, channels = x.is_cpu, self.channels
+        for index, vector in enumerate(vectors):
+            if vector is None or vector.numel() != (channels if index < 7 else self.groups):
+                return Choice("", f"{_VECTORS[index]!r} is missing or has another size"), []
+            if type(vector) not in PLAIN or vector.is_cpu is not on_cpu or not (on_cpu or vector.device == x.device):
+                return Choice("", f"{_VECTORS[index]!r} is not a plain tensor on the device of the input"), []
+        return choice, vectors
+
+    def _train(self, x: Tensor, vectors: list[Any], norms: tuple[Any, Any]) -> Tensor:
+        """Forward with gradients; each batch norm by its own mode, as in ``attend``."""
         empty = x.new_empty(0, dtype=torch.float32)
-        running = [t for m in norms for t in ([empty] * 2 if m.training else [m.running_mean, m.running_var])]
-        if any(t is None for t in (*parameters, *running)):
-            return None
+        known = (vectors[4:6], vectors[10:12])
+        running = [t for norm, pair in zip(norms, known, strict=True) for t in ([empty] * 2 if norm.training else pair)]
+        parameters = vectors[:4] + vectors[6:10]
         out, observed = ulsam_op.train(x, parameters, running, norms[0].eps, norms[1].eps)
         with torch.no_grad():
             for norm in (norm for norm in norms if norm.training):
                 count = norm.num_features
                 mean, var, observed = observed.split([count, count, observed.numel() - 2 * count])
-                norm.num_batches_tracked.add_(1)
+                if norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked.add_(1)
                 norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
                 norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)
         return out
-
-    def fuse(self) -> None:
-        """Keep both batch norms folded into four vectors, for inference; ``train()`` and new weights discard them."""
-        vectors, groups, eps, point_eps = self._statistics()
-        if any(v is None for v in vectors):
-            return  # the definition serves
-        with torch.no_grad():
-            self.folded = ulsam_op.fold(vectors, groups, eps, point_eps)
-
-    def _statistics(self) -> tuple[list[Any], int, float, float]:
-        """What ``fold`` takes."""
-        children: Iterable[Any] = self._modules.values()
-        conv, norm, point, point_norm = children
-        mean, var, _ = norm._buffers.values()
-        point_mean, point_var, _ = point_norm._buffers.values()
-        first = [*conv._parameters.values(), *norm._parameters.values(), mean, var]
-        second = [*point._parameters.values(), *point_norm._parameters.values(), point_mean, point_var]
-        return first + second, self.groups, norm.eps, point_norm.eps
-
-    def train(self, mode: bool = True) -> ULSAM:
-        """As in torch; what ``fuse`` prepared is discarded when training starts."""
-        if mode:
-            self.folded = None
-        return super().train(mode)
 
     def extra_repr(self) -> str:
         """The options, as they are written in a plan."""
@@ -149,17 +139,24 @@ class ULSAM(nn.Module):
         return 2 * channels, 2 * channels * height * width
 
 
-_CHILDREN = {
-    "conv_dws": nn.Conv2d,
-    "bn_dws": nn.BatchNorm2d,
-    "conv_point": nn.Conv2d,
-    "bn_point": nn.BatchNorm2d,
-}
+_BUILT = Built(
+    {"conv_dws": nn.Conv2d, "bn_dws": nn.BatchNorm2d, "conv_point": nn.Conv2d, "bn_point": nn.BatchNorm2d},
+    {"attend": ULSAM.attend},
+)
+_AFFINE, _KEPT = ("weight", "bias"), ("running_mean", "running_var")
+_VECTORS = [
+    f"{module}.{name}"
+    for conv, norm in (("conv_dws", "bn_dws"), ("conv_point", "bn_point"))
+    for module, names in ((conv, _AFFINE), (norm, _AFFINE + _KEPT))
+    for name in names
+]
+_NO_PADDING = ((0, 0), "same", "valid")
+_STRIDE = Choice("", "a convolution has another stride or padding")
+_STATISTICS = Choice("", "a batch norm keeps its statistics in another way, or gets one value for each channel")
 
 
 def _join_subspaces(module: ULSAM, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Rewrite the authors' keys, one set for each subspace, into ours: concatenated along the first axis."""
-    module.folded = None  # of the weights before
     start = f"{prefix}subspaces."
     if not any(key.startswith(start) for key in state):
         return

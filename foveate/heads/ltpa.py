@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
-from foveate.kernels.softmax_attention import places, softmax_attention
+from foveate.kernels.softmax_attention import flatten_positions, softmax_attention
 
 __all__ = ["LearnToPayAttention"]
 
@@ -138,7 +138,7 @@ class LearnToPayAttention(nn.Module):
         """g_a for each feature map, (B, width)."""
         for feature_map, (local, asked, added) in zip(self.feature_maps, self._asks(maps, pooled), strict=True):
             if added is None:
-                rows = places(local)
+                rows = flatten_positions(local)
                 seen = softmax_attention(asked.unsqueeze(1), rows, rows, 1.0).squeeze(1)
             else:  # the sum is kept for its gradient of 0: a parameter without any is an error in several processes
                 seen = torch.einsum("bchw,bhw->bc", local, _attention(local, asked, added))
@@ -161,4 +161,4 @@ def _attention(local: Tensor, asked: Tensor, added: Tensor | None) -> Tensor:
     """Softmax over the places of the products with one vector for each image, (B, h, w)."""
     scores = torch.einsum("bchw,bc->bhw", local, asked)
     scores = scores if added is None else scores + added[:, :, None]
-    return scores.flatten(1).softmax(1).view_as(scores)
+    return scores.flatten(1).softmax(1).reshape(scores.shape)

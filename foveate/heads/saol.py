@@ -114,7 +114,7 @@ class SpatiallyAttentiveOutput(nn.Module):
         reduced = [reduce(each) for reduce, each in zip(self.reduce, maps, strict=True)]
         resized = [F.interpolate(each, size, mode="bilinear", align_corners=False) for each in reduced[:-1]]
         places = self.places(torch.cat([*resized, reduced[-1]], 1))
-        return scores.flatten(1).log_softmax(1).view_as(scores), places.log_softmax(1)
+        return scores.flatten(1).log_softmax(1).reshape(scores.shape), places.log_softmax(1)
 
     def attend(self, maps: Sequence[Tensor], pooled: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002 - heads are called alike
         """A, of the last feature map: one map (B, h, w), which sums to 1."""

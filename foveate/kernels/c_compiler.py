@@ -1,12 +1,13 @@
 """C source of this package, compiled at the first use with the machine's own compiler, for the machine's own processor.
 
 The result is kept in the user's cache folder under a name that is a hash of the source, the flags and the processor.
-It is loaded only if it is the user's own and nobody else can write it. Whatever fails, the answer is None and one log
-line.
+It is loaded only if it is the user's own and nobody else can write it. Whatever fails, the answer is a reason and one
+log line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -19,7 +20,7 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 __all__ = ["cache_folder", "library", "openmp"]
@@ -44,8 +45,8 @@ def cache_folder() -> Path:
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "foveate" / "kernels"
 
 
-def library(files: tuple[Path, ...], define: str) -> ctypes.CDLL | None:
-    """The compiled library, or None where there is no compiler, no place to keep it, or anything else fails.
+def library(files: tuple[Path, ...], define: str) -> tuple[ctypes.CDLL | None, str]:
+    """The compiled library; or None and the reason, where there is no compiler, no place to keep it, or anything fails.
 
     Args:
         files: the source; the first is compiled and includes the others.
@@ -56,13 +57,13 @@ def library(files: tuple[Path, ...], define: str) -> ctypes.CDLL | None:
 
 
 @functools.cache
-def _library(files: tuple[Path, ...], define: str) -> ctypes.CDLL | None:
+def _library(files: tuple[Path, ...], define: str) -> tuple[ctypes.CDLL | None, str]:
     try:
-        return _load(files, define)
+        return _load(files, define), ""
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        logger.info("no compiled kernels, the plain ones serve: %s", detail.strip().splitlines()[-1] if detail else "")
-        return None
+        detail = str(getattr(error, "stderr", None) or error or type(error).__name__).strip().splitlines()[-1]
+        logger.info("the C kernels cannot be used, so the plain definition is: %s", detail)
+        return None, f"the C kernels cannot be used: {detail}"
 
 
 def _load(files: tuple[Path, ...], define: str) -> ctypes.CDLL:
@@ -76,10 +77,26 @@ def _load(files: tuple[Path, ...], define: str) -> ctypes.CDLL:
     if not target.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _require_own(folder, stat.S_ISDIR)
-        _compile(files[0], define, target)
+        with _alone(folder):  # a second process waits for the first one's compiler, too
+            if not target.exists():
+                _compile(files[0], define, target)
     _require_own(folder, stat.S_ISDIR)
     _require_own(target, stat.S_ISREG)
     return ctypes.CDLL(str(target))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else compiles into the folder meanwhile. Where a folder cannot be locked, each compiles for itself."""
+    import fcntl  # not on every system; those without it have been refused by now
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which gives the lock back
 
 
 def _require_own(path: Path, kind: Callable[[int], bool]) -> None:

@@ -1,38 +1,46 @@
-"""Which module has the passes for a device, and whether an input can take them.
+"""Which backend computes an operation, and why none does: ``choose`` for one call, ``backends`` for the machine.
 
-ULSAM's backends are modules with the functions of ``ulsam.cpu``, those of the gates with the functions of
-``gates.triton_launch``; another device is one line in ``BACKENDS`` or in ``GATES``.
+A backend is a module: ULSAM's have the functions of ``ulsam.cpu``, those of the gates the functions of
+``gates.triton_launch``. Another device is one line in ``BACKENDS`` or in ``GATES``.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
-
-from foveate.kernels.switch import enabled
+from torch.nn.modules import module as torch_module
 
 __all__ = [
     "BACKENDS",
     "GATES",
     "PLAIN",
-    "backend_for",
+    "Built",
+    "Choice",
+    "backends",
+    "choose",
     "dense",
+    "enabled",
     "in_the_strides_of",
     "is_exporting",
-    "is_ready",
+    "modification",
+    "no_active_modes",
     "passes",
-    "unwatched",
+    "ready",
+    "use_fused",
+    "wants_gradients",
     "wide",
 ]
 
 BACKENDS = {"cpu": "foveate.kernels.ulsam.cpu", "cuda": "foveate.kernels.ulsam.triton_launch"}
-"""Device type -> module."""
+"""Device type -> module, for ULSAM."""
 
 GATES = {"cuda": "foveate.kernels.gates.triton_launch"}
 """Likewise for the gates SE and CBAM. On a CPU the plain definition serves."""
@@ -43,17 +51,99 @@ PLAIN = (Tensor, torch.nn.Parameter)
 _FAMILIES = {"ulsam": BACKENDS, "gates": GATES}
 
 
+# ---- the switch ----
+
+_on = os.environ.get("FOVEATE_FUSED", "1").strip().lower() not in ("0", "false", "no", "off")
+
+
+class _Previous(int):
+    """The setting before: a truth value, and a context that brings it back."""
+
+    def __enter__(self) -> _Previous:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        use_fused(bool(self))
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+
+def use_fused(on: bool = True) -> _Previous:
+    """Let the attention modules take fused operations where there are some, or not.
+
+    Args:
+        on: False: every attention module computes its plain definition in PyTorch.
+
+    Returns:
+        The setting before, as a truth value. Used in a ``with`` statement it comes back at the end::
+
+            foveate.use_fused(False)              # from here on
+            with foveate.use_fused(False): ...    # in this block
+
+    The environment variable ``FOVEATE_FUSED=0`` does the same from the start. The setting is one for all threads.
+    """
+    global _on
+    previous, _on = _on, bool(on)
+    return _Previous(previous)
+
+
+def enabled() -> bool:
+    """Whether fused operations may be used."""
+    return _on
+
+
+# ---- the choice ----
+
+
+class Choice(NamedTuple):
+    """The backend of a call, or the reason why the plain definition serves."""
+
+    backend: str
+    """The name of its module; empty: there is none."""
+    reason: str = ""
+    """Why there is none, as the end of a sentence."""
+
+
+_OFF = Choice("", "fused operations are switched off, by use_fused(False) or FOVEATE_FUSED=0")
+_SUBCLASS = Choice("", "the input is not a plain tensor")
+_SHAPE = Choice("", "the input is empty, or not of the shape (B, C, h, w)")
+_EXPORTED = Choice("", "the model is being exported or traced, and a graph holds PyTorch's own operations only")
+_TRANSFORMED = Choice("", "a transform of torch.func or forward-mode differentiation is active")
+_COMPILED = Choice("torch.ops.foveate")  # torch.compile calls the operation, which finds its backend
+_NOT_READY = Choice("", "there is no backend for this device and type of element")
+
+
 @functools.cache
-def is_ready(device: str, dtype: torch.dtype, family: str = "ulsam") -> bool:
-    """Whether a type of device has a backend for a type of element, and it works here."""
-    backends = _FAMILIES[family]
-    if device not in backends:
-        return False
-    backend = importlib.import_module(backends[device])
-    return dtype in backend.TYPES and backend.available(dtype)
+def ready(device: str, dtype: torch.dtype, family: str = "ulsam") -> Choice:
+    """The backend for a type of device and a type of element, tried at the first call.
+
+    Args:
+        device: such as ``cpu``.
+        dtype: of the images.
+        family: ``ulsam`` or ``gates``.
+    """
+    names = _FAMILIES[family]
+    if device not in names:
+        return Choice("", f"there is no backend for {device}, only for {', '.join(names)}")
+    backend = importlib.import_module(names[device])
+    if dtype not in backend.TYPES:
+        return Choice(
+            "", f"the backend for {device} takes {', '.join(map(_short, backend.TYPES))}, not {_short(dtype)}"
+        )
+    reason = backend.why_not(dtype)
+    return Choice("", reason) if reason else Choice(names[device])
 
 
-_is_ready_constant = torch.compiler.assume_constant_result(is_ready.__wrapped__)
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _has_backend(device: str, dtype: torch.dtype, family: str) -> bool:
+    return bool(ready.__wrapped__(device, dtype, family).backend)
+
+
+_has_backend_constant = torch.compiler.assume_constant_result(_has_backend)
 
 
 @torch.compiler.assume_constant_result
@@ -64,37 +154,134 @@ def is_exporting() -> bool:
 
 # Bound here, and asked in this order: between large tensors the interpreter's own memory is out of the caches, and each
 # name that is looked up, each object that is made costs a fetch of its own. So does a device's name.
-_is_compiling = torch.compiler.is_dynamo_compiling  # what torch.export traces otherwise is no plain tensor
+_is_compiling = torch.compiler.is_dynamo_compiling  # what torch.export traces otherwise is not a plain tensor
 _is_tracing = torch._C._is_tracing
 _transform = torch._C._functorch.peek_interpreter_stack
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_global_hooks = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
 
 
-def _kind_of(x: Tensor) -> str:
-    """The type of its device."""
+def _type_of_device(x: Tensor) -> str:
     return "cpu" if x.is_cpu else x.device.type
 
 
-def backend_for(x: Tensor, family: str = "ulsam") -> bool:
-    """Whether the fused operations take this input: a plain tensor with data, in eager mode or while it is compiled.
+class Built(NamedTuple):
+    """What a module is as its class built it."""
 
-    What is exported or traced holds PyTorch's own operations only; so does what torch.func or forward mode transforms.
+    children: Mapping[str, type[Any]]
+    """Their exact classes by name."""
+    methods: Mapping[str, Any]
+    """Those that the definition calls and a backend does not, by name."""
+
+
+def choose(x: Tensor, family: str = "ulsam", module: Any = None, built: Built | None = None) -> Choice:
+    """The backend that computes a module's operation for an input, or why none does: then the plain definition serves.
+
+    A backend takes a plain tensor with data, in eager mode or while it is compiled. What is exported or traced holds
+    PyTorch's own operations only; so does what torch.func or forward mode transforms.
+
+    Args:
+        x: the input.
+        family: ``ulsam`` or ``gates``.
+        module: the ``nn.Module`` that is called; None: only the input is looked at.
+        built: how it was built. The backend would call none of its children, so a hook on one, or another module in its
+            place, leaves the call to the definition.
     """
-    if not enabled() or type(x) is not Tensor:
-        return False
+    if not _on:
+        return _OFF
+    if type(x) is not Tensor:
+        return _SUBCLASS
     if _is_compiling():
-        if x.ndim != 4 or x.numel() == 0 or is_exporting():
-            return False
-        return _is_ready_constant(x.device.type, x.dtype, family)
-    if _is_tracing() or _transform() is not None or forward_ad._current_level >= 0:
-        return False
-    shape = x.shape
-    return len(shape) == 4 and 0 not in shape and is_ready(_kind_of(x), x.dtype, family)
+        if x.ndim != 4 or x.numel() == 0:
+            return _SHAPE
+        if is_exporting():
+            return _EXPORTED
+        choice = _COMPILED if _has_backend_constant(x.device.type, x.dtype, family) else _NOT_READY
+    elif _is_tracing():
+        return _EXPORTED
+    elif _transform() is not None or forward_ad._current_level >= 0:
+        return _TRANSFORMED
+    else:
+        shape = x.shape
+        if len(shape) != 4 or 0 in shape:
+            return _SHAPE
+        choice = ready(_type_of_device(x), x.dtype, family)
+    if built is not None and choice.backend:
+        reason = modification(module, built)
+        if reason:
+            return Choice("", reason)
+    return choice
+
+
+def modification(module: Any, built: Built) -> str:
+    """What makes a module another than the one that was built, so that its children have to be called; empty: nothing.
+
+    Args:
+        module: an ``nn.Module``.
+        built: how its class built it.
+    """
+    own, children = module.__dict__, built.children
+    for name, method in built.methods.items():
+        if name in own or getattr(type(module), name) is not method:
+            return f"its method {name!r} was replaced"
+    now = own["_modules"]
+    for name, kind in children.items():
+        child = now.get(name)
+        if type(child) is not kind:
+            return f"{name!r} is not the {kind.__name__} that was built"
+        state = child.__dict__  # asked in each forward pass: a lookup in it is half of one by attribute
+        if state["_forward_hooks"] or state["_forward_pre_hooks"]:
+            return f"{name!r} has a forward hook"
+        if state["_backward_hooks"] or state["_backward_pre_hooks"]:
+            return f"{name!r} has a backward hook"
+        if "forward" in state:
+            return f"the forward method of {name!r} was replaced"
+    for hooks in _global_hooks:
+        if hooks:
+            return "a hook for all modules is registered"
+    return ""
+
+
+def wants_gradients(module: Any, x: Tensor) -> bool:
+    """Whether what a module gives for x has gradients.
+
+    Args:
+        module: an ``nn.Module``.
+        x: its input.
+    """
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in module.parameters()))
+
+
+def no_active_modes() -> bool:
+    """Whether no mode, profiler or compiler follows the operations: then torch's dispatcher would only take time."""
+    return not (_is_compiling() or _modes() or _function_modes() or profiler._is_profiler_enabled)
+
+
+def backends() -> list[tuple[str, str, str, Choice]]:
+    """What this machine has: operations, device type, type of element, and the backend or why there is none.
+
+    Compiles or loads what is not loaded yet. Device types that this machine lacks are listed too, with the reason.
+    """
+    rows = []
+    for family, names in _FAMILIES.items():
+        for device, name in names.items():
+            for dtype in importlib.import_module(name).TYPES:
+                choice = ready(device, dtype, family) if _on else _OFF
+                rows.append((family, device, _short(dtype), choice))
+    return rows
+
+
+# ---- for the operations ----
 
 
 def passes(x: Tensor, family: str = "ulsam") -> Any:
     """The module with the passes for the device of x."""
-    name = _FAMILIES[family][_kind_of(x)]
+    name = _FAMILIES[family][_type_of_device(x)]
     return sys.modules.get(name) or importlib.import_module(name)
 
 
@@ -115,8 +302,3 @@ def in_the_strides_of(x: Tensor, dy: Tensor) -> Tensor:
     """dy, or a copy, in the type and the strides of x."""
     dy = dy.to(x.dtype)
     return dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
-
-
-def unwatched() -> bool:
-    """Whether no mode, profiler or compiler follows the operations: then torch's dispatcher would only take time."""
-    return not (_is_compiling() or _modes() or _function_modes() or profiler._is_profiler_enabled)

@@ -2,7 +2,7 @@
 
     out_i = sum_j softmax_j(scale <q_i, k_j>) v_j
 
-The rows are places of an image, or its channels.
+The rows are positions of an image, or its channels.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["places", "softmax_attention", "softmax_map"]
+__all__ = ["flatten_positions", "softmax_attention", "softmax_map"]
 
 
-def places(x: Tensor) -> Tensor:
-    """A feature map as one row for each place, in raster order.
+def flatten_positions(x: Tensor) -> Tensor:
+    """A feature map as one row for each position, in raster order.
 
     Args:
         x: (B, C, h, w).
@@ -37,7 +37,7 @@ def softmax_map(q: Tensor, k: Tensor, scale: float) -> Tensor:
     Returns:
         (B, n, s); each row sums to 1.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)  # a sum over thousands of places leaves float16's range
+    wide = torch.promote_types(q.dtype, torch.float32)  # a sum over thousands of positions leaves float16's range
     return (scale * (q.to(wide) @ k.to(wide).transpose(1, 2))).softmax(dim=2).to(q.dtype)
 
 

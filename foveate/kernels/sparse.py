@@ -43,7 +43,29 @@ def pattern_map(q: Tensor, k: Tensor, pattern: Tensor) -> Tensor:
     return scores.masked_fill(~pattern.to(q.device), float("-inf")).softmax(dim=3)
 
 
-def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool) -> Tensor:
+def _cut(n: int, length: int, parts: int | None) -> tuple[int, int, int]:
+    """How n positions are cut: length of a part, how many parts, positions that are filled in.
+
+    With ``parts`` known nothing is asked about the numbers, so they may be the symbols of an exported graph.
+    """
+    if parts is not None:
+        return length, parts, 0
+    length = min(length, n)
+    parts = -(-n // length)
+    return length, parts, parts * length - n
+
+
+def _fill(rows: Tensor, rest: int) -> Tensor:
+    """(B, heads, n, d) -> (B, heads, n + rest, d), with zeros behind."""
+    return rows if _is_zero(rest) else F.pad(rows, (0, 0, 0, rest))
+
+
+def _is_zero(number: int) -> bool:
+    """Whether a number is 0; a symbol is not asked, for the graph would then hold for one answer only."""
+    return type(number) is int and number == 0
+
+
+def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, parts: int | None = None) -> Tensor:
     """``pattern_map(q, k, local_pattern(...)) @ v`` in O(n window) time and memory.
 
     A block of ``window`` queries meets its own block of keys and the one before (not causal: and the one after).
@@ -54,31 +76,34 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool) 
         v: likewise.
         window: positions seen on one side, the own one included.
         causal: only what comes before.
+        parts: n / window, where that is known to be a whole number.
 
     Returns:
         (B, heads, n, d).
     """
     heads, n = q.shape[1:3]
-    size = min(window, n)
-    blocks = -(-n // size)
-    rest = blocks * size - n
-    span = size * (2 if causal else 3)
+    size, blocks, rest = _cut(n, window, parts)
+
+    def cut(rows: Tensor) -> Tensor:
+        """(B * heads, blocks, size, d)."""
+        return _fill(rows, rest).unflatten(2, (blocks, size)).flatten(0, 1)
 
     def around(rows: Tensor) -> Tensor:
-        """(B * heads, blocks, span, d), views of the same rows."""
-        padded = F.pad(rows, (0, 0, size, rest + span - 2 * size))
-        return padded.unfold(2, span, size).transpose(3, 4).flatten(0, 1)
+        """(B * heads, blocks, 2 or 3 times size, d): each block between its neighbours, zeros outside."""
+        own = cut(rows)
+        before = F.pad(own, (0, 0, 0, 0, 1, 0))[:, :-1]
+        return torch.cat([before, own] if causal else [before, own, F.pad(own, (0, 0, 0, 0, 0, 1))[:, 1:]], dim=2)
 
-    query = torch.arange(blocks * size, device=q.device).view(blocks, size, 1)
-    key = (torch.arange(blocks, device=q.device)[:, None] * size + torch.arange(span, device=q.device) - size)[:, None]
+    block = torch.arange(blocks, device=q.device).reshape(blocks, 1, 1) * size
+    query = block + torch.arange(size, device=q.device).reshape(1, size, 1)
+    key = block + torch.arange(-size, size if causal else 2 * size, device=q.device).reshape(1, 1, -1)
     back = query - key
     seen = (back < size) & (back >= 0 if causal else back > -size) & (key >= 0) & (key < n)
-    queries = F.pad(q, (0, 0, 0, rest)).unflatten(2, (blocks, size)).flatten(0, 1)
-    out = F.scaled_dot_product_attention(queries, around(k), around(v), attn_mask=seen[None])
+    out = F.scaled_dot_product_attention(cut(q), around(k), around(v), attn_mask=seen[None])
     return out.unflatten(0, (-1, heads)).flatten(2, 3)[:, :, :n]
 
 
-def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool) -> Tensor:
+def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool, parts: int | None = None) -> Tensor:
     """``pattern_map(q, k, strided_pattern(...)) @ v`` in O(n^2 / stride) time and O(n) memory.
 
     The positions are written in rows of ``stride``; each column is one attention.
@@ -89,21 +114,20 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool
         v: likewise.
         stride: distance of the positions that see each other.
         causal: only what comes before.
+        parts: n / stride, where that is known to be a whole number.
 
     Returns:
         (B, heads, n, d).
     """
     heads, n = q.shape[1:3]
-    columns = min(stride, n)
-    rows = -(-n // columns)
-    rest = rows * columns - n
+    columns, rows, rest = _cut(n, stride, parts)
 
     def upright(x: Tensor) -> Tensor:
         """(B * heads, columns, rows, d)."""
-        return F.pad(x, (0, 0, 0, rest)).unflatten(2, (rows, columns)).transpose(2, 3).flatten(0, 1)
+        return _fill(x, rest).unflatten(2, (rows, columns)).transpose(2, 3).flatten(0, 1)
 
     real = None
-    if rest and not causal:  # causal: what was filled in comes last and is seen by nobody
+    if not (causal or _is_zero(rest)):  # causal: what was filled in comes last and is seen by nobody
         real = (torch.arange(rows * columns, device=q.device) < n).view(1, rows, columns).transpose(1, 2).unsqueeze(2)
     out = F.scaled_dot_product_attention(upright(q), upright(k), upright(v), attn_mask=real, is_causal=causal)
     return out.transpose(1, 2).flatten(1, 2)[:, :n].unflatten(0, (-1, heads))

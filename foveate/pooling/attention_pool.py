@@ -1,22 +1,22 @@
-"""Attention pooling: a learned token asks every place, and what it is told is the pooled vector.
+"""Attention pooling: a learned token asks every spatial position, and the answer is the pooled vector.
 
 Touvron, Cord, El-Nouby, Bojanowski, Joulin, Synnaeve, Verbeek, Jégou: Augmenting Convolutional networks with
 attention-based aggregation, 2021, https://arxiv.org/abs/2112.13692
 
-    x = the places of the feature map, N vectors of C channels; t = the learned token; LN = layer norm, one for each use
+    x = the feature map's N positions, vectors of C channels; t = the learned token; LN = layer norm, one for each use
     u   = LN([t; x])                                               with ``classes``: u = LN(x), without the token
     t'  = t  + g1 * Wo softmax(q(LN t) . k(u) / sqrt(d)) v(u)      for each head, d = C / heads
     t'' = t' + g2 * W2 gelu(W1 LN(t'))                             W1: C -> 3C
     out = LN(t'')
 
 With ``classes`` there is a token for each class, and all share q, k, v, Wo, W1, W2, g1, g2 and the norms.
-As in the authors' code: biases everywhere, the norms' epsilon 1e-6, no positions, so the places may be shuffled.
+As in the authors' code: biases, the norms' epsilon 1e-6, no position encoding, so the positions may be shuffled.
 Their code for a token per class works with 1000 classes only, and its trunk with square images only; here any number of
 classes and any height and width do. The last norm stands in the authors' network, before its classifier. Networks like
 ResNet have none there, so here it is the pool's; ``norm=False`` is for a network with one of its own.
 
-Without gradients, and where it saves products, k and v are not computed at each place: <q, Wk u_j> = <Wk^T q, u_j>, and
-sum_j a_j (Wv u_j + b) = Wv (sum_j a_j u_j) + b. k's bias adds the same number to each place: the softmax takes it out.
+Without gradients, and where it saves products, k and v are not computed at each position: <q, Wk u_j> = <Wk^T q, u_j>,
+and sum_j a_j (Wv u_j + b) = Wv (sum_j a_j u_j) + b. k's bias adds the same number everywhere: the softmax takes it out.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
-from foveate.kernels.children import are_as_built, wants_gradients
-from foveate.kernels.dispatch import is_exporting
-from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
-from foveate.kernels.switch import enabled
+from foveate.kernels.dispatch import Built, enabled, is_exporting, modification, wants_gradients
+from foveate.kernels.softmax_attention import flatten_positions, softmax_attention, softmax_map
 
 __all__ = ["AttentionPool"]
 
@@ -49,7 +47,7 @@ class AttentionPool(nn.Module):
         norm: whether the last layer norm is part of the pool.
 
     Shape:
-        x: (B, C, h, w) -> (B, C); with ``classes`` (B, K, C). The map: (B, heads, h, w), the weights of the places
+        x: (B, C, h, w) -> (B, C); with ``classes`` (B, K, C). The map: (B, heads, h, w), the weights of the positions
         without the token's own weight, which is 1 minus their sum; with ``classes`` (B, K, h, w), which sums to 1, or
         (B, K, heads, h, w) with several heads.
 
@@ -96,7 +94,7 @@ class AttentionPool(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def attend(self, x: Tensor) -> Tensor:
-        """The weights of the places: (B, heads, h, w), (B, K, h, w), or (B, K, heads, h, w)."""
+        """The weights of the positions: (B, heads, h, w), (B, K, h, w), or (B, K, heads, h, w)."""
         u, q = self._ask(x)
         k = self._split(self.key(u))
         q = q.expand(x.shape[0], -1, -1, -1)
@@ -109,18 +107,22 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The pooled vector t'' after the last norm, (B, C); with ``classes`` one for each class, (B, K, C)."""
         u, q = self._ask(x)
-        if self._looks_first(x):
-            told = self._look(u, q)
-        else:
-            q = q.expand(x.shape[0], -1, -1, -1)
-            told = F.scaled_dot_product_attention(q, self._split(self.key(u)), self._split(self.value(u)))
-        t = self.token + self.gamma_1 * self.proj(told.transpose(1, 2).flatten(2))
+        if not torch._jit_internal.is_scripting():
+            fused = self._looks_first(x)
+            if fused:
+                return self._finish(self._look(u, q))
+        q = q.expand(x.shape[0], -1, -1, -1)
+        return self._finish(F.scaled_dot_product_attention(q, self._split(self.key(u)), self._split(self.value(u))))
+
+    def _finish(self, answers: Tensor) -> Tensor:
+        """From what the tokens get, (B, heads, 1 or K, d), to the pooled vectors."""
+        t = self.token + self.gamma_1 * self.proj(answers.transpose(1, 2).flatten(2))
         t = t + self.gamma_2 * self.fc2(F.gelu(self.fc1(self.norm2(t))))
         t = self.norm(t)
         return t.squeeze(1) if self.classes is None else t
 
     def _looks_first(self, x: Tensor) -> bool:
-        """Whether the places are attended before k and v are made of them, and not after."""
+        """Whether the positions are attended before k and v are made of them, and not after."""
         traced = not isinstance(x, Tensor) or is_exporting() or torch._C._is_tracing()
         if traced or not enabled() or wants_gradients(self, x):
             return False
@@ -129,20 +131,20 @@ class AttentionPool(nn.Module):
         # MACs in units of 2 C^2: Wk and Wv at each token, and pairs C wide for each head; or Wk and Wv at each key.
         if tokens + self.heads * pairs >= keys + pairs:
             return False
-        return are_as_built({"key": self.key, "value": self.value}, {"key": nn.Linear, "value": nn.Linear})
+        return not modification(self, _KEY_AND_VALUE)
 
     def _look(self, u: Tensor, q: Tensor) -> Tensor:
-        """What the tokens are told, (B, heads, 1 or K, d), with Wk and Wv moved out of the sums over places."""
+        """What the tokens get, (B, heads, 1 or K, d), with Wk and Wv moved out of the sums over positions."""
         by_head = (self.heads, -1)
         asked = (q @ self.key.weight.unflatten(0, by_head)).flatten(1, 2)  # (1, heads * K, C)
         seen = softmax_attention(asked.expand(u.shape[0], -1, -1), u, u, q.shape[3] ** -0.5).unflatten(1, q.shape[1:3])
-        weight, bias = self.value.weight.unflatten(0, by_head), self.value.bias.unflatten(0, by_head)
-        return seen @ weight.transpose(1, 2) + bias.unsqueeze(1)
+        out = seen @ self.value.weight.unflatten(0, by_head).transpose(1, 2)
+        return out if self.value.bias is None else out + self.value.bias.unflatten(0, by_head).unsqueeze(1)
 
     def _ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """u, (B, N or 1 + N, C), and the tokens' queries, the same for each image: (1, heads, 1 or K, d)."""
         token = self.norm1(self.token).reshape(1, -1, x.shape[1])
-        u = self.norm1(places(x))
+        u = self.norm1(flatten_positions(x))
         if self.classes is None:
             u = torch.cat([token.expand(x.shape[0], -1, -1), u], dim=1)
         return u, self._split(self.query(token))
@@ -150,3 +152,6 @@ class AttentionPool(nn.Module):
     def _split(self, rows: Tensor) -> Tensor:
         """(B, n, C) -> (B, heads, n, d)."""
         return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+_KEY_AND_VALUE = Built({"key": nn.Linear, "value": nn.Linear}, {})

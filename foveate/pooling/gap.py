@@ -1,10 +1,10 @@
-"""GAP: global average pooling, the mean of each channel over all places.
+"""GAP: global average pooling, the mean of each channel over all positions.
 
 Lin, Chen, Yan: Network In Network, ICLR 2014, https://arxiv.org/abs/1312.4400
 
     out_c = 1/(hw) sum_ij x_cij
 
-Every place counts the same. It is what most networks do anyway; as a pool of its own it is the one to compare with.
+Every position counts the same. It is what most networks do anyway; as a pool of its own it is the one to compare with.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GlobalAveragePool(nn.Module):
         channels: C, the channels of x. The mean does not need to know them; all pools are built alike.
 
     Shape:
-        x: (B, C, h, w) -> (B, C). The map: (B, h, w), 1/(hw) at each place.
+        x: (B, C, h, w) -> (B, C). The map: (B, h, w), 1/(hw) at each position.
     """
 
     map_axes = "b h w"
@@ -30,7 +30,7 @@ class GlobalAveragePool(nn.Module):
         super().__init__()
 
     def attend(self, x: Tensor) -> Tensor:
-        """The weight of each place, 1/(hw): (B, h, w)."""
+        """The weight of each position, 1/(hw): (B, h, w)."""
         batch, _, height, width = x.shape
         return x.new_full((batch, height, width), 1 / (height * width))
 

@@ -188,7 +188,7 @@ def test_the_passes_of_the_gates_count_as_the_definition(spec, monkeypatch):
     module, counts, read = registry.build(spec, 64, kind="attention").eval().to("meta"), [], []
     for taken in (False, True):
         for room in (se, cbam):
-            monkeypatch.setattr(room, "in_passes", lambda *_, taken=taken: taken)
+            monkeypatch.setattr(room, "use_fused_path", lambda *_, taken=taken: taken)
         found = tally(module, (64, 14, 14))[""]
         counts.append((found.macs, found.element_ops, found.uncounted))
         read.append(found.bytes_read)

@@ -17,7 +17,7 @@ from foveate.spec import Spec
 NAMES = registry.names("attention")
 PAGES = Path(__file__).parents[2] / "docs" / "attention"
 CHANNELS = 16
-# b batch, c channels, g groups, h w places, k heads, n gathered features, q what looks: each place or each channel
+# b batch, c channels, g groups, h w positions, k heads, n gathered features, q what looks: a position or a channel
 AXES = {"b", "c", "g", "h", "k", "n", "q", "w"}
 
 
@@ -73,20 +73,25 @@ def test_page_names_every_option_and_the_cost_at_512(name):
     assert f"{macs:,} MACs" in page
 
 
-@pytest.mark.parametrize("height,width", [(7, 11), (14, 14), (1, 5), (5, 1), (1, 1), (2, 2), (33, 8)])
-def test_any_size_gives_the_same_shape(name, height, width):
-    x = torch.randn(2, CHANNELS, height, width)
-    out = make(name)(x)
-    assert out.shape == x.shape
-    assert out.isfinite().all()
+def test_any_size_gives_the_same_shape(name):
+    module = make(name)
+    for sides in ((7, 11), (14, 14), (1, 5), (5, 1), (1, 1), (2, 2), (33, 8)):
+        x = torch.randn(2, CHANNELS, *sides)
+        out = module(x)
+        assert out.shape == x.shape, sides
+        assert out.isfinite().all(), sides
 
 
-@pytest.mark.parametrize("height,width", [(7, 11), (4, 4)])
-def test_map_has_the_declared_axes(name, height, width):
+def test_map_has_the_declared_axes(name):
     module = make(name)
     axes = module.map_axes.split()
     assert set(axes) <= AXES
     assert axes[0] == "b"
+    for sides in ((7, 11), (4, 4)):
+        map_has_the_axes(module, axes, *sides)
+
+
+def map_has_the_axes(module, axes, height, width):
     x = torch.randn(3, CHANNELS, height, width)
     attention = module.attend(x)
     assert attention.ndim == len(axes)
@@ -120,15 +125,14 @@ def test_both_memory_formats_agree_and_are_kept(name):
     assert module(last).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_dtypes(name, dtype):
+def test_dtypes(name):
     module = make(name)
     x = torch.randn(2, CHANNELS, 6, 5)
     expected = module(x)
-    out = copy.deepcopy(module).to(dtype)(x.to(dtype))
-    assert out.dtype == dtype
-    tolerance = {torch.float64: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
-    torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)):
+        out = copy.deepcopy(module).to(dtype)(x.to(dtype))
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_autocast(name):
@@ -187,8 +191,8 @@ def test_torch_export(name):
 def test_symbolic_trace(name):
     module = make(name)
     traced = torch.fx.symbolic_trace(module)
-    for places in ((6, 5), (3, 4)):
-        x = torch.randn(2, CHANNELS, *places)
+    for positions in ((6, 5), (3, 4)):
+        x = torch.randn(2, CHANNELS, *positions)
         torch.testing.assert_close(traced(x), module(x), rtol=1e-5, atol=1e-6)
 
 
@@ -197,6 +201,20 @@ def test_compiles_in_one_graph(name):
     module, x = make(name), torch.randn(2, CHANNELS, 6, 5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is not supported in Python 3.14:DeprecationWarning")
+def test_script_works_or_says_why_not(name):
+    module = make(name)
+    try:
+        scripted = torch.jit.script(module)
+    except FoveateError as error:
+        assert "torch.jit.trace, torch.compile or torch.export" in str(error)
+        return
+    for positions in ((6, 5), (3, 4)):
+        x = torch.randn(2, CHANNELS, *positions)
+        torch.testing.assert_close(scripted(x), module(x), rtol=1e-5, atol=1e-6)
 
 
 def test_paper_cost_is_a_pair_of_whole_numbers(name):

@@ -18,10 +18,10 @@ def equations(m, x):
 
     p = m.position
     q, k, v = conv(p.query_conv), conv(p.key_conv), conv(p.value_conv)
-    places = torch.einsum("bdn,bds->bns", q, k).softmax(2)
+    positions = torch.einsum("bdn,bds->bns", q, k).softmax(2)
     energy = torch.einsum("bcn,bdn->bcd", flat, flat)
     channels = (energy if m.channel.form == "nearest" else -energy).softmax(2)
-    both = p.gamma * torch.einsum("bns,bcs->bcn", places, v) + m.channel.gamma * channels @ flat
+    both = p.gamma * torch.einsum("bns,bcs->bcn", positions, v) + m.channel.gamma * channels @ flat
     return (2 if m.residual == "each" else 1) * x + both.view_as(x)
 
 

@@ -17,7 +17,7 @@ def equations(m, x):
     rows = x.reshape(b, -1, h * w)
     a = conv(m.phi, rows)
     gather = torch.exp(conv(m.theta, rows))
-    gather = gather / gather.sum(2, keepdim=True)  # over places
+    gather = gather / gather.sum(2, keepdim=True)  # over positions
     spread = torch.exp(conv(m.rho, rows))
     spread = spread / spread.sum(1, keepdim=True)  # over features
     z = torch.einsum("bmn,bkn,bkp->bmp", a, gather, spread)
@@ -29,14 +29,14 @@ def test_equals_the_equations(agree, randomise, options):
     agree(randomise(DoubleAttention(32, **options)), equations, torch.randn(3, 32, 7, 11))
 
 
-def test_each_map_is_a_distribution_over_places():
+def test_each_map_is_a_distribution_over_positions():
     maps = DoubleAttention(32, c_n=5).attend(torch.randn(2, 32, 7, 11))
     assert maps.shape == (2, 5, 7, 11)
     assert (maps >= 0).all()
     torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 5))
 
 
-def test_places_may_be_shuffled(randomise):
+def test_positions_may_be_shuffled(randomise):
     module, x = randomise(DoubleAttention(16)), torch.randn(2, 16, 6, 5, dtype=torch.float64)
     order = torch.randperm(30)
     shuffled = x.flatten(2)[:, :, order].view_as(x)

@@ -35,7 +35,7 @@ def test_starts_as_the_identity():
     assert torch.equal(PositionAttention(16)(x), x)
 
 
-def test_places_may_be_shuffled(randomise):
+def test_positions_may_be_shuffled(randomise):
     module, x = randomise(PositionAttention(16)), torch.randn(2, 16, 6, 5, dtype=torch.float64)
     order = torch.randperm(30)
     shuffled = x.flatten(2)[:, :, order].view_as(x)

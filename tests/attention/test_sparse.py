@@ -1,5 +1,9 @@
 """Strided sparse attention against the attention over its patterns, all pairs written out."""
 
+import io
+import warnings
+
+import onnxruntime
 import pytest
 import torch
 
@@ -16,7 +20,7 @@ def sees(i, j, window, stride, causal):
 
 
 def attention(m, x, step, heads, which, window, stride):
-    """Each place's mean over the places that it sees, place by place, for some of the heads."""
+    """Each place's mean over the positions that it sees, place by place, for some of the heads."""
     b, _, h, w = x.shape
     n = h * w
     qkv = torch.einsum("oi,bin->bno", m.qkv[step].weight[:, :, 0, 0], x.flatten(2))
@@ -56,7 +60,7 @@ def test_equals_the_equations(agree, randomise, arrangement, causal, options):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("arrangement", ["steps", "heads"])
-def test_map_is_over_the_places_of_the_pattern(arrangement, causal):
+def test_map_is_over_the_positions_of_the_pattern(arrangement, causal):
     module = StridedSparseAttention(8, heads=2, causal=causal, arrangement=arrangement)
     maps = module.attend(torch.randn(1, 8, 4, 6))
     kinds = 2 if arrangement == "heads" else 4
@@ -140,6 +144,46 @@ def test_every_arrangement_is_one_graph(options):
     module, x = StridedSparseAttention(8, **options).eval(), torch.randn(2, 8, 6, 5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-6)
+
+
+def any_size(module, x):
+    sides = {0: torch.export.Dim("b", min=1), 2: torch.export.Dim("h", min=1), 3: torch.export.Dim("w", min=1)}
+    return torch.export.export(module, (x,), dynamic_shapes=(sides,))
+
+
+def onnx_of(module, x, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        file = io.BytesIO()
+        torch.onnx.export(module, (x,), dynamo=True, verbose=False, **options).save(file)
+    return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": False, "arrangement": "heads"}])
+def test_an_exported_graph_holds_for_any_height_and_width(options):
+    torch.manual_seed(0)
+    module, x = StridedSparseAttention(8, **options).eval(), torch.randn(2, 8, 6, 5)
+    program = any_size(module, x).module()
+    session = onnx_of(module, x, dynamic_shapes=({0: "b", 2: "h", 3: "w"},))
+    for sides in ((6, 5), (3, 8), (12, 7), (2, 2), (1, 3)):
+        other = torch.randn(3, 8, *sides)
+        expected = module(other)
+        torch.testing.assert_close(program(other), expected, rtol=1e-5, atol=1e-6)
+        (found,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"stride": 4}, {"window": 3}])
+def test_a_graph_that_would_hold_for_one_size_only_is_refused_as_one_for_all(options):
+    torch.manual_seed(0)
+    module, x = StridedSparseAttention(8, **options).eval(), torch.randn(2, 8, 6, 5)
+    with pytest.raises(FoveateError, match="can be exported for one height and width only"):
+        any_size(module, x)
+    with pytest.raises(torch.onnx.OnnxExporterError):  # it tries two ways, and both are refused
+        onnx_of(module, x, dynamic_shapes=({0: "b", 2: "h", 3: "w"},))
+    session, other = onnx_of(module, x, dynamic_shapes=({0: "b"},)), torch.randn(3, 8, 6, 5)
+    (found,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), module(other), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [True, False])

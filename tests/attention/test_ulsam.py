@@ -12,7 +12,7 @@ from torch import nn
 from foveate.accounting.counting.dispatch_counter import tally
 from foveate.attention.ulsam import ULSAM
 from foveate.errors import FoveateError
-from foveate.kernels.switch import use_fused
+from foveate.kernels.dispatch import use_fused
 
 
 class Subspace(nn.Module):
@@ -108,7 +108,7 @@ def test_equals_the_equations_at_any_shape(groups, per_group, batch, height, wid
     assert (truth.eval()(x) - module.eval()(x)).abs().max() <= 1e-12
 
 
-def test_each_map_is_a_distribution_over_places():
+def test_each_map_is_a_distribution_over_positions():
     maps = ULSAM(32, groups=4).eval().attend(torch.randn(2, 32, 7, 11))
     assert maps.shape == (2, 4, 7, 11)
     assert (maps >= 0).all()
@@ -119,8 +119,8 @@ def test_each_map_is_a_distribution_over_places():
 def test_cost(groups):
     module = ULSAM(512, groups=groups)
     assert sum(p.numel() for p in module.parameters()) == 5 * 512 + 3 * groups
-    bones = nn.Sequential(module).eval().to("meta")
-    assert tally(bones, (512, 14, 14))[""].macs == 200_704
+    on_meta = nn.Sequential(module).eval().to("meta")
+    assert tally(on_meta, (512, 14, 14))[""].macs == 200_704
     assert module.paper_cost(512, 14, 14) == (1_024, 200_704)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.kernels.softmax_attention import places, softmax_attention, softmax_map
+from foveate.kernels.softmax_attention import flatten_positions, softmax_attention, softmax_map
 
 
 @pytest.mark.parametrize("d,e", [(4, 4), (2, 6), (6, 2), (1, 16)])
@@ -28,13 +28,13 @@ def test_map_rows_sum_to_one():
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_places_are_in_raster_order(memory_format):
+def test_positions_are_in_raster_order(memory_format):
     x = torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=memory_format)
-    rows = places(x)
+    rows = flatten_positions(x)
     assert rows.is_contiguous()
     assert rows[0, :, 0].tolist() == list(range(12))
 
 
-def test_places_of_channels_last_are_a_view():
+def test_positions_of_channels_last_are_a_view():
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    assert places(x).data_ptr() == x.data_ptr()
+    assert flatten_positions(x).data_ptr() == x.data_ptr()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from foveate.kernels.sparse import local_attention, local_pattern, pattern_map, strided_attention, strided_pattern
 
 
-def test_pairs_of_1024_places_at_stride_32():
+def test_pairs_of_1024_positions_at_stride_32():
     local, strided = local_pattern(1024, 32, True), strided_pattern(1024, 32, True)
     assert local.sum() == 32_272
     assert strided.sum() == 16_896

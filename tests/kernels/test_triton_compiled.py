@@ -29,6 +29,7 @@ pytestmark = [
 # Bytes of memory and registers that the worst pass of ULSAM takes. Compiled by Triton 3.5 to 3.8 (torch 2.9 to 2.14)
 # they are up to 16 and 187: slower, with one program of 8 warps at a time.
 STACK, REGISTERS = (0, 128) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else (16, 192)
+EVERY = [(torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)]  # each type, each format
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
@@ -85,8 +86,7 @@ def instead_of_launching(passes, monkeypatch, tmp_path):
     return made
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype,memory_format", EVERY)
 def test_no_kernel_lacks_registers(dtype, memory_format, compiler):
     x = torch.zeros(2, 512, 14, 14, dtype=dtype).contiguous(memory_format=memory_format)
     folded, maps, centre = torch.zeros(3 * 512 + 4), torch.zeros(2, 4, 14, 14), torch.zeros(512)
@@ -104,18 +104,17 @@ def test_no_kernel_lacks_registers(dtype, memory_format, compiler):
     assert max(compiler.registers.values()) <= REGISTERS, compiler.registers  # 128: two programs of 8 warps at a time
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype,memory_format", EVERY)
 def test_no_kernel_of_the_gates_lacks_registers(dtype, memory_format, monkeypatch, tmp_path):
     compiler = instead_of_launching(gates_triton, monkeypatch, tmp_path)
     for shape in ((2, 512, 14, 14), (1, 64, 112, 112)):
         x = torch.zeros(shape, dtype=dtype).contiguous(memory_format=memory_format)
-        channels, places = torch.zeros(shape[:2], dtype=dtype), torch.zeros(shape[0], 1, *shape[2:], dtype=dtype)
-        for scores in (None, places):
-            gates_triton.pool_places(x, scores, True, True)
+        channels, positions = torch.zeros(shape[:2], dtype=dtype), torch.zeros(shape[0], 1, *shape[2:], dtype=dtype)
+        for scores in (None, positions):
+            gates_triton.pool_positions(x, scores, True, True)
         for scores in (None, channels):
             gates_triton.pool_channels(x, scores)
-        gates_triton.gate(x, channels, places)
+        gates_triton.gate(x, channels, positions)
     assert {name.split()[0] for name in compiler.stack} == {"pool", "join", "gate"}
     assert max(compiler.stack.values()) == 0, compiler.stack
     assert max(compiler.registers.values()) <= 80, compiler.registers  # six programs of 4 warps at a time, at least

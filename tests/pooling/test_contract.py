@@ -23,7 +23,7 @@ VARIANTS = [
 ]
 PAGES = Path(__file__).parents[2] / "docs" / "pooling"
 CHANNELS = 16
-AXES = {"b", "h", "k", "n", "w"}  # b batch, h w places, k heads, n classes
+AXES = {"b", "h", "k", "n", "w"}  # b batch, h w positions, k heads, n classes
 # A number added to all scores changes no softmax, so these have no gradient beyond rounding.
 WITHOUT_GRADIENT = {"attention_pool": {"key.bias"}}
 
@@ -124,7 +124,7 @@ def test_images_of_a_batch_do_not_see_each_other(make, spec, x):
     close(module.attend(x), torch.cat([module.attend(x[i : i + 1]) for i in range(len(x))]))
 
 
-def test_places_may_be_shuffled(make, spec, x):
+def test_positions_may_be_shuffled(make, spec, x):
     module, order = make(spec), torch.randperm(30)
     shuffled = x.flatten(2)[:, :, order].view_as(x)
     close(module(shuffled), module(x))

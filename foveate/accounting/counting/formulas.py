@@ -148,7 +148,7 @@ ELEMENT_OPS: dict[str, Formula] = {
     "foveate::ulsam_infer": _ulsam(2),
     "foveate::ulsam_train": _ulsam(7),
     # Weights that these two take are counted where they are given: in the gate.
-    "foveate::pool_places": lambda args, _kwargs, out: args[0].numel() * out.shape[1],
+    "foveate::pool_positions": lambda args, _kwargs, out: args[0].numel() * out.shape[1],
     "foveate::pool_channels": _per_input(2),
     "foveate::gate": _gate,
     **{f"aten::{name}": lambda args, _kwargs, _out: args[-1].numel() for name in ("index_add", "scatter_add")},

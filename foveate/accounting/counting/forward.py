@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from foveate.accounting.counting.formulas import tensors_in
-from foveate.kernels.switch import use_fused
+from foveate.kernels.dispatch import use_fused
 from foveate.model_info import device_and_dtype
 
 __all__ = ["images_for", "quick_output", "run", "total"]

@@ -1,11 +1,11 @@
 """The passes of SE and CBAM in inference, as operations that torch knows; each reads x once.
 
-    foveate::pool_places(x, scores, most, mean)   -> max and mean over places of sigmoid(scores) x      (B, 1 or 2, C)
-    foveate::pool_channels(x, scores)             -> max and mean over channels of sigmoid(scores) x    (B, 2, h, w)
-    foveate::gate(x, channels, places)            -> sigmoid(channels) sigmoid(places) x                like x
+    foveate::pool_positions(x, scores, most, mean) -> max and mean over positions of sigmoid(scores) x   (B, 1 or 2, C)
+    foveate::pool_channels(x, scores)              -> max and mean over channels of sigmoid(scores) x    (B, 2, h, w)
+    foveate::gate(x, channels, positions)          -> sigmoid(channels) sigmoid(positions) x             like x
 
-No scores: x itself. CBAM is pool_places, pool_channels and gate: three reads of x and one write, where the plain form
-has six reads and two writes. On a device without a backend (see ``backends.GATES``) the operations are the plain
+No scores: x itself. CBAM is pool_positions, pool_channels and gate: three reads of x and one write, where the plain
+form has six reads and two writes. On a device without a backend (see ``dispatch.GATES``) the operations are the plain
 definitions below. There are no gradients.
 """
 
@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.kernels.dispatch import GATES, dense, passes, unwatched
+from foveate.kernels.dispatch import GATES, dense, no_active_modes, passes
 
-__all__ = ["gate", "pool_channels", "pool_places"]
+__all__ = ["gate", "pool_channels", "pool_positions"]
 
 _library = torch.library.Library("foveate", "FRAGMENT")
-_library.define("pool_places(Tensor x, Tensor? scores, bool most, bool mean) -> Tensor")
+_library.define("pool_positions(Tensor x, Tensor? scores, bool most, bool mean) -> Tensor")
 _library.define("pool_channels(Tensor x, Tensor? scores) -> Tensor")
-_library.define("gate(Tensor x, Tensor? channels, Tensor? places) -> Tensor")
+_library.define("gate(Tensor x, Tensor? channels, Tensor? positions) -> Tensor")
 
 
 # ---- the definitions ----
 
 
-def pool_places_plain(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
-    """The plain definition of ``pool_places``."""
+def pool_positions_plain(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
+    """The plain definition of ``pool_positions``."""
     x = gate_plain(x, None, scores)
     pooled = [x.amax(dim=(2, 3))] if most else []
     return torch.stack([*pooled, x.mean(dim=(2, 3))] if mean else pooled, dim=1)
@@ -42,18 +42,18 @@ def pool_channels_plain(x: Tensor, scores: Tensor | None) -> Tensor:
     return torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
 
 
-def gate_plain(x: Tensor, channels: Tensor | None, places: Tensor | None) -> Tensor:
+def gate_plain(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> Tensor:
     """The plain definition of ``gate``."""
     if channels is not None:
         x = x * channels.sigmoid()[:, :, None, None].to(x.dtype)
-    return x if places is None else x * places.sigmoid().to(x.dtype)
+    return x if positions is None else x * positions.sigmoid().to(x.dtype)
 
 
 # ---- the operations ----
 
 
-def pool_places(x: Tensor, scores: Tensor | None = None, *, most: bool, mean: bool) -> Tensor:
-    """Maximum and mean over places of sigmoid(scores) x.
+def pool_positions(x: Tensor, scores: Tensor | None = None, *, most: bool, mean: bool) -> Tensor:
+    """Maximum and mean over positions of sigmoid(scores) x.
 
     Args:
         x: (B, C, h, w).
@@ -64,7 +64,7 @@ def pool_places(x: Tensor, scores: Tensor | None = None, *, most: bool, mean: bo
     Returns:
         (B, 1 or 2, C), the maximum first.
     """
-    call = _pool_places if unwatched() else torch.ops.foveate.pool_places.default
+    call = _pool_positions if no_active_modes() else torch.ops.foveate.pool_positions.default
     return call(x, scores, most, mean)
 
 
@@ -78,26 +78,26 @@ def pool_channels(x: Tensor, scores: Tensor | None = None) -> Tensor:
     Returns:
         (B, 2, h, w), the maximum first.
     """
-    call = _pool_channels if unwatched() else torch.ops.foveate.pool_channels.default
+    call = _pool_channels if no_active_modes() else torch.ops.foveate.pool_channels.default
     return call(x, scores)
 
 
-def gate(x: Tensor, channels: Tensor | None = None, places: Tensor | None = None) -> Tensor:
-    """sigmoid(channels) sigmoid(places) x.
+def gate(x: Tensor, channels: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    """sigmoid(channels) sigmoid(positions) x.
 
     Args:
         x: (B, C, h, w).
         channels: scores, (B, C); None: a weight of 1.
-        places: scores, (B, 1, h, w); None: a weight of 1.
+        positions: scores, (B, 1, h, w); None: a weight of 1.
     """
-    call = _gate if unwatched() else torch.ops.foveate.gate.default
-    return call(x, channels, places)
+    call = _gate if no_active_modes() else torch.ops.foveate.gate.default
+    return call(x, channels, positions)
 
 
-def _pool_places(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
+def _pool_positions(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
     if x.device.type not in GATES:
-        return pool_places_plain(x, scores, most, mean)
-    return passes(x, "gates").pool_places(dense(x), _ready(scores), most, mean)
+        return pool_positions_plain(x, scores, most, mean)
+    return passes(x, "gates").pool_positions(dense(x), _ready(scores), most, mean)
 
 
 def _pool_channels(x: Tensor, scores: Tensor | None) -> Tensor:
@@ -106,10 +106,10 @@ def _pool_channels(x: Tensor, scores: Tensor | None) -> Tensor:
     return passes(x, "gates").pool_channels(dense(x), _ready(scores))
 
 
-def _gate(x: Tensor, channels: Tensor | None, places: Tensor | None) -> Tensor:
+def _gate(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> Tensor:
     if x.device.type not in GATES:
-        return gate_plain(dense(x), channels, places)
-    return passes(x, "gates").gate(dense(x), _ready(channels), _ready(places))
+        return gate_plain(dense(x), channels, positions)
+    return passes(x, "gates").gate(dense(x), _ready(channels), _ready(positions))
 
 
 def _ready(scores: Tensor | None) -> Tensor | None:
@@ -119,7 +119,7 @@ def _ready(scores: Tensor | None) -> Tensor | None:
 # ---- shapes without data ----
 
 
-def _pool_places_shape(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:  # noqa: ARG001
+def _pool_positions_shape(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:  # noqa: ARG001
     return x.new_empty((x.shape[0], most + mean, x.shape[1]))
 
 
@@ -132,7 +132,7 @@ def _gate_shape(x: Tensor, *_: Any) -> Tensor:
 
 
 for _name, _call, _shape in (
-    ("pool_places", _pool_places, _pool_places_shape),
+    ("pool_positions", _pool_positions, _pool_positions_shape),
     ("pool_channels", _pool_channels, _pool_channels_shape),
     ("gate", _gate, _gate_shape),
 ):

@@ -1,6 +1,6 @@
 """The gates on CUDA: the kernels that triton_launch.py launches.
 
-An image is a matrix of kept items k (K of them) and reduced items r (R): channels and places, or places and channels.
+An image is a matrix of kept items k (K of them) and reduced items r (R): channels and positions, or the reverse.
 An element stands at ``k * by_kept + r * by_reduced``; one of the two steps is 1. Everything is computed in float32.
 """
 
@@ -82,27 +82,27 @@ def join(found, out, K, parts, MOST: tl.constexpr, MEAN: tl.constexpr, KEPT: tl.
 
 @triton.jit
 def gate(
-    x, channel_scores, place_scores, out, C, hw, by_channel, by_place,
-    BACKWARDS: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+    x, channel_scores, position_scores, out, C, hw, by_channel, by_position,
+    BACKWARDS: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """sigmoid(channel scores) sigmoid(place scores) x; scores that are None count as 1.
+    """sigmoid(channel scores) sigmoid(position scores) x; scores that are None count as 1.
 
-    Grid: images, tiles of channels, tiles of places, the places fastest.
+    Grid: images, tiles of channels, tiles of positions, the positions fastest.
     """
     number = tl.program_id(0)
     if BACKWARDS:
         number = tl.num_programs(0) - 1 - number
-    across, along = tl.cdiv(C, CHANNELS), tl.cdiv(hw, PLACES)
-    p = (number % along) * PLACES + tl.arange(0, PLACES)
+    across, along = tl.cdiv(C, CHANNELS), tl.cdiv(hw, POSITIONS)
+    p = (number % along) * POSITIONS + tl.arange(0, POSITIONS)
     c = (number // along % across) * CHANNELS + tl.arange(0, CHANNELS)
     image = (number // along // across).to(tl.int64)
-    at = image * C * hw + (c.to(tl.int64) * by_channel)[:, None] + (p.to(tl.int64) * by_place)[None, :]
+    at = image * C * hw + (c.to(tl.int64) * by_channel)[:, None] + (p.to(tl.int64) * by_position)[None, :]
     mask = (c < C)[:, None] & (p < hw)[None, :]
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     if channel_scores is not None:
         score = tl.load(channel_scores + image * C + c, mask=c < C, other=0.0).to(tl.float32)
         value *= tl.sigmoid(score)[:, None]
-    if place_scores is not None:
-        score = tl.load(place_scores + image * hw + p, mask=p < hw, other=0.0).to(tl.float32)
+    if position_scores is not None:
+        score = tl.load(position_scores + image * hw + p, mask=p < hw, other=0.0).to(tl.float32)
         value *= tl.sigmoid(score)[None, :]
     tl.store(out + at, value, mask=mask)

@@ -2,7 +2,7 @@
 
 Images x: (B, C, h, w), float32, bfloat16 or float16, contiguous or channels_last, not empty. Scores: contiguous, of a
 floating type. Triton is imported at the first launch. Under its interpreter (TRITON_INTERPRET=1) CPU tensors are
-taken too. ``available`` is ULSAM's: what runs its kernels runs these.
+taken too. ``why_not`` is ULSAM's: what runs its kernels runs these.
 
 Passes follow each other over the same x. What the last one read at its end is still in the cache, so every second pass
 begins there, with the last image.
@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.kernels.launches import divide_up, power_of_two, processors_and_cache
-from foveate.kernels.ulsam.triton_launch import TYPES, available
+from foveate.kernels.ulsam.triton_launch import TYPES, divide_up, power_of_two, processors_and_cache, why_not
 
-__all__ = ["TYPES", "available", "gate", "pool_channels", "pool_places"]
+__all__ = ["TYPES", "gate", "pool_channels", "pool_positions", "why_not"]
 
 _TILE = 2048  # elements
 _LEAST = 8  # tiles that a program goes through before its work is shared
@@ -42,8 +41,8 @@ def _tile(along: int, across: int, most: int) -> tuple[int, int]:
     return along, min(power_of_two(across), _TILE // along)
 
 
-def pool_places(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
-    """Maximum and mean over places of sigmoid(scores) x, or of x without scores.
+def pool_positions(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
+    """Maximum and mean over positions of sigmoid(scores) x, or of x without scores.
 
     Args:
         x: (B, C, h, w).
@@ -54,7 +53,7 @@ def pool_places(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Ten
     Returns:
         (B, 1 or 2, C), the maximum first.
     """
-    return _pool(x, scores, most, mean, over_places=True)
+    return _pool(x, scores, most, mean, over_positions=True)
 
 
 def pool_channels(x: Tensor, scores: Tensor | None) -> Tensor:
@@ -67,13 +66,13 @@ def pool_channels(x: Tensor, scores: Tensor | None) -> Tensor:
     Returns:
         (B, 2, h, w), the maximum first.
     """
-    return _pool(x, scores, True, True, over_places=False).unflatten(2, x.shape[2:])
+    return _pool(x, scores, True, True, over_positions=False).unflatten(2, x.shape[2:])
 
 
-def _pool(x: Tensor, scores: Tensor | None, most: bool, mean: bool, over_places: bool) -> Tensor:
-    batch, channels, places = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    kept, reduced = (channels, places) if over_places else (places, channels)
-    if x.is_contiguous() == over_places:  # the reduced axis is the one along the memory
+def _pool(x: Tensor, scores: Tensor | None, most: bool, mean: bool, over_positions: bool) -> Tensor:
+    batch, channels, positions = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    kept, reduced = (channels, positions) if over_positions else (positions, channels)
+    if x.is_contiguous() == over_positions:  # the reduced axis is the one along the memory
         steps = reduced, 1
         reduced_tile, kept_tile = _tile(reduced, kept, 512)
     else:
@@ -92,13 +91,13 @@ def _pool(x: Tensor, scores: Tensor | None, most: bool, mean: bool, over_places:
     return out
 
 
-def gate(x: Tensor, channels: Tensor | None, places: Tensor | None) -> Tensor:
-    """sigmoid(channels) sigmoid(places) x, like x.
+def gate(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> Tensor:
+    """sigmoid(channels) sigmoid(positions) x, like x.
 
     Args:
         x: (B, C, h, w).
         channels: scores, (B, C); None counts as a weight of 1.
-        places: scores, (B, 1, h, w); likewise.
+        positions: scores, (B, 1, h, w); likewise.
     """
     out = torch.empty_like(x)
     batch, count, length = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
@@ -109,7 +108,7 @@ def gate(x: Tensor, channels: Tensor | None, places: Tensor | None) -> Tensor:
         steps = 1, count
         across, along = _tile(count, length, 512)
     grid = batch * divide_up(count, across) * divide_up(length, along)
-    backwards = int(channels is None or places is None)
-    tile = {"BACKWARDS": backwards, "CHANNELS": across, "PLACES": along}
-    _launch("gate", x, grid, x, channels, places, out, count, length, *steps, **tile)
+    backwards = int(channels is None or positions is None)
+    tile = {"BACKWARDS": backwards, "CHANNELS": across, "POSITIONS": along}
+    _launch("gate", x, grid, x, channels, positions, out, count, length, *steps, **tile)
     return out

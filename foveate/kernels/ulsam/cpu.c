@@ -4,7 +4,7 @@ c_compiler.py compiles this at the first use, for one type of element at a time;
 plain pointers, plain sizes. Images are (B, C, h, w), in planes (contiguous) or with the channels last.
 
 folded = scale (C), shift (C), point (C), bias (g):
-    score_n(p) = bias_n + sum over c in group n of point_c * max over 3 x 3 places of relu(scale_c x_c + shift_c)
+    score_n(p) = bias_n + sum over c in group n of point_c * max over 3 x 3 positions of relu(scale_c x_c + shift_c)
     A_n = softmax(relu(score_n))        out = x + A x
 
 Outside the image stands 0, which changes no maximum of what a ReLU gives. The flags of the compiler allow sums in any
@@ -15,7 +15,7 @@ least, and by the softmax the whole map of its group: as in the definition. */
 
 /* ---- scores, channels last ---- */
 
-/* LANES channels: what is folded of them; the two places before this one, of each the maximum of its three rows. */
+/* LANES channels: what is folded of them; the two positions before this one, of each the maximum of its three rows. */
 typedef struct {
     Lanes scale, shift, point, far, near;
 } Slice;
@@ -24,7 +24,7 @@ static inline Slice slice(const REAL *folded, size n, size C) {
     return (Slice){some(folded, n), some(folded + C, n), some(folded + 2 * C, n), all(0), all(0)};
 }
 
-/* sum, and the product at the place before, now that this place is known. x: NULL below the image; top, mid: what the ReLU
+/* sum, and the product at the position before, now that this one is known. x: NULL below the image; top, mid: what the ReLU
    gives in the two rows above; top is overwritten by this row. zero: as a constant it would be one instruction more. */
 static inline __attribute__((always_inline)) Lanes add_before(Lanes sum, Slice *k, const STORED *x, size n, Lanes zero,
                                                              Lanes *top, const Lanes *mid) {
@@ -36,7 +36,7 @@ static inline __attribute__((always_inline)) Lanes add_before(Lanes sum, Slice *
     return sum;
 }
 
-/* n channels of one row: add their products to the scores of the row above it, of which score[-1] is no place. next: what
+/* n channels of one row: add their products to the scores of the row above it, of which score[-1] is not a position. next: what
    is read after this row. */
 static inline __attribute__((always_inline)) void row_of_scores(const STORED *x, size n, size w, size C,
                                                                const REAL *folded, Lanes zero, Lanes *top,
@@ -209,7 +209,7 @@ static void softmax(REAL *restrict map, size hw) {
     for (size i = 0; i < hw; i++) map[i] *= share;
 }
 
-/* out = x + A x for the groups n0 .. n1 and the places p0 .. p1. */
+/* out = x + A x for the groups n0 .. n1 and the positions p0 .. p1. */
 static void weigh(const Setting *s, const Arguments *a, const REAL *map, size b, size n0, size n1, size p0,
                         size p1) {
     const size C = s->C, G = C / s->g, hw = s->h * s->w;
@@ -264,12 +264,12 @@ static void infer_task(const Setting *s, const Arguments *a, size task, REAL *sc
 /* vectors: of DW weight, bias; of its batch norm weight, bias, mean, variance; the same six of PW. */
 void fold(const REAL *const *v, size C, size g, double eps, double point_eps, REAL *folded) {
     for (size c = 0; c < C; c++) {
-        const REAL factor = v[2][c] / (REAL)sqrt(v[5][c] + eps);
+        const REAL factor = v[2][c] / root(v[5][c] + (REAL)eps);
         folded[c] = v[0][c] * factor;
         folded[C + c] = (v[1][c] - v[4][c]) * factor + v[3][c];
     }
     for (size n = 0; n < g; n++) {
-        const REAL factor = v[8][n] / (REAL)sqrt(v[11][n] + point_eps);
+        const REAL factor = v[8][n] / root(v[11][n] + (REAL)point_eps);
         for (size c = n * (C / g); c < (n + 1) * (C / g); c++) folded[2 * C + c] = v[6][c] * factor;
         folded[3 * C + n] = (v[7][n] - v[10][n]) * factor + v[9][n];
     }

@@ -15,10 +15,12 @@ typedef int64_t MASK;
 static const REAL TINY = 1e-150;
 static inline REAL load(STORED value) { return value; }
 static inline STORED store(REAL value) { return value; }
+static inline REAL root(REAL value) { return sqrt(value); }
 #else
 typedef float REAL;
 typedef int32_t MASK;
 static const REAL TINY = 1e-20f; /* far from the denormals, also times a gradient */
+static inline REAL root(REAL value) { return sqrtf(value); }
 
 #if defined(BFLOAT16)
 typedef uint16_t STORED;
@@ -149,7 +151,7 @@ typedef struct {
     const REAL *folded, *map, *dscore, *centre, *affine, *by_group;
     REAL *score, *made, *sums;
     double *partial;
-    size strips; /* parts of the rows, or of the places */
+    size strips; /* parts of the rows, or of the positions */
 } Arguments;
 
 typedef void (*task_fn)(const Setting *, const Arguments *, size task, REAL *scratch);

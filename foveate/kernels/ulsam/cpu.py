@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from foveate.kernels.c_compiler import library, openmp
-from foveate.kernels.dispatch import PLAIN, dense, in_the_strides_of, wide
+from foveate.kernels.dispatch import dense, in_the_strides_of, wide
 from foveate.kernels.ulsam.reference_training import Trained
 
-__all__ = ["TYPES", "available", "evaluate", "fold", "infer", "train_backward", "train_forward"]
+__all__ = ["TYPES", "evaluate", "fold", "infer", "train_backward", "train_forward", "why_not"]
 
 TYPES = (torch.float32, torch.bfloat16)
 """Types for which the fused path is taken by itself."""
@@ -40,7 +40,7 @@ _inference_with = struct.Struct(_SETTING + "4P2d12P").pack  # ..., eps, point_ep
 
 @functools.cache
 def _functions(dtype: torch.dtype) -> Any:
-    lib = library(_FILES, _DEFINES[dtype])
+    lib, _ = library(_FILES, _DEFINES[dtype])
     if lib is not None:
         pointer, size, number = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double
         lib.fold.argtypes = [pointer, size, size, number, number, pointer]
@@ -53,9 +53,9 @@ def _functions(dtype: torch.dtype) -> Any:
     return lib
 
 
-def available(dtype: torch.dtype) -> bool:
-    """Whether the source is compiled for this type, or can be: the first call tries it."""
-    return _functions(dtype) is not None
+def why_not(dtype: torch.dtype) -> str:
+    """Why the source cannot be compiled or loaded for this type, or nothing: the first call tries it."""
+    return library(_FILES, _DEFINES[dtype])[1]
 
 
 class _Scratch:
@@ -125,14 +125,26 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
 def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor | None:
     """``infer`` with what ``fold`` gives for the same vectors, in one call: for small inputs calls take the time.
 
-    None where a vector is not float32, contiguous and on the CPU, or x is float64.
+    Args:
+        x: (B, C, h, w).
+        vectors: as ``fold`` takes them, plain tensors on the CPU, of any floating type.
+        groups: g.
+        eps: of the first batch norm.
+        point_eps: of the second.
+
+    Returns:
+        x + A x; None for x in float64.
     """
     kind, given = torch.float32, [eps, point_eps]
+    if x.dtype is torch.float64:
+        return None
+    converted = []  # kept until the call is over
     for v in vectors:
-        if type(v) not in PLAIN or v.dtype is not kind or not v.is_cpu or not v.is_contiguous():
-            return None
+        if v.dtype is not kind or not v.is_contiguous():
+            v = v.to(kind).contiguous()
+            converted.append(v)
         given.append(v.data_ptr())
-    return None if x.dtype is torch.float64 else _infer(x, groups, _inference_with, given)
+    return _infer(x, groups, _inference_with, given)
 
 
 def _infer(x: Tensor, groups: int, pack: Callable[..., bytes], given: Sequence[float], folded: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ order of reading, as torch does, found in two steps: side is the column of the f
 the row of the first of these. A maximum of 0 gives nothing, for the ReLU is closed there; so a neighbour counts only if
 it is above TINY, which stands for 0, and outside the image stands 0. */
 
-/* dA for the places p0 .. p1 of one image. */
+/* dA for the positions p0 .. p1 of one image. */
 static void map_gradient_task(const Setting *s, const Arguments *a, size task, REAL *scratch) {
     const size C = s->C, G = C / s->g, hw = s->h * s->w, part = parts(hw, a->strips), p0 = task % a->strips * part;
     const size p1 = least(p0 + part, hw), b = task / a->strips;
@@ -37,7 +37,7 @@ static inline REAL first_of_three(REAL before, REAL here, REAL after, MASK *wher
 
 /* ---- planes ---- */
 
-/* Rows of one group with two more on both sides; place i of a buffer is place i + move of the image's plane. */
+/* Rows of one group with two more on both sides; element i of a buffer is position i + move of the image's plane. */
 typedef struct {
     size w, move, real0, real1, own0, own1, window0, window1;
     REAL *hidden, *wide, *passed, *dscore;
@@ -111,8 +111,8 @@ static void gradients_planes(const Setting *s, const Arguments *a, size b, size 
 
 /* ---- channels last ---- */
 
-/* One place, LANES channels: what stands there, the maximum of three in its row, whose that is, and what the windows hand
-   to that row. Three rows of them are kept, for in the images places are so far apart that they push each other out of the
+/* One position, LANES channels: what stands there, the maximum of three in its row, whose that is, and what the windows hand
+   to that row. Three rows of them are kept, for in the images positions are so far apart that they push each other out of the
    first cache. */
 typedef struct {
     Lanes x, wide, passed;
@@ -129,7 +129,7 @@ typedef struct {
     Lanes scale, shift, point, centre, dscale, dshift, dpoint;
 } Column;
 
-/* dscore or map of one place, for each channel. */
+/* dscore or map of one position, for each channel. */
 static inline Lanes spread(const REAL *map, const size *group) {
     Lanes out;
     if (group[0] == group[LANES - 1])

@@ -39,7 +39,7 @@ size training_bytes(const Setting *s) { return (char *)work_of(s, NULL).end - (c
 
 /* ---- mean and variance of each channel ---- */
 
-/* For a part of the places: the sums of x - pivot and of its square, (2, C). The pivot is a value of that channel: the
+/* For a part of the positions: the sums of x - pivot and of its square, (2, C). The pivot is a value of that channel: the
    difference of the squares keeps its digits. */
 static void moments_task(const Setting *s, const Arguments *a, size task, REAL *scratch) {
     const size C = s->C, hw = s->h * s->w, part = parts(s->B * hw, a->strips), q0 = task * part;

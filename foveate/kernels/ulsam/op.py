@@ -4,7 +4,7 @@
     foveate::ulsam_train(x, parameters, running, ..) -> x + A x, and what the backward pass and the batch norms need
     foveate::ulsam_train_backward(..)                -> gradients of x and of the parameters
 
-What computes them is a backend's, see ``backends``.
+What computes them is a backend's, see ``dispatch``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from foveate.kernels.dispatch import PLAIN, dense, is_ready, passes, unwatched, wide
-from foveate.kernels.switch import enabled
+from foveate.kernels.dispatch import dense, enabled, no_active_modes, passes, ready, wide
 from foveate.kernels.ulsam.reference_training import Trained, plain
 
-__all__ = ["evaluate", "fold", "infer", "scores_folded", "train"]
+__all__ = ["evaluate", "fold", "infer", "train"]
 
 _library = torch.library.Library("foveate", "FRAGMENT")
 _library.define("ulsam_infer(Tensor x, Tensor folded, int groups) -> Tensor")
@@ -47,8 +45,8 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
         eps: of the first batch norm.
         point_eps: of the second.
     """
-    fused = enabled() and not torch.compiler.is_compiling() and _are_plain(vectors)
-    if fused and is_ready(vectors[0].device.type, torch.float32):
+    fused = enabled() and not torch.compiler.is_compiling() and _are_float32(vectors)
+    if fused and ready(vectors[0].device.type, torch.float32).backend:
         return passes(vectors[0]).fold(vectors, groups, eps, point_eps)
     kind = wide(vectors[0])
     w, b, weight, bias, mean, var, pw, pb, pweight, pbias, pmean, pvar = (v.flatten().to(kind) for v in vectors)
@@ -58,43 +56,29 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     return torch.cat([w * factor, (b - mean) * factor + bias, point, (pb - pmean) * point_factor + pbias])
 
 
-def _are_plain(vectors: Sequence[Tensor]) -> bool:
-    kind, device = torch.float32, vectors[0].device
-    return all(type(v) in PLAIN and v.dtype is kind and v.device == device and v.is_contiguous() for v in vectors)
-
-
-def scores_folded(x: Tensor, folded: Tensor, groups: int) -> Tensor:
-    """The plain definition of the scores from folded vectors, (B, g, h, w): what the softmax's ReLU gets."""
-    channels = x.shape[1]
-    scale, shift, point, bias = folded.to(x.dtype).split([channels, channels, channels, groups])
-    hidden = F.relu(torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1)))
-    pooled = F.max_pool2d(hidden, kernel_size=3, stride=1, padding=1)
-    return F.conv2d(pooled, point.view(groups, -1, 1, 1), bias, groups=groups)
+def _are_float32(vectors: Sequence[Tensor]) -> bool:
+    return all(v.dtype is torch.float32 and v.is_contiguous() for v in vectors)
 
 
 def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     """x + A x from folded vectors, without gradients.
 
     Args:
-        x: (B, C, h, w), for which ``backend_for`` holds.
+        x: (B, C, h, w), for which ``choose`` has a backend.
         folded: (3C + g), of ``fold``.
         groups: g.
     """
-    return _infer(x, folded, groups) if unwatched() else torch.ops.foveate.ulsam_infer.default(x, folded, groups)
+    return _infer(x, folded, groups) if no_active_modes() else torch.ops.foveate.ulsam_infer.default(x, folded, groups)
 
 
-def evaluate(x: Tensor, vectors: Sequence[Tensor | None], groups: int, eps: float, point_eps: float) -> Tensor | None:
-    """``infer`` with what ``fold`` gives for the same vectors, in fewer steps where nobody watches them.
-
-    None where a vector is missing: then the definition serves.
-    """
+def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -> Tensor:
+    """``infer`` with what ``fold`` gives for the same vectors, in fewer steps where no mode is active."""
     at_once = getattr(passes(x), "evaluate", None)
-    if at_once is not None and unwatched():
+    if at_once is not None and no_active_modes():
         out: Tensor | None = at_once(dense(x), vectors, groups, eps, point_eps)
         if out is not None:
             return out
-    present = [v for v in vectors if v is not None]
-    return infer(x, fold(present, groups, eps, point_eps), groups) if len(present) == len(vectors) else None
+    return infer(x, fold(vectors, groups, eps, point_eps), groups)
 
 
 def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
@@ -113,7 +97,7 @@ def train(
     """x + A x with gradients; the batch norms take the statistics of the batch, or running ones where they are given.
 
     Args:
-        x: (B, C, h, w), for which ``backend_for`` holds.
+        x: (B, C, h, w), for which ``choose`` has a backend.
         parameters: DW weight and bias, its batch norm's weight and bias; the same four of PW.
         running: mean and variance of the first batch norm, of the second; an empty tensor: of the batch.
         eps: of the first batch norm.
@@ -123,7 +107,7 @@ def train(
         The result; and what a running average takes in: mean and unbiased variance of both batch norms' inputs, of each
         where it is of the batch, (2C + 2g).
     """
-    if unwatched():
+    if no_active_modes():
         out, observed = _Step.apply(eps, point_eps, x, *parameters, *running)
     else:
         out, *_, observed = torch.ops.foveate.ulsam_train.default(x, parameters, running, eps, point_eps)
@@ -131,7 +115,7 @@ def train(
 
 
 class _Step(torch.autograd.Function):
-    """``ulsam_train`` where nobody watches: the way through torch.library takes longer than a small step itself."""
+    """``ulsam_train`` where no mode is active: the way through torch.library takes longer than a small step itself."""
 
     @staticmethod
     def forward(ctx: Any, eps: float, point_eps: float, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +176,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         found = iter(torch.autograd.grad(out, wanted, dy, create_graph=True, allow_unused=True))
         dx, *small = (next(found) if t.requires_grad else None for t in (x, *parameters))
     else:
-        run = passes(x).train_backward if unwatched() else torch.ops.foveate.ulsam_train_backward.default
+        run = passes(x).train_backward if no_active_modes() else torch.ops.foveate.ulsam_train_backward.default
         dx, small = run(dy, x, parameters, running, ctx.eps, ctx.point_eps, *saved)
     return dx, small, [None] * 4, None, None
 

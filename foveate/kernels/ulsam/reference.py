@@ -12,7 +12,7 @@ __all__ = ["reweight", "spatial_softmax"]
 
 
 def spatial_softmax(scores: Tensor) -> Tensor:
-    """Softmax over the places of each map.
+    """Softmax over the spatial positions of each map.
 
     Args:
         scores: (B, g, h, w), floating point.
@@ -20,7 +20,7 @@ def spatial_softmax(scores: Tensor) -> Tensor:
     Returns:
         (B, g, h, w); each (h, w) map is non-negative and sums to 1.
     """
-    return scores.flatten(2).softmax(dim=2).view_as(scores)
+    return scores.flatten(2).softmax(dim=2).reshape(scores.shape)
 
 
 def reweight(x: Tensor, attention: Tensor) -> Tensor:
@@ -33,7 +33,10 @@ def reweight(x: Tensor, attention: Tensor) -> Tensor:
     Returns:
         (B, C, h, w), in the memory format of x.
     """
-    groups = attention.shape[1]
-    split = x.unflatten(1, (groups, -1))  # a view in either memory format
-    # One pass over memory instead of a product and a sum.
-    return torch.addcmul(split, split, attention.unsqueeze(2)).flatten(1, 2)
+    split = x.unflatten(1, (attention.shape[1], -1))  # a view in either memory format
+    weights = attention.unsqueeze(2)
+    if not torch._jit_internal.is_scripting():
+        into_a_graph = torch.compiler.is_exporting() or torch._C._is_tracing()
+        if into_a_graph:  # converters know product and sum
+            return (split + split * weights).flatten(1, 2)
+    return torch.addcmul(split, split, weights).flatten(1, 2)  # one pass over memory

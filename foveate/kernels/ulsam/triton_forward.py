@@ -1,7 +1,7 @@
 """ULSAM on CUDA, the forward passes: kernels that triton_launch.py launches. The formulas are those of cpu.c.
 
-An image's channel c and place p = row * w + column stand at ``c * by_channel + p * by_place``; one of the two steps is
-1. Tiles are (channels, places). Everything is computed in float32.
+Channel c of an image at position p = row * w + column stands at ``c * by_channel + p * by_position``; one of the steps
+is 1. Tiles are (channels, positions). Everything is computed in float32.
 """
 
 # Triton has no types, and the letters are those of the formulas.
@@ -33,13 +33,15 @@ def vector_of(folded, which, number, c, C, G, g):
 
 
 @triton.jit
-def _signed(x, p, by_place, mask, sign):
-    return tl.load(x + (p * by_place)[None, :], mask=mask, other=0.0).to(tl.float32) * sign
+def _signed(x, p, by_position, mask, sign):
+    return tl.load(x + (p * by_position)[None, :], mask=mask, other=0.0).to(tl.float32) * sign
 
 
 @triton.jit
-def _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNELS: tl.constexpr, PLACES: tl.constexpr):
-    """Scores of the places p of one group; x points to the group.
+def _score(
+    x, folded, number, p, C, G, g, h, w, hw, by_channel, by_position, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr
+):
+    """Scores of the positions p of one group; x points to the group.
 
     Behind the edge a window takes the edge once more, which changes no maximum. The maximum is taken of x, or of -x
     where scale is negative. Maxima drop NaN: the middle of the window, where it is kept, is enough for the softmax.
@@ -47,7 +49,7 @@ def _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNE
     row, column = p // w, p % w
     up, here, down = tl.maximum(row - 1, 0) * w, row * w, tl.minimum(row + 1, h - 1) * w
     left, right = tl.maximum(column - 1, 0), tl.minimum(column + 1, w - 1)
-    total = tl.zeros([PLACES], tl.float32)
+    total = tl.zeros([POSITIONS], tl.float32)
     for first in range(0, G, CHANNELS):
         c = first + tl.arange(0, CHANNELS)
         scale = vector_of(folded, 0, number, c, C, G, g)
@@ -56,16 +58,16 @@ def _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNE
         sign = tl.where(scale < 0, -1.0, 1.0)
         at = x + (c * by_channel)[:, None]
         mask = (c < G)[:, None] & (p < hw)[None, :]
-        middle = tl.load(at + ((here + column) * by_place)[None, :], mask=mask, other=0.0).to(tl.float32)
+        middle = tl.load(at + ((here + column) * by_position)[None, :], mask=mask, other=0.0).to(tl.float32)
         most = middle * sign
-        most = tl.maximum(most, _signed(at, up + left, by_place, mask, sign))
-        most = tl.maximum(most, _signed(at, up + column, by_place, mask, sign))
-        most = tl.maximum(most, _signed(at, up + right, by_place, mask, sign))
-        most = tl.maximum(most, _signed(at, here + left, by_place, mask, sign))
-        most = tl.maximum(most, _signed(at, here + right, by_place, mask, sign))
-        most = tl.maximum(most, _signed(at, down + left, by_place, mask, sign))
-        most = tl.maximum(most, _signed(at, down + column, by_place, mask, sign))
-        most = tl.maximum(most, _signed(at, down + right, by_place, mask, sign))
+        most = tl.maximum(most, _signed(at, up + left, by_position, mask, sign))
+        most = tl.maximum(most, _signed(at, up + column, by_position, mask, sign))
+        most = tl.maximum(most, _signed(at, up + right, by_position, mask, sign))
+        most = tl.maximum(most, _signed(at, here + left, by_position, mask, sign))
+        most = tl.maximum(most, _signed(at, here + right, by_position, mask, sign))
+        most = tl.maximum(most, _signed(at, down + left, by_position, mask, sign))
+        most = tl.maximum(most, _signed(at, down + column, by_position, mask, sign))
+        most = tl.maximum(most, _signed(at, down + right, by_position, mask, sign))
         z = most * (scale * sign) + shift
         z_middle = middle * scale + shift
         z = tl.where(z_middle == z_middle, z, z_middle)
@@ -76,25 +78,25 @@ def _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNE
 @triton.jit
 def scores(
     x, folded, score, C, G, g, h, w, hw,
-    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: groups of all images, tiles of places."""
+    """Grid: groups of all images, tiles of positions."""
     hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
     by_channel = 1 if LAST else hw
-    by_place = C if LAST else 1
+    by_position = C if LAST else 1
     number = tl.program_id(0)
-    p = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
+    p = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
     x += start_of(number, g, C, G, hw, by_channel)
-    total = _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNELS, PLACES)
+    total = _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_position, CHANNELS, POSITIONS)
     tl.store(score + number.to(tl.int64) * hw + p, total, mask=p < hw)
 
 
 @triton.jit
-def _weigh(x, out, share, p, G, hw, by_channel, by_place, CHANNELS: tl.constexpr):
-    """out = x + A x at the places p of one group."""
+def _weigh(x, out, share, p, G, hw, by_channel, by_position, CHANNELS: tl.constexpr):
+    """out = x + A x at the positions p of one group."""
     for first in range(0, G, CHANNELS):
         c = first + tl.arange(0, CHANNELS)
-        at = (c * by_channel)[:, None] + (p * by_place)[None, :]
+        at = (c * by_channel)[:, None] + (p * by_position)[None, :]
         mask = (c < G)[:, None] & (p < hw)[None, :]
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(out + at, value + share[None, :] * value, mask=mask)
@@ -103,37 +105,37 @@ def _weigh(x, out, share, p, G, hw, by_channel, by_place, CHANNELS: tl.constexpr
 @triton.jit
 def reweight(
     x, attention, out, C, G, g, h, w, hw,
-    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: groups of all images, tiles of places."""
+    """Grid: groups of all images, tiles of positions."""
     hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
     by_channel = 1 if LAST else hw
-    by_place = C if LAST else 1
+    by_position = C if LAST else 1
     number = tl.program_id(0)
-    p = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
+    p = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
     start = start_of(number, g, C, G, hw, by_channel)
     share = tl.load(attention + number.to(tl.int64) * hw + p, mask=p < hw, other=0.0)
-    _weigh(x + start, out + start, share, p, G, hw, by_channel, by_place, CHANNELS)
+    _weigh(x + start, out + start, share, p, G, hw, by_channel, by_position, CHANNELS)
 
 
 @triton.jit
 def infer(
     x, folded, score, out, C, G, g, h, w, hw,
-    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Grid: groups of all images. Everything for one group, while it is in the cache."""
     hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
     by_channel = 1 if LAST else hw
-    by_place = C if LAST else 1
+    by_position = C if LAST else 1
     number = tl.program_id(0)
     start = start_of(number, g, C, G, hw, by_channel)
     x += start
     score += number.to(tl.int64) * hw
-    most = tl.zeros([PLACES], tl.float32)  # what a ReLU gives is not less
-    total = tl.zeros([PLACES], tl.float32)
-    for first in range(0, hw, PLACES):
-        p = first + tl.arange(0, PLACES)
-        s = _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_place, CHANNELS, PLACES)
+    most = tl.zeros([POSITIONS], tl.float32)  # what a ReLU gives is not less
+    total = tl.zeros([POSITIONS], tl.float32)
+    for first in range(0, hw, POSITIONS):
+        p = first + tl.arange(0, POSITIONS)
+        s = _score(x, folded, number, p, C, G, g, h, w, hw, by_channel, by_position, CHANNELS, POSITIONS)
         s = tl.where(s <= 0, 0.0, s)
         tl.store(score + p, s, mask=p < hw)
         s = tl.where(p < hw, s, -float("inf"))
@@ -143,37 +145,37 @@ def infer(
     peak = tl.max(most, axis=0)
     total_of_all = tl.sum(total * tl.exp(most - peak), axis=0)
     tl.debug_barrier()  # other threads read the scores that this one wrote
-    for first in range(0, hw, PLACES):
-        p = first + tl.arange(0, PLACES)
+    for first in range(0, hw, POSITIONS):
+        p = first + tl.arange(0, POSITIONS)
         share = tl.exp(tl.load(score + p, mask=p < hw, other=0.0) - peak) / total_of_all
-        _weigh(x, out + start, share, p, G, hw, by_channel, by_place, CHANNELS)
+        _weigh(x, out + start, share, p, G, hw, by_channel, by_position, CHANNELS)
 
 
 @triton.jit
 def moments(
     x, found, B, C, hw, parts,
-    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
+    LAST: tl.constexpr, EVEN: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Of x less its first value: count, mean, sum of squares around the mean, (parts, 3, C).
 
-    Grid: tiles of channels, parts of the places. Each tile has its own mean; two are joined as by Chan, Golub and
+    Grid: tiles of channels, parts of the positions. Each tile has its own mean; two are joined as by Chan, Golub and
     LeVeque: a small variance keeps its digits.
     """
     hw = hw // EVEN * EVEN  # the same number: the compiler sees what divides it
     by_channel = 1 if LAST else hw
-    by_place = C if LAST else 1
+    by_position = C if LAST else 1
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     part = tl.program_id(1)
-    tiles = tl.cdiv(hw, PLACES)
+    tiles = tl.cdiv(hw, POSITIONS)
     origin = tl.load(x + c * by_channel, mask=c < C, other=0.0).to(tl.float32)[:, None]
     count = tl.zeros([CHANNELS], tl.float32)
     mean = tl.zeros([CHANNELS], tl.float32)
     square = tl.zeros([CHANNELS], tl.float32)
     for tile in range(part, B * tiles, parts):
-        image = tl.zeros([PLACES], tl.int64) + tile // tiles
-        p = (tile % tiles) * PLACES + tl.arange(0, PLACES)
+        image = tl.zeros([POSITIONS], tl.int64) + tile // tiles
+        p = (tile % tiles) * POSITIONS + tl.arange(0, POSITIONS)
         mask = (c < C)[:, None] & (p < hw)[None, :]
-        at = (c * by_channel)[:, None] + (image * C * hw + p * by_place)[None, :]
+        at = (c * by_channel)[:, None] + (image * C * hw + p * by_position)[None, :]
         value = tl.where(mask, tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - origin, 0.0)
         n = tl.sum((p < hw).to(tl.float32), axis=0)
         here = tl.sum(value, axis=1) / n

@@ -16,23 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.kernels.launches import divide_up, power_of_two, processors_and_cache
 from foveate.kernels.ulsam.reference import spatial_softmax
 from foveate.kernels.ulsam.reference_training import train_backward, train_forward
 
 __all__ = [
     "TYPES",
     "add_affine_",
-    "available",
+    "divide_up",
     "fold",
     "gradients",
     "infer",
     "map_gradient",
     "moments",
+    "power_of_two",
+    "processors_and_cache",
     "reweight",
     "scores",
     "train_backward",
     "train_forward",
+    "why_not",
 ]
 
 logger = logging.getLogger("foveate")
@@ -45,28 +47,50 @@ _ALONE = 2**14  # elements of a group that one program is not slow with, even if
 
 
 @functools.cache
-def available(dtype: torch.dtype) -> bool:
-    """Whether the kernels run on every device that there is: the first call tries one."""
+def why_not(dtype: torch.dtype) -> str:
+    """Why the kernels cannot run on every device that there is, or nothing: the first call tries one."""
     try:
         devices = [torch.cuda.get_device_capability(k) for k in range(torch.cuda.device_count())]
-        if min(devices, default=(0, 0)) < ((8, 0) if dtype is torch.bfloat16 else (7, 0)):
+        if not devices:
+            raise RuntimeError("no CUDA device is available")
+        if min(devices) < ((8, 0) if dtype is torch.bfloat16 else (7, 0)):
             raise RuntimeError(f"{dtype} on devices of capability {devices}")
         _kernel("backward.add_affine")
         one = torch.ones((1, 1, 1, 1), dtype=dtype, device="cuda")
         add_affine_(one, one.clone(), one.float().flatten(), one.float().flatten())
     except Exception as error:  # noqa: BLE001  no Triton, no driver, no compiler: the plain definition serves
-        _say(str(error).strip().split("\n")[-1])
-        return False
-    return True
+        reason = str(error).strip().split("\n")[-1]
+        _log(reason)
+        return f"the CUDA kernels cannot be used: {reason}"
+    return ""
 
 
 @functools.cache
-def _say(reason: str) -> None:
+def _log(reason: str) -> None:
     """Each reason once."""
-    logger.info("no CUDA kernels, the plain ones serve: %s", reason)
+    logger.info("the CUDA kernels cannot be used, so the plain definition is: %s", reason)
 
 
-# ---- launches ----
+# ---- launches: how many programs one needs, and how many run at a time (Triton has two of these, but comes in late) --
+
+
+def divide_up(whole: int, part: int) -> int:
+    """How many parts make a whole, the last perhaps smaller."""
+    return -(-whole // part)
+
+
+def power_of_two(number: int) -> int:
+    """The least that is not below a number of 1 or more."""
+    return 1 << (number - 1).bit_length()
+
+
+@functools.cache
+def processors_and_cache(device: torch.device) -> tuple[int, int]:
+    """How many multiprocessors there are, and the bytes of the L2 cache."""
+    if device.type == "cpu":  # Triton's interpreter
+        return 4, 2**20
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.L2_cache_size
 
 
 def _kernel(name: str) -> Any:
@@ -76,8 +100,8 @@ def _kernel(name: str) -> Any:
 
 
 def _launch(kernel: str, x: Tensor, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **tile: int) -> None:
-    """Run a kernel on the device of x. Those of tiles are told what x is like: how its places can be read together."""
-    if "PLACES" in tile:
+    """Run a kernel on the device of x. Those of tiles get constants of x: how its positions can be read together."""
+    if "POSITIONS" in tile:
         tile |= {"LAST": int(not x.is_contiguous()), "EVEN": math.gcd(x.shape[2] * x.shape[3], 16)}
     with torch.cuda.device_of(x):
         _kernel(kernel)[grid](*arguments, **tile, num_warps=warps, enable_fp_fusion=True)
@@ -91,17 +115,17 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
 
 def _tile(x: Tensor, channels: int, elements: int = _TILE, most: int = 64) -> dict[str, int]:
     """Powers of 2: the longer side along the memory, at most ``most`` channels where these come last."""
-    channels, places = power_of_two(channels), power_of_two(x.shape[2] * x.shape[3])
+    channels, positions = power_of_two(channels), power_of_two(x.shape[2] * x.shape[3])
     if x.is_contiguous():
-        places = min(places, elements // 8)
-        return {"CHANNELS": min(channels, elements // places), "PLACES": places}
+        positions = min(positions, elements // 8)
+        return {"CHANNELS": min(channels, elements // positions), "POSITIONS": positions}
     channels = min(channels, most)
-    return {"CHANNELS": channels, "PLACES": min(places, elements // channels)}
+    return {"CHANNELS": channels, "POSITIONS": min(positions, elements // channels)}
 
 
 def _by_group(kernel: str, x: Tensor, groups: int, *tensors: Tensor, warps: int = 4, **tile: int) -> None:
-    """One program for each group of each image and each tile of places."""
-    grid = (x.shape[0] * groups, divide_up(x.shape[2] * x.shape[3], tile["PLACES"]))
+    """One program for each group of each image and each tile of positions."""
+    grid = (x.shape[0] * groups, divide_up(x.shape[2] * x.shape[3], tile["POSITIONS"]))
     _launch(kernel, x, grid, *tensors, *_sizes(x, groups), warps=warps, **tile)
 
 
@@ -157,7 +181,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (biased) of each channel, (C) and (C)."""
     batch, channels, height, width = x.shape
     tile = _tile(x, channels)
-    across, units = divide_up(channels, tile["CHANNELS"]), batch * divide_up(height * width, tile["PLACES"])
+    across, units = divide_up(channels, tile["CHANNELS"]), batch * divide_up(height * width, tile["POSITIONS"])
     parts = min(units, divide_up(4 * processors_and_cache(x.device)[0], across))
     found = torch.empty((parts, 3, channels), dtype=torch.float32, device=x.device)
     _launch("forward.moments", x, (across, parts), x, found, batch, channels, height * width, parts, **tile)
@@ -211,7 +235,7 @@ def gradients(
     (batch, channels, height, width), groups = x.shape, attention.shape[1]
     last = not x.is_contiguous()  # then fewer elements and threads: the addresses take more registers
     tile = _tile(x, channels // groups, _WINDOW_TILE // 2, 32) if last else _tile(x, channels // groups, _WINDOW_TILE)
-    tiles = divide_up(height * width, tile["PLACES"])
+    tiles = divide_up(height * width, tile["POSITIONS"])
     across = divide_up(channels // groups, tile["CHANNELS"])
     parts = min(tiles, divide_up(8 * processors_and_cache(x.device)[0], batch * groups * across))
     dx = torch.empty_like(x)
@@ -226,6 +250,6 @@ def gradients(
 def add_affine_(dx: Tensor, x: Tensor, constant: Tensor, factor: Tensor) -> None:
     """``dx += constant + factor * x``, (C) each, in place."""
     tile = _tile(x, x.shape[1])
-    grid = (x.shape[0], divide_up(x.shape[1], tile["CHANNELS"]), divide_up(x.shape[2] * x.shape[3], tile["PLACES"]))
+    grid = (x.shape[0], divide_up(x.shape[1], tile["CHANNELS"]), divide_up(x.shape[2] * x.shape[3], tile["POSITIONS"]))
     affine = torch.cat([constant, factor])
     _launch("backward.add_affine", x, grid, dx, x, affine, x.shape[1], x.shape[2] * x.shape[3], **tile)

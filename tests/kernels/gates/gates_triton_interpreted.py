@@ -11,9 +11,9 @@ import torch
 from foveate.attention.cbam import CBAM, ORDERS
 from foveate.attention.se import SE
 from foveate.kernels import dispatch as backends
+from foveate.kernels.dispatch import use_fused
 from foveate.kernels.gates import op as gates_op
 from foveate.kernels.gates import triton_launch as gates_triton
-from foveate.kernels.switch import use_fused
 
 assert os.environ["TRITON_INTERPRET"] == "1"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, at NaN and infinity
@@ -30,10 +30,10 @@ def on_the_cpu(nan_memory, monkeypatch):
     """The backend in the place of the CPU's, which is none."""
     torch.manual_seed(0)
     monkeypatch.setitem(backends.GATES, "cpu", "foveate.kernels.gates.triton_launch")
-    monkeypatch.setattr(gates_triton, "available", lambda _: True)
-    backends.is_ready.cache_clear()
+    monkeypatch.setattr(gates_triton, "why_not", lambda _: "")
+    backends.ready.cache_clear()
     yield
-    backends.is_ready.cache_clear()
+    backends.ready.cache_clear()
 
 
 @pytest.fixture
@@ -65,28 +65,28 @@ def near(found, truth, bound=1e-6):
 
 
 def same_kind(found, truth):
-    """NaN and infinities stand at the same places, and the rest is alike."""
+    """NaN and infinities stand at the same positions, and the rest is alike."""
     torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def check(x, bound=1e-6):
-    channels, places = scores_for(x)
-    wide, wide_channels, wide_places = x.double(), channels.double(), places.double()
+    channels, positions = scores_for(x)
+    wide, wide_channels, wide_positions = x.double(), channels.double(), positions.double()
     for given, truth, most, mean in (
         *((None, None, True, True), (None, None, True, False), (None, None, False, True)),
-        (places, wide_places, True, True),
+        (positions, wide_positions, True, True),
     ):
-        found = gates_op.pool_places(x, given, most=most, mean=mean)
+        found = gates_op.pool_positions(x, given, most=most, mean=mean)
         assert found.dtype == x.dtype
-        near(found, gates_op.pool_places_plain(wide, truth, most, mean), bound)
+        near(found, gates_op.pool_positions_plain(wide, truth, most, mean), bound)
     for given, truth in ((None, None), (channels, wide_channels)):
         found = gates_op.pool_channels(x, given)
         assert found.dtype == x.dtype
         near(found, gates_op.pool_channels_plain(wide, truth), bound)
     for c, p in ((True, True), (True, False), (False, True)):
-        found = gates_op.gate(x, channels if c else None, places if p else None)
+        found = gates_op.gate(x, channels if c else None, positions if p else None)
         assert found.dtype == x.dtype
-        near(found, gates_op.gate_plain(wide, wide_channels if c else None, wide_places if p else None), bound)
+        near(found, gates_op.gate_plain(wide, wide_channels if c else None, wide_positions if p else None), bound)
     return found
 
 
@@ -109,7 +109,7 @@ def test_passes_in_several_tiles_and_parts(shape, memory_format, small_tiles, la
 def test_no_more_parts_than_there_are_processors_for(memory_format, small_tiles, launched, monkeypatch):
     monkeypatch.setattr(gates_triton, "processors_and_cache", lambda _: (1, 2**20))
     x = image((8, 2, 6, 8), memory_format)
-    near(gates_op.pool_places(x, most=True, mean=True), gates_op.pool_places_plain(x.double(), None, True, True))
+    near(gates_op.pool_positions(x, most=True, mean=True), gates_op.pool_positions_plain(x.double(), None, True, True))
     assert launched == ["pool"]
 
 
@@ -126,40 +126,41 @@ def test_other_strides(layout):
 
 
 def test_scores_of_any_strides_and_another_type():
-    x, channels, places = image((2, 3, 4, 5)), torch.randn(3, 2).t().half(), torch.randn(2, 1, 5, 4).transpose(2, 3)
-    near(gates_op.gate(x, channels, places), gates_op.gate_plain(x.double(), channels.double(), places.double()))
+    x, channels, positions = image((2, 3, 4, 5)), torch.randn(3, 2).t().half(), torch.randn(2, 1, 5, 4).transpose(2, 3)
+    near(gates_op.gate(x, channels, positions), gates_op.gate_plain(x.double(), channels.double(), positions.double()))
     near(gates_op.pool_channels(x, channels), gates_op.pool_channels_plain(x.double(), channels.double()))
 
 
 @each_format
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("tile", [16, 2048])
-def test_what_is_no_number_goes_where_the_definition_has_it(tile, value, memory_format, monkeypatch):
+def test_what_is_not_a_number_goes_where_the_definition_has_it(value, memory_format, monkeypatch):
+    last = memory_format is torch.channels_last
+    tile = (16, 2048)[(["nan", "inf", "-inf"].index(str(value)) + last) % 2]  # each value and format with each tile
     monkeypatch.setattr(gates_triton, "_TILE", tile)
     monkeypatch.setattr(gates_triton, "_LEAST", 2)
     x = image((2, 3, 5, 4), memory_format)
     x[1, 1, 0, 3], x[1, 1, 4, 0], x[0, 2] = value, -value, value
-    channels, places = scores_for(x)
-    channels[0, 0], places[0, 0, 2, 2] = float("-inf"), value  # a weight of 0
-    for given in (None, places):
+    channels, positions = scores_for(x)
+    channels[0, 0], positions[0, 0, 2, 2] = float("-inf"), value  # a weight of 0
+    for given in (None, positions):
         same_kind(
-            gates_op.pool_places(x, given, most=True, mean=True), gates_op.pool_places_plain(x, given, True, True)
+            gates_op.pool_positions(x, given, most=True, mean=True), gates_op.pool_positions_plain(x, given, True, True)
         )
     for given in (None, channels):
         same_kind(gates_op.pool_channels(x, given), gates_op.pool_channels_plain(x, given))
-    same_kind(gates_op.gate(x, channels, places), gates_op.gate_plain(x, channels, places))
+    same_kind(gates_op.gate(x, channels, positions), gates_op.gate_plain(x, channels, positions))
 
 
 def test_torch_knows_the_operations():
     x = image((2, 3, 4, 5), torch.channels_last)
-    channels, places = scores_for(x)
+    channels, positions = scores_for(x)
     operations = torch.ops.foveate
     for x_ in (x, x[..., ::2]):
-        torch.library.opcheck(operations.pool_places.default, (x_, None, True, True))
+        torch.library.opcheck(operations.pool_positions.default, (x_, None, True, True))
         torch.library.opcheck(operations.pool_channels.default, (x_, channels))
         torch.library.opcheck(operations.gate.default, (x_, channels, None))
-    torch.library.opcheck(operations.pool_places.default, (x, places, False, True))
-    torch.library.opcheck(operations.gate.default, (x, channels, places))
+    torch.library.opcheck(operations.pool_positions.default, (x, positions, False, True))
+    torch.library.opcheck(operations.gate.default, (x, channels, positions))
 
 
 MODULES = [
@@ -197,7 +198,7 @@ def test_modules(build, expected, memory_format, launched):
 
 
 @pytest.mark.parametrize("build", MODULES[:1] + MODULES[2:4])
-def test_modules_give_what_is_no_number_where_the_definition_does(build, launched):
+def test_modules_give_what_is_not_a_number_where_the_definition_does(build, launched):
     module = build().eval()
     for value in (float("nan"), float("inf")):
         x = image((2, 8, 3, 3))

@@ -1,8 +1,6 @@
-"""The gates' CUDA backend where there is no GPU: its kernels in Triton's interpreter, and when it is taken."""
+"""The gates' CUDA backend where there is no GPU: when it is taken, and why not."""
 
-import importlib.util
 import logging
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -15,32 +13,17 @@ from torch import nn
 from foveate.attention.cbam import CBAM, ORDERS
 from foveate.attention.se import SE
 from foveate.kernels import dispatch as backends
+from foveate.kernels.dispatch import use_fused
 from foveate.kernels.gates import op as gates_op
 from foveate.kernels.gates import triton_launch as gates_triton
-from foveate.kernels.switch import use_fused
 from foveate.kernels.ulsam import triton_launch as ulsam_triton
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton on this system")
-def test_the_kernels_in_the_interpreter(interpreted):
-    """In a process of its own: the interpreter must be chosen before Triton is imported."""
-    interpreted(HERE / "gates_triton_interpreted.py")
-
-
-def test_triton_is_not_imported_before_it_is_needed():
-    code = (
-        "import sys, torch; from foveate.attention.cbam import CBAM; import foveate.kernels.gates.triton_launch;"
-        "torch.set_grad_enabled(False); CBAM(8).eval()(torch.randn(2, 8, 3, 3));"
-        "sys.exit('foveate.kernels.gates.triton_kernels' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.fixture
 def asked_for_the_first_time():
-    caches = (ulsam_triton.available, ulsam_triton._say, backends.is_ready)
+    caches = (ulsam_triton.why_not, ulsam_triton._log, backends.ready)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -52,22 +35,22 @@ def test_without_a_device_one_line_says_so(asked_for_the_first_time, monkeypatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with caplog.at_level(logging.INFO, logger="foveate"):
         for family in ("gates", "ulsam"):
-            assert not backends.is_ready("cuda", torch.float32, family)
+            assert backends.ready("cuda", torch.float32, family).reason.endswith("no CUDA device is available")
     assert len(caplog.messages) == 1
 
 
 def test_devices_and_types_that_are_taken(asked_for_the_first_time, monkeypatch):
-    monkeypatch.setattr(gates_triton, "available", lambda dtype: True)
+    monkeypatch.setattr(gates_triton, "why_not", lambda dtype: "")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert backends.is_ready("cuda", dtype, "gates")
-        assert not backends.is_ready("cpu", dtype, "gates")
-    assert not backends.is_ready("cuda", torch.float64, "gates")
+        assert backends.ready("cuda", dtype, "gates").backend == gates_triton.__name__
+        assert backends.ready("cpu", dtype, "gates") == ("", "there is no backend for cpu, only for cuda")
+    assert backends.ready("cuda", torch.float64, "gates").reason.endswith("not float64")
 
 
 # ---- which calls go in passes: on a CPU, with the plain definitions of the passes ----
 
 
-NAMES = ("pool_places", "pool_channels", "gate")
+NAMES = ("pool_positions", "pool_channels", "gate")
 
 
 @pytest.fixture
@@ -76,7 +59,7 @@ def passes(monkeypatch, asked_for_the_first_time):
     seen = []
     definitions = {name: getattr(gates_op, f"{name}_plain") for name in NAMES}
     types = (torch.float32, torch.float64)
-    backend = SimpleNamespace(TYPES=types, available=lambda _: True, **definitions)
+    backend = SimpleNamespace(TYPES=types, why_not=lambda _: "", **definitions)
     monkeypatch.setitem(sys.modules, "backend_of_the_cpu", backend)
     monkeypatch.setitem(backends.GATES, "cpu", "backend_of_the_cpu")
     for name in NAMES:
@@ -130,19 +113,19 @@ def replaced(module):
     module.fc2 = nn.Sequential(module.fc2)
 
 
-def watched(hook):
+def hooked(hook):
     return lambda module: getattr(module.fc1, hook)(lambda *_: None)
 
 
 OTHERWISE = {
     "training": lambda module: module.train(),
     "another class": replaced,
-    "one child more": lambda module: module.add_module("more", nn.Identity()),
+    "another method": lambda module: setattr(module, "attend", module.attend),
     "weights from elsewhere": lambda module: nn.utils.parametrize.register_parametrization(
         module.fc1, "weight", nn.Identity()
     ),
     **{
-        hook: watched(hook)
+        hook: hooked(hook)
         for hook in (
             *("register_forward_hook", "register_forward_pre_hook"),
             *("register_full_backward_hook", "register_full_backward_pre_hook"),
@@ -199,7 +182,7 @@ def test_an_empty_batch(passes):
 
 def test_the_operations_on_a_device_without_a_backend():
     x = torch.randn(2, 3, 4, 5)
-    channels, places = torch.randn(2, 3), torch.randn(2, 1, 4, 5)
-    torch.library.opcheck(torch.ops.foveate.pool_places.default, (x, places, True, True))
+    channels, positions = torch.randn(2, 3), torch.randn(2, 1, 4, 5)
+    torch.library.opcheck(torch.ops.foveate.pool_positions.default, (x, positions, True, True))
     torch.library.opcheck(torch.ops.foveate.pool_channels.default, (x, channels))
-    torch.library.opcheck(torch.ops.foveate.gate.default, (x, channels, places))
+    torch.library.opcheck(torch.ops.foveate.gate.default, (x, channels, positions))

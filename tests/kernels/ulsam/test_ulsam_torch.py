@@ -15,10 +15,11 @@ from foveate.attention.ulsam import ULSAM
 from foveate.kernels import dispatch as backends
 from foveate.kernels.ulsam import cpu as ulsam_cpu
 from foveate.kernels.ulsam import op as ulsam_op
+from foveate.surgery import fuse
 
 OPERATIONS = {"foveate.ulsam_infer.default", "foveate.ulsam_train.default"}
 
-pytestmark = pytest.mark.skipif(not ulsam_cpu.available(torch.float32), reason="no C compiler: the plain kernels serve")
+pytestmark = pytest.mark.skipif(bool(ulsam_cpu.why_not(torch.float32)), reason="no C compiler: the plain kernels serve")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def arguments(module, x, modes=(True, True)):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_opcheck(module, x, layout, modes):
     x = x.contiguous(memory_format=layout).detach()
-    folded = ulsam_op.fold(*module._statistics())
+    folded = ulsam_op.fold(module._choose(x)[1], 4, 1e-5, 1e-5)
     torch.library.opcheck(torch.ops.foveate.ulsam_infer.default, (x, folded, 4))
     torch.library.opcheck(torch.ops.foveate.ulsam_infer.default, (x[:, :, :, ::2], folded, 4))
     given = arguments(module, x.requires_grad_(), modes)
@@ -118,7 +119,6 @@ def test_a_hook_on_a_child_is_called(module, x):
     [
         lambda m: nn.SyncBatchNorm.convert_sync_batchnorm(m),
         lambda m: nn.utils.parametrizations.weight_norm(m.conv_dws) and m,
-        lambda m: setattr(m, "bn_point", nn.BatchNorm2d(4, momentum=None)) or m,
         lambda m: setattr(m, "bn_dws", nn.BatchNorm2d(16, track_running_stats=False)) or m,
         lambda m: setattr(m, "bn_dws", nn.BatchNorm2d(16, affine=False)) or m,
     ],
@@ -129,6 +129,17 @@ def test_another_child_is_respected(module, x, change):
     with fv.use_fused(False):
         expected = module(x)
     assert torch.equal(module(x), expected)
+
+
+def test_averaged_statistics_are_left_to_the_definition_in_training(module, x):
+    module.bn_point = nn.BatchNorm2d(4, momentum=None)
+    other = copy.deepcopy(module)
+    assert not fused_operations(module.train(), x)
+    with fv.use_fused(False):
+        other.train()(x)
+        expected = other.eval()(x)
+    torch.testing.assert_close(module.eval()(x), expected, rtol=1e-5, atol=1e-6)
+    assert fused_operations(module, x) == {"foveate.ulsam_train.default"}
 
 
 @pytest.mark.parametrize("child,name", [("conv_dws", "bias"), ("bn_dws", "weight"), ("bn_point", "running_var")])
@@ -301,13 +312,18 @@ def test_fuse_lets_gradients_of_the_input_through():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_training_and_new_weights_discard_what_fuse_prepared():
-    model = fv.fuse(Small().eval())
-    assert model[1].folded is not None
-    model.load_state_dict(Small().state_dict())
-    assert model[1].folded is None
-    fv.fuse(model).train()
-    assert model[1].folded is None
+def test_fuse_keeps_nothing_and_compiles_at_once(monkeypatch):
+    """What a later change of a weight does is in test_disturbed_modules.py."""
+    asked = []
+    monkeypatch.setattr(fuse, "ready", lambda *given: asked.append(given))
+    model = Small().eval()
+    before = [dict(vars(module)) for module in model.modules()]
+    fv.fuse(model.bfloat16())
+    assert asked == [("cpu", torch.bfloat16, "ulsam")] * 2
+    assert [set(vars(module)) for module in model.modules()] == [set(each) for each in before]
+    with fv.use_fused(False):
+        fv.fuse(model)
+    assert len(asked) == 2
 
 
 def test_fuse_refuses_training_mode():
@@ -317,7 +333,58 @@ def test_fuse_refuses_training_mode():
     model[1].bn_dws.train()
     with pytest.raises(fv.FoveateError, match="in training mode"):
         fv.fuse(model)
-    assert model[3].folded is None
+
+
+def test_a_reason_for_each_way_to_the_definition(module, x):
+    """``choose`` says why none of the backends computes a call."""
+
+    def reason(module, x):
+        choice = module._choose(x)[0]
+        assert not choice.backend
+        return choice.reason
+
+    assert module._choose(x)[0] == ("foveate.kernels.ulsam.cpu", "")
+    with fv.use_fused(False):
+        assert "use_fused(False)" in reason(module, x)
+    assert "(B, C, h, w)" in reason(module, x[0])
+    assert "(B, C, h, w)" in reason(module, x[:0])
+    assert reason(module, x.double()) == "the backend for cpu takes float32, bfloat16, not float64"
+    assert reason(module, x.to("meta")) == "there is no backend for meta, only for cpu, cuda"
+    with torch.autograd.forward_ad.dual_level():
+        assert "forward-mode" in reason(module, x)
+    assert reason(module, nn.Parameter(x)) == "the input is not a plain tensor"
+    for change, expected in (
+        (lambda m: m.bn_dws.register_forward_hook(lambda *_: None), "'bn_dws' has a forward hook"),
+        (lambda m: m.bn_dws.register_full_backward_hook(lambda *_: None), "'bn_dws' has a backward hook"),
+        (lambda m: setattr(m, "bn_dws", nn.Identity()), "'bn_dws' is not the BatchNorm2d that was built"),
+        (lambda m: delattr(m, "bn_dws"), "'bn_dws' is not the BatchNorm2d that was built"),
+        (lambda m: setattr(m.conv_dws, "forward", m.conv_dws.forward), "the forward method of 'conv_dws' was replaced"),
+        (lambda m: setattr(m, "attend", m.attend), "its method 'attend' was replaced"),
+        (lambda m: setattr(m.conv_point, "bias", None), "'conv_point.bias' is missing or has another size"),
+        (lambda m: setattr(m.bn_point, "running_mean", None), "'bn_point.running_mean' is missing or has another size"),
+        (lambda m: setattr(m.conv_dws, "padding", (1, 1)), "a convolution has another stride or padding"),
+        (lambda m: setattr(m.bn_dws.train(), "momentum", None), "keeps its statistics in another way"),
+        (lambda m: m.bn_dws.to("meta"), "'bn_dws.weight' is not a plain tensor on the device of the input"),
+    ):
+        changed = copy.deepcopy(module)
+        change(changed)
+        assert expected in reason(changed, x)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert reason(module, x) == "a hook for all modules is registered"
+    handle.remove()
+
+
+def test_what_this_machine_has_is_listed():
+    rows = {row[:3]: row[3] for row in backends.backends()}
+    assert rows["ulsam", "cpu", "float32"].backend == "foveate.kernels.ulsam.cpu"
+    for family, device in (("ulsam", "cuda"), ("gates", "cuda")):
+        choice = rows[family, device, "float16"]
+        assert bool(choice.backend) != bool(choice.reason)
+        assert bool(choice.backend) == backends.ready("cuda", torch.float16, family).backend.startswith("foveate")
+    with fv.use_fused(False):
+        assert {row[3].reason for row in backends.backends()} == {
+            "fused operations are switched off, by use_fused(False) or FOVEATE_FUSED=0"
+        }
 
 
 def test_one_backend_is_one_line():

@@ -7,10 +7,11 @@ import os
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from foveate.attention.ulsam import ULSAM
 from foveate.kernels import dispatch as backends
-from foveate.kernels.switch import use_fused
+from foveate.kernels.dispatch import use_fused
 from foveate.kernels.ulsam import op as ulsam_op
 from foveate.kernels.ulsam import triton_launch as ulsam_triton
 from foveate.kernels.ulsam.reference import reweight, spatial_softmax
@@ -33,8 +34,8 @@ def seed(nan_memory):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Loops over channels and over places."""
-    monkeypatch.setattr(ulsam_triton, "_tile", lambda *_: {"CHANNELS": 2, "PLACES": 16})
+    """Loops over channels and over positions."""
+    monkeypatch.setattr(ulsam_triton, "_tile", lambda *_: {"CHANNELS": 2, "POSITIONS": 16})
     monkeypatch.setattr(ulsam_triton, "processors_and_cache", lambda _: (1, 2**20))
 
 
@@ -51,9 +52,16 @@ def near(found, truth, bound=1e-5):
     assert (found.double() - truth).norm() <= bound * truth.norm().clamp(min=1e-30), (found, truth)
 
 
+def scores_folded(x, folded, groups):
+    channels = x.shape[1]
+    scale, shift, point, bias = folded.to(x.dtype).split([channels, channels, channels, groups])
+    hidden = (shift.view(-1, 1, 1) + x * scale.view(-1, 1, 1)).relu()
+    return F.conv2d(F.max_pool2d(hidden, 3, 1, 1), point.view(groups, -1, 1, 1), bias, groups=groups)
+
+
 def infer_truth(x, folded, groups):
     x, folded = x.double(), folded.double()
-    return reweight(x, spatial_softmax(ulsam_op.scores_folded(x, folded, groups).relu()))
+    return reweight(x, spatial_softmax(scores_folded(x, folded, groups).relu()))
 
 
 def maps_for(shape, groups):
@@ -111,7 +119,7 @@ def test_not_a_number_goes_where_the_definition_has_it(cache, value, memory_form
 @each_case
 def test_forward_passes_of_training(shape, groups, dtype, memory_format):
     x, folded, maps = image(shape, memory_format, dtype), folded_for(shape, groups), maps_for(shape, groups)
-    near(ulsam_triton.scores(x, folded, groups), ulsam_op.scores_folded(x.double(), folded.double(), groups))
+    near(ulsam_triton.scores(x, folded, groups), scores_folded(x.double(), folded.double(), groups))
     near(ulsam_triton.reweight(x, maps), reweight(x.double(), maps.double()), BOUNDS[dtype])
     mean, var = ulsam_triton.moments(x)
     near(mean, x.double().mean((0, 2, 3)))
@@ -129,7 +137,7 @@ def test_moments_that_a_difference_of_squares_would_lose(memory_format, small_ti
 def gradients_truth(x, dy, folded, maps, dscore, centre):
     groups, channels = maps.shape[1], x.shape[1]
     x, folded = x.double().requires_grad_(), folded.double().requires_grad_()
-    score = ulsam_op.scores_folded(x, folded, groups)
+    score = scores_folded(x, folded, groups)
     dx, dfolded = torch.autograd.grad(
         [reweight(x, maps.double()), score], [x, folded], [dy.double(), dscore.double()], allow_unused=True
     )
@@ -170,7 +178,7 @@ def test_in_small_tiles_with_equal_maxima(memory_format, small_tiles):
     folded[3:6] = 1.0
     dscore = torch.randn_like(maps)
     near(ulsam_triton.infer(x, folded, groups), infer_truth(x, folded, groups))
-    near(ulsam_triton.scores(x, folded, groups), ulsam_op.scores_folded(x.double(), folded.double(), groups))
+    near(ulsam_triton.scores(x, folded, groups), scores_folded(x.double(), folded.double(), groups))
     near(ulsam_triton.reweight(x, maps), reweight(x.double(), maps.double()))
     arguments = (x, dy, folded, maps, dscore, centre)
     for f, t in zip(ulsam_triton.gradients(*arguments), gradients_truth(*arguments), strict=True):
@@ -193,8 +201,8 @@ def test_fold(channels, groups):
 def test_a_whole_step(modes, memory_format, monkeypatch):
     """Through the module and torch.library, with the backend in the place of the CPU's."""
     monkeypatch.setitem(backends.BACKENDS, "cpu", "foveate.kernels.ulsam.triton_launch")
-    monkeypatch.setattr(ulsam_triton, "available", lambda _: True)
-    backends.is_ready.cache_clear()
+    monkeypatch.setattr(ulsam_triton, "why_not", lambda _: "")
+    backends.ready.cache_clear()
     module = ULSAM(4, groups=2)
     state = {k: v + torch.rand_like(v) if v.is_floating_point() else v.clone() for k, v in module.state_dict().items()}
     x, dy = image((2, 4, 3, 5), memory_format), image((2, 4, 3, 5), memory_format)
@@ -206,7 +214,7 @@ def test_a_whole_step(modes, memory_format, monkeypatch):
         module.zero_grad()
         given = x.clone().requires_grad_()
         with use_fused(on):
-            assert backends.backend_for(given) == on
+            assert bool(backends.choose(given).backend) == on
             out = module(given)
             out.backward(dy)
             with torch.no_grad():
