@@ -149,10 +149,12 @@ class StridedSparseAttention(nn.Module):
             return strided_attention(q, k, v, x.shape[3], self.causal, x.shape[2])
         return strided_attention(q, k, v, self.stride, self.causal)
 
-    def _heads(self, x: Tensor, step: int) -> list[Tensor]:
+    def _heads(self, x: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, each (B, heads, N, d)."""
-        rows = flatten_positions(self.qkv[step](x)).chunk(3, dim=2)
-        return [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in rows]
+        q, k, v = flatten_positions(self.qkv[step](x)).chunk(3, dim=2)
+        by_head = (self.heads, -1)
+        q, k, v = q.unflatten(2, by_head), k.unflatten(2, by_head), v.unflatten(2, by_head)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _merge(self, rows: Tensor, x: Tensor, step: int) -> Tensor:
         """(B, heads, N, d) -> (B, m, h, w), through W."""
