@@ -1,12 +1,21 @@
-"""Shared: memory that is NaN before it is written, and Triton's interpreter."""
+"""Shared: NaN in memory before it is written; Triton's interpreter; modules that are disturbed, beside their doubles."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+
+import foveate as fv
+from foveate import registry
+from foveate.kernels import dispatch
+from foveate.kernels.gates import op as gates_op
+
+CHANNELS = 8
 
 
 @pytest.fixture
@@ -17,6 +26,77 @@ def nan_memory(monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def gates_on_the_cpu(monkeypatch):
+    """The passes of the gates, which exist on CUDA only, as their definitions on the CPU."""
+    definitions = {name: getattr(gates_op, f"{name}_plain") for name in ("pool_positions", "pool_channels", "gate")}
+    backend = SimpleNamespace(TYPES=(torch.float32,), why_not=lambda _: "", **definitions)
+    monkeypatch.setitem(sys.modules, "backend_of_the_cpu", backend)
+    monkeypatch.setitem(dispatch.GATES, "cpu", "backend_of_the_cpu")
+    dispatch.ready.cache_clear()
+    yield
+    dispatch.ready.cache_clear()
+
+
+def _make(spec, kind):
+    torch.manual_seed(0)
+    module = registry.build(spec, CHANNELS, kind=kind)
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in key else 0.5 * torch.randn_like(tensor))
+    return module.eval()
+
+
+def _compute(module, x, training, gradients):
+    """Output, gradients of x and of the parameters by name, and what the batch norms keep afterwards."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    modes = [part.training for part in module.modules()]
+    if training:
+        module.train()
+    x = x.clone().requires_grad_(gradients)
+    with torch.set_grad_enabled(gradients):
+        out = module(x)
+        if gradients:
+            (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)).sum().backward()
+    for part, mode in zip(module.modules(), modes, strict=True):
+        part.training = mode
+    gradients = [x.grad, *(p.grad for _, p in sorted(module.named_parameters()) if p.grad is not None)] * gradients
+    module.zero_grad()
+    kept = [t.detach().clone() for part in norms for t in (part.running_mean, part.running_var) if t is not None]
+    return [out.detach(), *gradients, *kept]
+
+
+def _check(spec, kind, disturb, fuse_first):
+    """None, or what differs."""
+    fused, truth = _make(spec, kind), _make(spec, kind).double()
+    x = torch.randn(3, CHANNELS, 5, 6, generator=torch.Generator().manual_seed(2))
+    if fuse_first:
+        fv.fuse(fused)
+        _compute(fused, x, False, False)
+    for module in (fused, truth):
+        try:
+            disturb(module)
+        except (ValueError, RuntimeError, AttributeError) as error:
+            return f"{disturb.__name__} cannot be done: {error}"
+    if not fuse_first and not any(part.training for part in fused.modules()):
+        fv.fuse(fused)
+    for training, gradients in ((False, False), (False, True), (True, True), (True, False), (False, False)):
+        found = _compute(fused, x, training, gradients)
+        with fv.use_fused(False):
+            expected = _compute(truth, x.double(), training, gradients)
+        for a, b in zip(found, expected, strict=True):
+            error = (a - b).abs().max() / b.abs().max().clamp(min=1)
+            if not error <= 2e-3:
+                return f"{disturb.__name__}, training={training}, gradients={gradients}: {error:.2g}"
+    return None
+
+
+@pytest.fixture
+def disturbed(gates_on_the_cpu):
+    """``make`` builds a module, ``check`` disturbs it and its double alike and says what differs, or None."""
+    return SimpleNamespace(make=_make, check=_check, channels=CHANNELS)
 
 
 PROBE = """
@@ -33,13 +113,13 @@ assert x.tolist() == [2.0] * 4
 
 @pytest.fixture
 def interpreted(tmp_path):
-    """Runs a file of tests in Triton's interpreter; skips where that cannot run a loop of Triton's own kind."""
+    """Runs files of tests in Triton's interpreter; skips where that cannot run a loop of Triton's own kind."""
 
-    def run(file):
+    def run(*files):
         probe = tmp_path / "probe.py"
         probe.write_text(PROBE)  # Triton reads the source of a kernel
         variables = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)]
         result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=Path(__file__).parents[2])
         if result.returncode:
             known = subprocess.run([sys.executable, probe], capture_output=True, text=True, env=variables)

@@ -163,14 +163,14 @@ any_case = given(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @any_case
 def test_gradients_at_any_shape(groups, per_group, batch, positions, layout, dtype):
     modes = (batch * positions[0] * positions[1] > 1,) * 2  # one value has no variance
     compare((batch, groups * per_group, *positions), groups, layout, modes, dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @any_case
 def test_inference_at_any_shape(groups, per_group, batch, positions, layout, dtype):
     fused, _, truth = inferred((batch, groups * per_group, *positions), groups, layout, dtype)
