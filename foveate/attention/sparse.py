@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
+from foveate.kernels.dispatch import is_exporting
 from foveate.kernels.softmax_attention import flatten_positions
 from foveate.kernels.sparse import local_attention, local_pattern, pattern_map, strided_attention, strided_pattern
 
@@ -126,7 +127,7 @@ class StridedSparseAttention(nn.Module):
 
     def _refuse_symbols(self, x: Tensor) -> None:
         """A graph in which n / l is rounded up would hold for the height and width of the example only."""
-        if not torch.compiler.is_exporting() or (self.stride is None and self.window is None):
+        if not is_exporting() or (self.stride is None and self.window is None):
             return
         if any(type(side) is not int for side in x.shape[2:]):
             raise FoveateError(

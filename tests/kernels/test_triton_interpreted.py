@@ -1,7 +1,6 @@
 """The CUDA backends where there is no GPU: their kernels in Triton's interpreter, on CPU tensors."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton on this system")
-def test_the_kernels_in_the_interpreter():
+def test_the_kernels_in_the_interpreter(interpreted):
     """In a process of its own: the interpreter must be chosen before Triton is imported."""
-    files = [str(HERE / name) for name in ("ulsam/ulsam_triton_interpreted.py", "gates/gates_triton_interpreted.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=10", *files]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1])
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    interpreted(HERE / "ulsam" / "ulsam_triton_interpreted.py", HERE / "gates" / "gates_triton_interpreted.py")
 
 
 def test_triton_is_not_imported_before_it_is_needed():
