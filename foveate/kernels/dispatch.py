@@ -158,12 +158,8 @@ _is_compiling = torch.compiler.is_dynamo_compiling  # what torch.export traces o
 _is_tracing = torch._C._is_tracing
 _transform = torch._C._functorch.peek_interpreter_stack
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_global_hooks = (
-    torch_module._global_forward_hooks,
-    torch_module._global_forward_pre_hooks,
-    torch_module._global_backward_hooks,
-    torch_module._global_backward_pre_hooks,
-)
+_KINDS_OF_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+_global_hooks = tuple(getattr(torch_module, f"_global_{kind}_hooks") for kind in _KINDS_OF_HOOKS)
 
 
 def _type_of_device(x: Tensor) -> str:
@@ -211,10 +207,8 @@ def choose(x: Tensor, family: str = "ulsam", module: Any = None, built: Built | 
         if len(shape) != 4 or 0 in shape:
             return _SHAPE
         choice = ready(_type_of_device(x), x.dtype, family)
-    if built is not None and choice.backend:
-        reason = modification(module, built)
-        if reason:
-            return Choice("", reason)
+    if built is not None and choice.backend and (reason := modification(module, built)):
+        return Choice("", reason)
     return choice
 
 

@@ -1,4 +1,4 @@
-"""Shared: NaN in memory before it is written; Triton's interpreter; modules that are disturbed, beside their doubles."""
+"""Shared: NaN in memory before it is written; Triton's interpreter; modules that are disturbed."""
 
 import os
 import subprocess
