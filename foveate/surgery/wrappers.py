@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.errors import FoveateError
 from foveate.surgery.forward_pass import PASS_HOOKS, maps_of_pass
 
 __all__ = [
@@ -185,8 +186,8 @@ def attend_after(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> T
             f"the attention of a {type(module).__name__} is lost: a tool moved its hook to this layer without the "
             "attention, as by fusing a convolution with its norm. Use such a tool before foveate.insert"
         )
-    output = mechanism(output)
-    return output
+    result: Tensor = mechanism(output)
+    return result
 
 
 def attend_with(mechanism: nn.Module, nhwc: bool, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
