@@ -28,7 +28,7 @@ __all__ = [
     "choose",
     "dense",
     "enabled",
-    "in_the_strides_of",
+    "into_a_graph",
     "is_exporting",
     "modification",
     "no_active_modes",
@@ -162,6 +162,11 @@ _KINDS_OF_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
 _global_hooks = tuple(getattr(torch_module, f"_global_{kind}_hooks") for kind in _KINDS_OF_HOOKS)
 
 
+def into_a_graph() -> bool:
+    """Whether torch.export or a trace writes down what runs: converters know fewer operations than torch."""
+    return is_exporting() or _is_tracing()
+
+
 def _type_of_device(x: Tensor) -> str:
     return "cpu" if x.is_cpu else x.device.type
 
@@ -290,9 +295,3 @@ def dense(x: Tensor) -> Tensor:
         return x
     last = x.stride(1) == 1 and x.shape[1] > 1
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def in_the_strides_of(x: Tensor, dy: Tensor) -> Tensor:
-    """dy, or a copy, in the type and the strides of x."""
-    dy = dy.to(x.dtype)
-    return dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)

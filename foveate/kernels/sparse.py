@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foveate.kernels.dispatch import into_a_graph
+
 __all__ = ["local_attention", "local_pattern", "pattern_map", "strided_attention", "strided_pattern"]
 
 
@@ -90,6 +92,10 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, 
 
     def around(rows: Tensor) -> Tensor:
         """(B * heads, blocks, 2 or 3 times size, d): each block between its neighbours, zeros outside."""
+        span = size * (2 if causal else 3)
+        if not into_a_graph():  # views of the same rows
+            padded = F.pad(rows, (0, 0, size, rest + span - 2 * size))
+            return padded.unfold(2, span, size).transpose(3, 4).flatten(0, 1)
         own = cut(rows)
         before = F.pad(own, (0, 0, 0, 0, 1, 0))[:, :-1]
         return torch.cat([before, own] if causal else [before, own, F.pad(own, (0, 0, 0, 0, 0, 1))[:, 1:]], dim=2)

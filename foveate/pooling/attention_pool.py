@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
-from foveate.kernels.dispatch import Built, enabled, is_exporting, modification, wants_gradients
+from foveate.kernels.dispatch import Built, enabled, into_a_graph, modification, wants_gradients
 from foveate.kernels.softmax_attention import flatten_positions, softmax_attention, softmax_map
 
 __all__ = ["AttentionPool"]
@@ -123,7 +123,7 @@ class AttentionPool(nn.Module):
 
     def _looks_first(self, x: Tensor) -> bool:
         """Whether the positions are attended before k and v are made of them, and not after."""
-        traced = not isinstance(x, Tensor) or is_exporting() or torch._C._is_tracing()
+        traced = not isinstance(x, Tensor) or into_a_graph()
         if traced or not enabled() or wants_gradients(self, x):
             return False
         tokens, keys = self.token.numel() // x.shape[1], x.shape[2] * x.shape[3] + (self.classes is None)

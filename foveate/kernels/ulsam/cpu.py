@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from foveate.kernels.c_compiler import library, openmp
-from foveate.kernels.dispatch import dense, in_the_strides_of, wide
-from foveate.kernels.ulsam.reference_training import Trained
+from foveate.kernels.dispatch import dense, wide
+from foveate.kernels.ulsam.reference_training import Trained, in_the_strides_of
 
 __all__ = ["TYPES", "evaluate", "fold", "infer", "train_backward", "train_forward", "why_not"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.kernels.dispatch import is_exporting
+from foveate.kernels.dispatch import into_a_graph
 
 __all__ = ["reweight", "spatial_softmax"]
 
@@ -38,7 +38,7 @@ def reweight(x: Tensor, attention: Tensor) -> Tensor:
     split = x.unflatten(1, (attention.shape[1], -1))  # a view in either memory format
     weights = attention.unsqueeze(2)
     if not torch._jit_internal.is_scripting():
-        into_a_graph = is_exporting() or torch._C._is_tracing()
-        if into_a_graph:  # converters know product and sum
+        graph = into_a_graph()
+        if graph:  # converters know product and sum
             return (split + split * weights).flatten(1, 2)
     return torch.addcmul(split, split, weights).flatten(1, 2)  # one pass over memory

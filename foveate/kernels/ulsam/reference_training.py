@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from foveate.kernels.dispatch import dense, in_the_strides_of, passes, wide
+from foveate.kernels.dispatch import dense, passes, wide
 from foveate.kernels.ulsam.reference import reweight, spatial_softmax
 
-__all__ = ["Trained", "plain", "train_backward", "train_forward"]
+__all__ = ["Trained", "in_the_strides_of", "plain", "train_backward", "train_forward"]
 
 Trained = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -41,6 +41,12 @@ def _folded(vectors: list[Tensor], mean: Tensor, var: Tensor, eps: float, batch:
 
 def _vectors(x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     return [p.flatten().to(wide(x)) for p in parameters]
+
+
+def in_the_strides_of(x: Tensor, dy: Tensor) -> Tensor:
+    """dy, or a copy, in the type and the strides of x."""
+    dy = dy.to(x.dtype)
+    return dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
 
 
 def train_forward(x: Tensor, parameters: list[Tensor], running: list[Tensor], eps: float, point_eps: float) -> Trained:
