@@ -18,7 +18,7 @@ def divide(whole: Split, fraction: float, seed: int) -> tuple[Split, Split, str]
     """Divide a data set that comes in one piece, by :func:`stratified`.
 
     Returns:
-        Training, validation, and how they were made, in words.
+        Training, validation, and a text that says how they were made.
 
     Raises:
         FoveateError: no class has two images.

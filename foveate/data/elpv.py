@@ -64,9 +64,9 @@ def read_elpv(seed: int, val_fraction: float) -> ImageData:
     paths = tuple(str(folder / name) for name in sources)
     whole = Split("train", paths, tuple(labels), tuple(sources))
     val = replace(whole.subset(second), name="val")
-    held = len({blocks[index] for index in second})
+    count = len({blocks[index] for index in second})
     note = (
-        f"{held} of {block + 1} blocks of up to {BLOCK} neighbouring cells for validation, evenly spread over the file "
-        f"order, seed {seed}; the package does not say which cells share a module"
+        f"{count} of {block + 1} blocks of up to {BLOCK} neighbouring cells for validation, evenly spread over the "
+        f"file order, seed {seed}; the package does not say which cells share a module"
     )
     return ImageData("elpv", ("functional", "defective"), whole.subset(first), val, LICENCE, note)

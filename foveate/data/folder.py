@@ -73,7 +73,7 @@ def read_folder(root: Path, seed: int, val_fraction: float) -> ImageData:
         notes += [f"no labelled validation part beside {train_folder.name}/"] if train_folder else []
         notes += [how]
     notes += scan.merged
-    note = "; ".join(notes + unused.in_words())
+    note = "; ".join(notes + unused.as_text())
     return ImageData(root.resolve().name, classes, train, val, note=note, unused=unused.listed())
 
 

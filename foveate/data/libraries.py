@@ -32,7 +32,8 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
         val_fraction: part of each class that goes to validation, where the data set has no split.
 
     Raises:
-        FoveateError: the library is not installed, the data set cannot be had, or has no image or label column.
+        FoveateError: the library is not installed, the data set could not be downloaded, or it has no image or label
+            column.
     """
     try:
         library: Any = importlib.import_module("datasets")
@@ -45,7 +46,7 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
         else:
             found = library.load_dataset(*(("/".join(parts[:2]), parts[2]) if len(parts) == 3 else (name,)))
     except Exception as error:
-        raise FoveateError(f"hf:{name} cannot be had: {first_line(error)}") from error
+        raise FoveateError(f"hf:{name} could not be downloaded or opened: {first_line(error)}") from error
     splits = dict(found) if isinstance(found, Mapping) else {"train": found}
     named = parts_of({part: part for part in splits}, alone=True)
     train_name = named.pop("train", list(splits))[0]
@@ -62,17 +63,17 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
         labels = [value if not usable(value) else positions.get(value) for value in rows[label]]
         return _split(part, encoded, labels, f"hf:{name}", unused)
 
-    learn, judge, note = split("train", train), None, ""
+    training, validation, note = split("train", train), None, ""
     for val_name in val_names:  # a test part is often given out without labels
-        judge = split("val", splits[val_name])
-        if judge.labels:
+        validation = split("val", splits[val_name])
+        if validation.labels:
             note = f"split as the data set's {train_name} and {val_name}"
             break
-    if judge is None or not judge.labels:
-        learn, judge, note = divide(learn, val_fraction, seed)
+    if validation is None or not validation.labels:
+        training, validation, note = divide(training, val_fraction, seed)
     licence = getattr(getattr(train, "info", None), "license", None) or None
-    note = "; ".join([note, *unused.in_words("row")])
-    return ImageData(f"hf:{name}", classes, learn, judge, licence, note, unused=unused.listed())
+    note = "; ".join([note, *unused.as_text("row")])
+    return ImageData(f"hf:{name}", classes, training, validation, licence, note, unused=unused.listed())
 
 
 class _Encoded:
@@ -110,7 +111,7 @@ def read_torchvision(name: str, seed: int, val_fraction: float) -> ImageData:
         val_fraction: part of each class that goes to validation, where the data set has no split.
 
     Raises:
-        FoveateError: no such data set, it cannot be had, or it gives no classes.
+        FoveateError: no such data set, it could not be downloaded, or it gives no classes.
     """
     from torchvision import datasets
 
@@ -131,15 +132,17 @@ def read_torchvision(name: str, seed: int, val_fraction: float) -> ImageData:
     else:
         train, val, note = _made(kind, make, options), None, ""
     unused = Unused()
-    learn = _split("train", _Images(train), _labels(kind, train), f"torchvision:{kind}", unused)
+    training = _split("train", _Images(train), _labels(kind, train), f"torchvision:{kind}", unused)
     if val is None:
-        learn, judge, note = divide(learn, val_fraction, seed)
+        training, validation, note = divide(training, val_fraction, seed)
     else:
-        judge = _split("val", _Images(val), _labels(kind, val), f"torchvision:{kind}", unused)
-    present = sorted(set(learn.labels) | set(judge.labels))
+        validation = _split("val", _Images(val), _labels(kind, val), f"torchvision:{kind}", unused)
+    present = sorted(set(training.labels) | set(validation.labels))
     names = getattr(train, "classes", None) or [str(label) for label in range(present[-1] + 1 if present else 0)]
-    note = "; ".join([note, *unused.in_words("row")])
-    return ImageData(f"torchvision:{kind}", tuple(map(str, names)), learn, judge, note=note, unused=unused.listed())
+    note = "; ".join([note, *unused.as_text("row")])
+    return ImageData(
+        f"torchvision:{kind}", tuple(map(str, names)), training, validation, note=note, unused=unused.listed()
+    )
 
 
 class _Images:

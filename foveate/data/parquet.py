@@ -17,6 +17,8 @@ from foveate.errors import FoveateError, near
 
 __all__ = ["is_parquet", "read_parquet"]
 
+_OTHER_FILES = "of a part that is not used"
+
 
 def is_parquet(path: Path) -> bool:
     """Whether a path is a Parquet file, or a folder that holds some and no folders of images."""
@@ -64,26 +66,28 @@ def read_parquet(path: Path, seed: int, val_fraction: float) -> ImageData:
 
     described = _description(folder / "dataset.json")
     classes, positions = _classes(train, described.get("class_names") or train.classes)
-    learn = train.split("train", positions)
+    training = train.split("train", positions)
     if val is None:
-        learn, judge, how = divide(learn, val_fraction, seed)
+        training, validation, how = divide(training, val_fraction, seed)
         note = "; ".join(filter(None, (note, how)))
     else:
-        judge = val.split("val", positions)
-    note = "; ".join([note, *unused.in_words("row")])
+        validation = val.split("val", positions)
+    note = "; ".join([note, *unused.as_text("row", {_OTHER_FILES: "file"})])
     name = described.get("name") or path.resolve().stem
     licence = described.get("licence") or described.get("license")
-    return ImageData(str(name), classes, learn, judge, str(licence) if licence else None, note, unused=unused.listed())
+    return ImageData(
+        str(name), classes, training, validation, str(licence) if licence else None, note, unused=unused.listed()
+    )
 
 
 def _by_files(path: Path, files: dict[str, Path], unused: Unused) -> tuple[_Rows, _Rows | None, str]:
-    """Training rows, validation rows if the file names make a split, and how, in words."""
+    """Training rows, validation rows if the file names make a split, and a text that says how."""
     parts = parts_of(files, alone=False)
-    learn = parts.pop("train", [])
+    training = parts.pop("train", [])
     unknown = [file for name, file in files.items() if part_of(name, alone=False) is None]
-    if not learn and not parts and len({_series(name) for name in files}) == 1:
+    if not training and not parts and len({_series(name) for name in files}) == 1:
         return _Rows.read(unknown), None, ""
-    if not learn or (unknown and not parts):
+    if not training or (unknown and not parts):
         if path.is_file():
             return _Rows.read([path]), None, ""
         names = ", ".join(file.name for file in files.values())
@@ -91,14 +95,11 @@ def _by_files(path: Path, files: dict[str, Path], unused: Unused) -> tuple[_Rows
     for held in list(parts.values()):
         val = _Rows.read(held).with_classes(unused)
         if val.labels:
-            words = f"split as the files {_named(learn)} and {_named(held)}"
+            words = f"split as the files {_named(training)} and {_named(held)}"
             left = [file for other in parts.values() if other is not held for file in other] + unknown
-            return (
-                _Rows.read(learn),
-                val,
-                words + (f"; {', '.join(file.name for file in left[:3])} unused" if left else ""),
-            )
-    return _Rows.read(learn), None, "no labelled validation file" if parts else ""
+            unused.add(_OTHER_FILES, (file.name for file in left))
+            return _Rows.read(training), val, words
+    return _Rows.read(training), None, "no labelled validation file" if parts else ""
 
 
 def _series(name: str) -> str:
@@ -173,7 +174,7 @@ class _Rows:
         return cls(images, labels, parts, [f"{file.name} row {row}" for row in range(len(images))], names)
 
     def by_column(self, file: Path, unused: Unused) -> tuple[_Rows, _Rows, str]:
-        """Training and validation rows by the split column, and that in words."""
+        """Training and validation rows by the split column, and a text that says so."""
         present = sorted(set(self.parts))
         parts = parts_of({part: part for part in present}, alone=True)
         train, val = parts.pop("train", []), [part for found in parts.values() for part in found]

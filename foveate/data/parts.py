@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 __all__ = ["NOT_READ_REASON", "SYSTEM", "Unused", "is_system", "part_of", "parts_of", "usable"]
@@ -76,12 +76,16 @@ class Unused:
         """(reason, names) in the order in which they were met, without empty ones."""
         return tuple((reason, tuple(names)) for reason, names in self._names.items() if names)
 
-    def in_words(self, what: str = "file") -> list[str]:
-        """A clause for each reason, with the count and the first names."""
-        return [in_words(reason, names, what) for reason, names in self.listed()]
+    def as_text(self, what: str = "file", others: Mapping[str, str] | None = None) -> list[str]:
+        """A clause for each reason: "left out 12 files without an image suffix (a.txt, b.txt, c.txt, ...)".
 
-
-def in_words(reason: str, names: Sequence[str], what: str = "file") -> str:
-    """Such as "left out 12 files without an image suffix (a.txt, b.txt, ...)"."""
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"left out {len(names)} {what}{'s' * (len(names) > 1)} {reason} ({shown})"
+        Args:
+            what: is counted, in the singular.
+            others: for some reasons something else.
+        """
+        clauses = []
+        for reason, names in self.listed():
+            kind = (others or {}).get(reason, what) + "s" * (len(names) > 1)
+            shown = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+            clauses.append(f"left out {len(names)} {kind} {reason} ({shown})")
+        return clauses

@@ -55,35 +55,31 @@ def read_shards(path: Path, seed: int, val_fraction: float) -> ImageData:
     parts: dict[str, list[Path]] = parts_of({file.stem: file for file in files}, alone=False) if path.is_dir() else {}
     unknown = [file.name for file in files if part_of(file.stem, alone=False) is None]
     _require_known(path, parts, unknown)
-    learn_from = files if not parts else parts["train"]
+    train_files = parts.pop("train", files)
     unused = Unused()
     if path.is_dir():
         known = {*(file.name for file in files), "classes.txt"}
-        unused.add(
-            "that are not tar files", sorted(e.name for e in path.iterdir() if e.name not in known and e.is_file())
-        )
-    learn = _samples(learn_from, unused)
-    judge, note, name = [], "", ""
-    for name, held in parts.items():
-        if name == "train":
-            continue
-        judge = _samples(held, unused)
-        if judge:
-            note = f"split by file names: {len(learn_from)} train, {len(held)} {name} files"
-            break
-    left = [file.name for other, held in parts.items() if other not in ("train", name) for file in held]
-    left += unknown if judge else []
-    note += f"; {len(left)} tar files unused ({', '.join(left[:3])})" if left else ""
-    classes, positions = _classes((path if path.is_dir() else path.parent) / "classes.txt", [row[1] for row in learn])
-    whole = _split("train", learn, positions)
-    if judge:
-        held_out = _split("val", judge, positions)
-    else:
-        whole, held_out, how = divide(whole, val_fraction, seed)
-        note = "; ".join(filter(None, (note.strip("; "), how)))
+        others = (entry.name for entry in path.iterdir() if entry.is_file() and entry.name not in known)
+        unused.add("that are not tar files", sorted(others))
+    training = _samples(train_files, unused)
+    classes, positions = _classes(
+        (path if path.is_dir() else path.parent) / "classes.txt", [row[1] for row in training]
+    )
+    train, val, note = _split("train", training, positions), None, ""
+    for name, val_files in parts.items():
+        rows = _samples(val_files, unused) if val is None else []
+        if rows:
+            val = _split("val", rows, positions)
+            note = f"split by file names: {len(train_files)} train, {len(val_files)} {name} files"
+        else:
+            unused.add("of a part that is not used", (file.name for file in val_files))
+    if val is None:
+        train, val, note = divide(train, val_fraction, seed)
+    elif unknown:
+        unused.add("whose names do not say which part they are", unknown)
     title = path.resolve().stem if path.is_file() else path.resolve().name
-    note = "; ".join([note, *unused.in_words()])
-    return ImageData(title, classes, whole, held_out, note=note, unused=unused.listed())
+    note = "; ".join([note, *unused.as_text()])
+    return ImageData(title, classes, train, val, note=note, unused=unused.listed())
 
 
 def _require_known(path: Path, parts: dict[str, list[Path]], unknown: list[str]) -> None:

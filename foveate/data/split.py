@@ -93,7 +93,7 @@ class ImageData:
         train: what the network learns from.
         val: what its accuracy is measured on.
         licence: terms of use, if the data set states them.
-        note: how the parts were made and what was left out, in words.
+        note: a text that says how the parts were made and what was left out.
         bad: names of damaged images that were left out.
         unused: (reason, names) of every other file, row or sample that is not used; the reason goes on after "12
             files".

@@ -213,11 +213,19 @@ def test_a_label_below_0_is_not_a_class(rows: Rows) -> None:
     folder = hub(rows, "test", [-1, -1]).parent
     data = open_data(folder)
     assert (data.classes, data.train.labels, data.val.labels) == (("ant", "bee", "cow"), (0, 1, 2, 0, 1, 2), (2,))
-    ((reason, names),) = data.unused
-    assert reason == "without a class (a label below 0)"
+    names = dict(data.unused)["without a class (a label below 0)"]
+    assert dict(data.unused)["of a part that is not used"] == ("test.parquet",)
     assert sorted(names) == ["train.parquet row 1", "validation.parquet row 0", "validation.parquet row 2"]
     assert "left out 3 rows without a class (a label below 0) (" in data.note
     (folder / "validation.parquet").unlink()
     data = open_data(folder)  # the test part has no labels at all, as on the hub
     assert len(data.train) + len(data.val) == 6
     assert "no labelled validation file" in data.note
+
+
+def test_a_file_that_is_not_used_is_counted(rows: Rows) -> None:
+    for part in ("train", "val", "test", "extra"):
+        folder = rows(f"{part}.parquet", [0, 1]).parent
+    data = open_data(folder)
+    assert data.unused == (("of a part that is not used", ("test.parquet", "extra.parquet")),)
+    assert data.note.endswith("; left out 2 files of a part that is not used (test.parquet, extra.parquet)")

@@ -26,7 +26,7 @@ Rows = list[tuple[str, str]]  # path of an image relative to the layout's folder
 class _Parts:
     train: Rows
     val: Rows
-    words: str  # which lists these are
+    lists: str  # which these are, for the note
     classes: tuple[str, ...] | None = None
     left: Rows = ()  # type: ignore[assignment] # rows of a part that is not used
 
@@ -77,7 +77,7 @@ def read_official(folder: Path, name: str) -> ImageData:
     there = sorted((folder / layout.needs[0]).rglob("*"))
     found = (str(path.relative_to(folder).as_posix()) for path in there if path.suffix.lower() in SUFFIXES)
     unused.add("that no list names", (path for path in found if path not in listed))
-    note = "; ".join([f"{name} in its official layout, split as {parts.words}", *unused.in_words("image")])
+    note = "; ".join([f"{name} in its official layout, split as {parts.lists}", *unused.as_text("image")])
     return ImageData(name, classes, train, val, note=note, unused=unused.listed())
 
 
