@@ -34,7 +34,7 @@ def check(where: str | None, *, json: bool, option: str = "--csv") -> None:
         raise FoveateError(f"{option} {where!r} is a folder: name a file in it")
     above = next(folder for folder in Path(where).absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise FoveateError(f"cannot write {where}: {above} is no folder to write in; choose another place")
+        raise FoveateError(f"cannot write {where}: {above} is not a folder to write in; choose another place")
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], where: str) -> None:

@@ -62,13 +62,13 @@ def explain(
     files = [found.npz(npz)] if npz is not None else []
     if output is not None or npz is None:
         files += found.save(output or "explained", progress=True)
-    told: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {"image": str(image), "prediction": found.label(int(index)), "probability": float(probability)}
         for image, index, probability in zip(found.sources, found.predictions, found.probabilities, strict=True)
     ]
     if json:
-        print(json_format.dumps({"predictions": told, "files": [str(file) for file in files]}, indent=2))
+        print(json_format.dumps({"predictions": rows, "files": [str(file) for file in files]}, indent=2))
         return
-    for line in told:
+    for line in rows:
         print(printable("{image}: {prediction} ({probability:.0%})".format(**line)))
     print(printable(f"written: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}"))

@@ -36,7 +36,7 @@ class Position:
 
     Args:
         epoch: epochs finished.
-        step: steps done in the epoch under way.
+        step: steps done in the epoch that is running.
         loss: sum of its images' losses.
         images: images seen in it.
         train_seconds: spent on its steps.
@@ -114,7 +114,7 @@ def save_state(
             raise TypeError(f"it holds {', '.join(packed.keys() - {'state', 'param_groups'})}")
         text = json.dumps(header)
     except TypeError as error:
-        raise FoveateError(f"this optimiser's state cannot be kept ({error}): take another, or no output") from error
+        raise FoveateError(f"this optimiser's state cannot be saved ({error}): take another, or no output") from error
     write_atomically(path, save(whole, {_HEADER: text, _SUM: _digest(whole, text)}))
 
 

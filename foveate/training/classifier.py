@@ -49,7 +49,7 @@ def replace_classifier(model: nn.Module, classes: int) -> None:
     elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1):
         new = nn.Conv2d(old.in_channels, classes, 1, **where)
     else:
-        raise FoveateError(f"the classifier {names[0]!r} is no Linear or 1x1 convolution: replace it before fit")
+        raise FoveateError(f"the classifier {names[0]!r} is not a Linear or 1x1 convolution: replace it before fit")
     parent, _, leaf = names[0].rpartition(".")
     setattr(model.get_submodule(parent), leaf, new)
     if isinstance(getattr(model, "num_classes", None), int):
@@ -163,7 +163,7 @@ def adapt(
         model: gives one score per class for an image.
         classes: of the data.
         recipe: its image size, what becomes of the classifier, its seed, BatchNorm's momentum and memory format.
-        say: is told, in a line, of a classifier that is changed.
+        say: is called with a line of text about a classifier that is changed.
 
     Returns:
         How images are prepared for the model.

@@ -22,7 +22,7 @@ from foveate.preserve import preserve_state
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.recipe import Recipe
 
-__all__ = ["Teacher", "taught"]
+__all__ = ["Teacher", "open_teacher"]
 
 
 class Teacher:
@@ -82,7 +82,7 @@ class Teacher:
 
 
 @contextlib.contextmanager
-def taught(
+def open_teacher(
     model: nn.Module | None, recipe: Recipe, preprocess: Preprocess, classes: tuple[str, ...], device: torch.device
 ) -> Iterator[Teacher | None]:
     """The teacher that a run asks for, on the device; a given model is left as found.

@@ -1,4 +1,4 @@
-"""One process or several, through Accelerate: who is who, and what they tell each other.
+"""One process or several, through Accelerate: who is who, and what they send each other.
 
 Gradients are added up by one flat message after the backward pass, not by DistributedDataParallel: a compact network's
 gradients are a few megabytes, the sum is the exact mean over the images of the whole step even where the processes'
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line, near
 
-__all__ = ["ProcessLost", "Team", "accelerated", "rank_and_count"]
+__all__ = ["ProcessGroup", "ProcessLost", "accelerated", "rank_and_count"]
 
 
 class ProcessLost(FoveateError):  # noqa: N818 - it says what happened
@@ -36,7 +36,7 @@ def rank_and_count() -> tuple[int, int]:
         raise FoveateError(f"RANK and WORLD_SIZE must be whole numbers: start with torchrun ({error})") from error
 
 
-class Team:
+class ProcessGroup:
     """The processes of a run, seen from one of them.
 
     Args:
@@ -50,7 +50,7 @@ class Team:
         self.main = self.rank == 0
 
     @contextlib.contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _communicating(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -61,7 +61,7 @@ class Team:
                 "goes on from the last checkpoint"
             ) from error
 
-    def add_up(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+    def all_reduce(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
         """Add up the gradients of all processes, in place.
 
         A parameter without a gradient in every process stays without; in some, it counts as 0 there.
@@ -77,23 +77,23 @@ class Team:
             return loss
         own = list(parameters)
         has = torch.tensor([float(p.grad is not None) for p in own], dtype=torch.float64, device=loss.device)
-        told = torch.cat([loss.detach().double().reshape(1), has])
-        with self._talking():
-            torch.distributed.all_reduce(told)
-        used = [p for p, flag in zip(own, told[1:].tolist(), strict=True) if flag]
+        message = torch.cat([loss.detach().double().reshape(1), has])
+        with self._communicating():
+            torch.distributed.all_reduce(message)
+        used = [p for p, flag in zip(own, message[1:].tolist(), strict=True) if flag]
         for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         for dtype in {p.dtype for p in used}:
             gradients = [p.grad for p in used if p.dtype == dtype and p.grad is not None]
-            message = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            with self._talking():
-                torch.distributed.all_reduce(message)
-            for gradient, part in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            with self._communicating():
+                torch.distributed.all_reduce(flat)
+            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view(gradient.shape))
-        return told[0]
+        return message[0]
 
-    def follow(self, modules: Iterable[nn.Module]) -> None:
+    def broadcast(self, modules: Iterable[nn.Module]) -> None:
         """Give every process the parameters and buffers of process 0."""
         if self.count == 1:
             return
@@ -101,7 +101,7 @@ class Team:
             for tensor in module.state_dict().values():
                 # A copy with plain strides: the tensor itself may have its channels last.
                 sent = tensor.detach().clone(memory_format=torch.contiguous_format)
-                with self._talking():
+                with self._communicating():
                     torch.distributed.broadcast(sent, 0)
                 tensor.copy_(sent)
 
@@ -121,11 +121,11 @@ class Team:
         padded = torch.zeros((most, *rows.shape[1:]), dtype=rows.dtype, device=self.accelerator.device)
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(self.count)]
-        with self._talking():
+        with self._communicating():
             torch.distributed.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total].to(rows.device)
 
-    def agree(self, what: str, value: str) -> None:
+    def check_equal(self, what: str, value: str) -> None:
         """Make sure that every process has the same value.
 
         Raises:
@@ -135,7 +135,7 @@ class Team:
             return
         from accelerate.utils import gather_object
 
-        with self._talking():
+        with self._communicating():
             values = gather_object([value])
         if len(set(values)) > 1:
             raise FoveateError(
@@ -146,7 +146,7 @@ class Team:
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:
-            with self._talking():
+            with self._communicating():
                 self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
@@ -164,7 +164,7 @@ class Team:
 def accelerated(
     precision: str, *, timeout_seconds: float = 600, tracker: Any = None, folder: str | os.PathLike[str] | None = None
 ) -> Iterator[Any]:
-    """An ``Accelerator``; Accelerate's global state is gone afterwards unless it was there before.
+    """An ``Accelerator``; Accelerate's global state is removed afterwards unless it was there before.
 
     Args:
         precision: as ``Recipe.amp``.
@@ -190,7 +190,7 @@ def accelerated(
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     options: dict[str, Any] = {}
     if processes > 1:
-        # On a CPU, Accelerate ignores a launcher unless it is told to stay there: each process would train alone.
+        # On a CPU, Accelerate ignores a launcher unless it is made to stay there: each process would train alone.
         options["cpu"] = device is None or device.type == "mps"
         options["kwargs_handlers"] = [InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds))]
     if tracker is not None:

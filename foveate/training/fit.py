@@ -1,4 +1,4 @@
-"""Training a classifier: everything is checked and lent first, then a run goes from its step to its end."""
+"""Training a classifier: everything is checked first, then a run goes from its step to its end."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
 from foveate.training.classifier import adapt
-from foveate.training.distillation import taught
-from foveate.training.distributed import Team, accelerated, rank_and_count
+from foveate.training.context import RunContext
+from foveate.training.distillation import open_teacher
+from foveate.training.distributed import ProcessGroup, accelerated, rank_and_count
 from foveate.training.freeze import freeze_parameters
 from foveate.training.input.feature_cache import FeatureCache
-from foveate.training.input.pipeline import Supply
+from foveate.training.input.pipeline import InputPipeline
 from foveate.training.loop import Fit, Run
 from foveate.training.optimizer import check_optimiser
 from foveate.training.recipe import Recipe
-from foveate.training.restore import lent, memory_advice, synchronised
+from foveate.training.restore import memory_advice, restored_afterwards, synchronised
 from foveate.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -91,18 +92,19 @@ def fit(
         _require_images(data)
         folder = RunFolder(output, resume=resume, writes=rank == 0) if output is not None else None
         options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
-        with accelerated(recipe.amp, **options) as accelerator, lent(model, accelerator.device):
-            team = Team(accelerator)
-            _announce(recipe, team, bar)
+        with accelerated(recipe.amp, **options) as accelerator, restored_afterwards(model, accelerator.device):
+            group = ProcessGroup(accelerator)
+            context = RunContext(recipe, group, bar, FeatureCache() if cache is None else cache, folder)
+            _announce(context)
             preprocess = adapt(model, data.classes, recipe, bar.line)
-            team.follow([model])
-            supply = Supply(model, data, recipe, preprocess, bar, FeatureCache() if cache is None else cache, team)
+            group.broadcast([model])
+            pipeline = InputPipeline(model, data, preprocess, context)
             with (
-                freeze_parameters(model, supply.frozen),
-                taught(teacher, recipe, preprocess, data.classes, accelerator.device) as guide,
-                _synchronised(model, recipe, team),
+                freeze_parameters(model, pipeline.frozen),
+                open_teacher(teacher, recipe, preprocess, data.classes, accelerator.device) as opened_teacher,
+                _synchronised(model, context),
             ):
-                run = Run(model, data, recipe, supply, team, bar, folder, guide)
+                run = Run(model, data, pipeline, context, opened_teacher)
                 bar.end(ready)
                 with _tracked(accelerator, tracker, run.described):
                     return run.run()
@@ -116,22 +118,23 @@ def _require_images(data: ImageData) -> None:
             )
 
 
-def _announce(recipe: Recipe, team: Team, bar: ProgressBar) -> None:
+def _announce(context: RunContext) -> None:
+    recipe, group, bar = context.recipe, context.group, context.bar
     changes = " ".join(f"{name}={value!r}" for name, value in recipe.changes().items())
     bar.line(f"recipe: {changes or 'the defaults'}")
-    if team.count > 1:
-        images = recipe.batch_size * recipe.accumulate * team.count
+    if group.count > 1:
+        images = recipe.batch_size * recipe.accumulate * group.count
         kind = "all processes" if recipe.sync_bn else "each process"
         bar.line(
-            f"{team.count} processes on {team.accelerator.device.type}, {images} images in a step, mean gradient, "
+            f"{group.count} processes on {group.accelerator.device.type}, {images} images in a step, mean gradient, "
             f"BatchNorm over the images of {kind}"
         )
 
 
-def _synchronised(model: nn.Module, recipe: Recipe, team: Team) -> contextlib.AbstractContextManager[None]:
-    if not recipe.sync_bn or team.count == 1:
+def _synchronised(model: nn.Module, context: RunContext) -> contextlib.AbstractContextManager[None]:
+    if not context.recipe.sync_bn or context.group.count == 1:
         return contextlib.nullcontext()
-    if team.accelerator.device.type != "cuda":
+    if context.group.accelerator.device.type != "cuda":
         raise FoveateError("sync_bn works between GPUs only: take sync_bn=False")
     return synchronised(model)
 

@@ -18,20 +18,18 @@ from torch import Tensor, nn
 from foveate.io import state_digest
 from foveate.model_info import pretrained_config
 from foveate.preserve import preserve_state
-from foveate.progress import ProgressBar
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.insert import plan_of
 from foveate.training.checkpoint import Position, read_state, save_state
+from foveate.training.context import RunContext
 from foveate.training.distillation import Teacher
-from foveate.training.distributed import Team
-from foveate.training.input.pipeline import Feed, Supply
+from foveate.training.input.pipeline import InputPipeline, SplitLoader
 from foveate.training.input.sampler import Batch, Order, images_in, of_whole
 from foveate.training.metrics import Diverged, Evaluation, measure, predict
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
 from foveate.training.recipe import Recipe
 from foveate.training.restore import compiled
-from foveate.training.run_folder import RunFolder
-from foveate.training.train_step import Stepper
+from foveate.training.train_step import TrainStep
 
 if TYPE_CHECKING:
     from foveate.data.split import ImageData
@@ -68,11 +66,8 @@ class Run:
     Args:
         model: adapted to the data, on its device.
         data: both splits.
-        recipe: how to train.
-        supply: the batches.
-        team: the processes.
-        bar: shows the progress.
-        folder: where to keep what comes of it, or None.
+        pipeline: the batches.
+        context: recipe, processes, progress and folder.
         teacher: to learn from, or None.
     """
 
@@ -80,19 +75,18 @@ class Run:
         self,
         model: nn.Module,
         data: ImageData,
-        recipe: Recipe,
-        supply: Supply,
-        team: Team,
-        bar: ProgressBar,
-        folder: RunFolder | None,
+        pipeline: InputPipeline,
+        context: RunContext,
         teacher: Teacher | None,
     ) -> None:
-        self.model, self.recipe, self.supply, self.classes = model, recipe, supply, data.classes
-        self.team, self.bar, self.folder, self.teacher = team, bar, folder, teacher
+        self.model, self.pipeline, self.classes, self.teacher = model, pipeline, data.classes, teacher
+        self.context, self.recipe, self.group = context, context.recipe, context.group
+        self.bar, self.folder = context.bar, context.folder
+        recipe, group = self.recipe, self.group
         of_head = classifier_of(model) if recipe.head_learning_rate_scale != 1 else ()
         head = [parameter for name in of_head for parameter in model.get_submodule(name).parameters()]
         self.optimiser = create_optimiser(model, head, recipe)
-        self.prepared = team.accelerator.prepare_optimizer(self.optimiser)
+        self.prepared = group.accelerator.prepare_optimizer(self.optimiser)
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
         self.modules = {"model": model, **({"ema": self.ema.module} if self.ema else {})}
         self.judged: nn.Module = self.ema.module if self.ema else model
@@ -101,23 +95,23 @@ class Run:
             "plan": str(plan_of(model) or ""),
             "recipe": recipe.to_dict(),
             "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes)},
-            "processes": team.count,
+            "processes": group.count,
             "teacher": state_digest(teacher.model.state_dict().items()) if teacher else "",
         }
 
     def run(self) -> Fit:
         """Train from where the run stands to its end."""
-        recipe, folder, team = self.recipe, self.folder, self.team
+        recipe, folder, group = self.recipe, self.folder, self.group
         position = self.begin()
         self.seconds_before = position.seconds
-        val, evaluation = self.supply.val(), None
+        val, evaluation = self.pipeline.val(), None
         if position.epoch < recipe.epochs:
             start = (position.epoch, position.step)
-            train = self.supply.train()
-            sizes = {"accumulate": recipe.accumulate, "rank": team.rank, "processes": team.count}
+            train = self.pipeline.train()
+            sizes = {"accumulate": recipe.accumulate, "rank": group.rank, "processes": group.count}
             order = Order(train.count, recipe.batch_size, recipe.seed, recipe.epochs, start, **sizes)
-            guide = (len(self.classes), self.ema, self.teacher)
-            self.stepper = Stepper(self.model, recipe, train, team, self.prepared, *guide)
+            shared = (len(self.classes), self.ema, self.teacher)
+            self.train_step = TrainStep(self.model, train, self.context, self.prepared, *shared)
             stream, done = train.batches(order), position.epoch * order.images_per_epoch + position.images
             task = self.bar.task("", order.images_per_epoch * recipe.epochs, done)
             with compiled(self.model, recipe.compile):
@@ -125,7 +119,7 @@ class Run:
                     self.train_epoch(stream, position, order, task)
                     evaluation = self.end_epoch(position, val, order)
         evaluation = evaluation or self.evaluate(val)
-        team.follow([self.judged])
+        group.broadcast([self.judged])
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         speeds = [row["images_per_second"] for row in position.history]
@@ -143,14 +137,14 @@ class Run:
         folder, position = self.folder, Position()
         digest = hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()
         held = folder is not None and folder.state.exists()
-        self.team.agree("runs or output folders", f"{digest} {held}")
+        self.group.check_equal("runs or output folders", f"{digest} {held}")
         if folder is not None:
             if held:
-                scaler = self.team.accelerator.scaler
+                scaler = self.group.accelerator.scaler
                 position = read_state(folder.state, self.modules, self.optimiser, self.described, scaler)
             elif folder.resume:
                 self.bar.line(f"{folder.path} holds no checkpoint to resume from: starting at the beginning")
-            self.team.wait()  # nobody writes before everybody has read
+            self.group.wait()  # nobody writes before everybody has read
             folder.write_args(self.described, self.recipe)
         return position
 
@@ -158,7 +152,7 @@ class Run:
         """Do the steps of the epoch that are left."""
         recipe = self.recipe
         self.model.train()
-        for name in self.supply.frozen.modules:
+        for name in self.pipeline.frozen.modules:
             self.model.get_submodule(name).eval()
         self.bar.advance(task, 0, f"epoch {position.epoch + 1}/{recipe.epochs}")
         began = time.perf_counter() - position.train_seconds
@@ -189,19 +183,19 @@ class Run:
 
     def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:
         """One step of the optimiser; returns the loss ()."""
-        return self.stepper.step(stream, order, epoch, at)
+        return self.train_step.step(stream, order, epoch, at)
 
-    def evaluate(self, val: Feed) -> Evaluation:
+    def evaluate(self, val: SplitLoader) -> Evaluation:
         """Measure the weights on the validation images, each process a share of them."""
-        team = self.team
-        team.follow([self.judged])  # BatchNorm's running statistics are each process's own
-        batches = val.batches(of_whole(val.count, self.recipe.batch_size, team.rank, team.count))
+        group = self.group
+        group.broadcast([self.judged])  # BatchNorm's running statistics are each process's own
+        batches = val.batches(of_whole(val.count, self.recipe.batch_size, group.rank, group.count))
         with preserve_state(self.judged, evaluation=True):
-            shown = self.bar.track(batches, "evaluating", -(-val.count // team.count), images_in)
+            shown = self.bar.track(batches, "evaluating", -(-val.count // group.count), images_in)
             found = predict(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
-        return replace(measure(*(team.gather(rows, val.count) for rows in found)), classes=self.classes)
+        return replace(measure(*(group.gather(rows, val.count) for rows in found)), classes=self.classes)
 
-    def end_epoch(self, position: Position, val: Feed, order: Order) -> Evaluation:
+    def end_epoch(self, position: Position, val: SplitLoader, order: Order) -> Evaluation:
         """Evaluate, write a row of history, and keep what is worth keeping."""
         began, folder = time.perf_counter(), self.folder
         evaluation = self.evaluate(val)
@@ -226,8 +220,8 @@ class Run:
             folder.save_model("last", self.judged, info)
             folder.write_summary(position.history)
             folder.write_evaluation(evaluation.to_dict(self.classes))
-        if self.team.accelerator.trackers:
-            self.team.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
+        if self.group.accelerator.trackers:
+            self.group.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
         # The state comes last: a run that is killed before it does this epoch again, to the same result.
         self.save_state(position)
         self.bar.line(
@@ -241,7 +235,7 @@ class Run:
         """Write the checkpoint that ``resume`` reads."""
         position.seconds = self.seconds_before + self.bar.seconds
         if self.folder is not None:
-            scaler = self.team.accelerator.scaler
+            scaler = self.group.accelerator.scaler
             self.folder.save_state(save_state, self.modules, self.optimiser, position, self.described, scaler)
 
     def diverged(self, loss: float, position: Position, rate: float) -> Diverged:

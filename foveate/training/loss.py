@@ -31,7 +31,7 @@ class Objective:
         model: what is trained.
         recipe: its ``loss`` and ``label_smoothing``, and whether images are mixed or a teacher helps.
         cached: the model is given a frozen trunk's features and no images.
-        taught: a teacher helps.
+        has_teacher: a teacher helps.
 
     Raises:
         FoveateError: two parts have a loss of their own, a part with its own loss meets mixed images, a teacher or
@@ -39,7 +39,7 @@ class Objective:
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe | None = None, *, cached: bool = False, taught: bool = False
+        self, model: nn.Module, recipe: Recipe | None = None, *, cached: bool = False, has_teacher: bool = False
     ) -> None:
         recipe = recipe or Recipe()
         self.smoothing = recipe.label_smoothing
@@ -53,7 +53,7 @@ class Objective:
         asked = {
             "mixup": recipe.mixup > 0,
             "cutmix": recipe.cutmix > 0,
-            "teacher": taught,
+            "teacher": has_teacher,
             "loss='bce'": self.binary is not None,
         }
         wanted = [name for name, wants in asked.items() if wants]

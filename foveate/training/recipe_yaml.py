@@ -35,7 +35,7 @@ def read_flat(text: str, name: str) -> dict[str, Scalar]:
         name: of the file, for errors.
 
     Raises:
-        FoveateError: the text is no YAML, or anything but one flat mapping with distinct keys; the line is named.
+        FoveateError: the text is not YAML, or anything but one flat mapping with distinct keys; the line is named.
     """
     if len(text) > _LARGEST:
         raise FoveateError(f"{name} has {len(text)} characters, more than a recipe can need: name another file")
@@ -45,7 +45,7 @@ def read_flat(text: str, name: str) -> dict[str, Scalar]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "bad characters"
-        raise FoveateError(f"{name}{where} is no YAML: {problem}") from error
+        raise FoveateError(f"{name}{where} is not YAML: {problem}") from error
     inside = events[2:-2]
     if len(events) < 5:  # an empty document
         return {}

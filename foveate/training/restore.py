@@ -1,4 +1,4 @@
-"""The caller's model, lent for training: everything but its weights is left as found, and on an error those too."""
+"""The caller's model while it trains: everything but its weights is left as found, and on an error those too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.surgery.insert import attentions
 
-__all__ = ["OutOfMemory", "compiled", "lent", "memory_advice", "own_batchnorms", "synchronised"]
+__all__ = ["OutOfMemory", "compiled", "memory_advice", "own_batchnorms", "restored_afterwards", "synchronised"]
 
 
 def own_batchnorms(model: nn.Module) -> list[_BatchNorm]:
@@ -25,7 +25,7 @@ def own_batchnorms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextlib.contextmanager
-def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
+def restored_afterwards(model: nn.Module, device: torch.device) -> Iterator[None]:
     """A model on a device for training.
 
     Afterwards what ``preserve_state`` names, BatchNorm's momentum, memory format and device are again as found. After

@@ -10,18 +10,17 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.model_info import device_and_dtype
+from foveate.training.context import RunContext
 from foveate.training.distillation import Teacher
-from foveate.training.distributed import Team
 from foveate.training.input.mixup import Mixing
-from foveate.training.input.pipeline import Feed
+from foveate.training.input.pipeline import SplitLoader
 from foveate.training.input.sampler import Batch, Order, mix, seed_draws
 from foveate.training.loss import Objective
-from foveate.training.recipe import Recipe
 
-__all__ = ["Stepper"]
+__all__ = ["TrainStep"]
 
 
-class Stepper:
+class TrainStep:
     """Trains a model, step by step.
 
     What a step draws at random (mixing, dropout) depends on the seed, the step, the process and the batch alone, so
@@ -29,9 +28,8 @@ class Stepper:
 
     Args:
         model: in training mode.
-        recipe: says how.
         train: the training images.
-        team: the processes.
+        context: of the run.
         optimiser: Accelerate's, around the recipe's.
         classes: how many there are.
         ema: timm's moving average of the weights, or None.
@@ -44,18 +42,18 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
-        recipe: Recipe,
-        train: Feed,
-        team: Team,
+        train: SplitLoader,
+        context: RunContext,
         optimiser: Any,
         classes: int,
         ema: Any,
         teacher: Teacher | None,
     ) -> None:
-        self.model, self.recipe, self.train, self.team = model, recipe, train, team
+        recipe = context.recipe
+        self.model, self.recipe, self.train, self.group = model, recipe, train, context.group
         self.optimiser, self.ema, self.teacher = optimiser, ema, teacher
         cached = train.trunk is not None
-        self.objective = Objective(model, recipe, cached=cached, taught=teacher is not None)
+        self.objective = Objective(model, recipe, cached=cached, has_teacher=teacher is not None)
         self.mixing = Mixing(recipe, classes) if recipe.mixup or recipe.cutmix else None
         if cached and recipe.compile:
             raise FoveateError("compile needs the whole network in each step: take cache=False, or leave freeze out")
@@ -74,22 +72,22 @@ class Stepper:
         Returns:
             () the mean loss over the images of all processes, on the model's device.
         """
-        team, images = self.team, order.images(at)
+        group, images = self.group, order.images(at)
         step = epoch * order.steps_per_epoch + at
         total = torch.zeros((), device=self.device)
         for part in range(order.batches(at)):
             inputs, labels = next(stream)
-            place = (step, team.rank, part) if team.rank or part else (step,)
+            place = (step, group.rank, part) if group.rank or part else (step,)
             seed_draws(mix(self.recipe.seed, "step", *place), self.device)
             loss = self.loss(inputs, labels) * (len(labels) / images)
-            team.accelerator.backward(loss)
+            group.accelerator.backward(loss)
             total += loss.detach()
-        total = team.add_up(self.parameters, total)
+        total = group.all_reduce(self.parameters, total)
         # On a GPU a look at the loss would make the device wait for us in every step: there the loop looks later.
         if self.device.type == "cpu" and not total.isfinite():
             return total
         if self.recipe.gradient_clip is not None:
-            team.accelerator.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
+            group.accelerator.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
         self.optimiser.step()
         self.optimiser.zero_grad()
         if self.ema is not None:
@@ -102,7 +100,7 @@ class Stepper:
         if self.mixing is not None:
             inputs, labels = self.mixing(inputs, labels)
         try:
-            with self.team.accelerator.autocast(), self.objective.images():
+            with self.group.accelerator.autocast(), self.objective.images():
                 scores = self.train.scores(self.model, inputs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):

@@ -210,7 +210,7 @@ def test_paper_counting_has_totals_alone(run):
         (["--depth", "-1"], "--depth -1: it is at least 0"),
         (["--json", "--csv", "-"], "both print to the terminal"),
         (["--counting", "paper", "--csv", "-"], "paper counting has totals only"),
-        (["--csv", f"{__file__}/cost.csv"], f"cannot write {__file__}/cost.csv: {__file__} is no folder"),
+        (["--csv", f"{__file__}/cost.csv"], f"cannot write {__file__}/cost.csv: {__file__} is not a folder"),
         (["--csv", ""], "--csv '' is a folder: name a file in it"),
         (["--csv", "/"], "--csv '/' is a folder: name a file in it"),
     ],

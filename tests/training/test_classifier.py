@@ -50,7 +50,7 @@ def test_no_classifier():
         classifier_of(Odd())
     odd = Odd()
     odd.fc = nn.Conv2d(3, 4, 3)
-    with pytest.raises(FoveateError, match="'fc' is no Linear or 1x1 convolution"):
+    with pytest.raises(FoveateError, match="'fc' is not a Linear or 1x1 convolution"):
         replace_classifier(odd, 2)
 
 

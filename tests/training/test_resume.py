@@ -202,7 +202,7 @@ def test_another_optimiser_state_that_cannot_be_kept_is_refused(tmp_path, data, 
     from foveate.training.checkpoint import Position, save_state
 
     model = new_net()
-    with pytest.raises(FoveateError, match="this optimiser's state cannot be kept"):
+    with pytest.raises(FoveateError, match="this optimiser's state cannot be saved"):
         save_state(tmp_path / "x", {"model": model}, Odd(model.parameters()), Position(), {})
     assert not list(tmp_path.iterdir())
 

@@ -23,8 +23,12 @@ from foveate import __version__
 from foveate.accounting.cost import cost
 from foveate.data import ImageData
 from foveate.errors import FoveateError
+from foveate.preserve import preserve_state
 from foveate.studies.comparison.lock import Claims
 from foveate.studies.comparison.run import Run, RunResult, read_result, scores_of, write_result
+from foveate.surgery.insert import remove
+from foveate.surgery.saving.checkpoint import load
+from foveate.training.classifier import adapt
 from foveate.training.fit import fit
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.metrics import Diverged
@@ -106,10 +110,16 @@ class Grid:
             FoveateError: the folder that ``fit`` wrote is gone or damaged.
         """
         if job.run.name not in self.kept:
-            network = job.build()
-            if result.folder is None or not result.folder.is_dir():
-                raise FoveateError(f"the trained network of {job.label} is not in {self.place(job.run)} any more")
-            fit(network, job.data, job.run.recipe, output=result.folder, resume=True, progress=False, cache=self.cache)
+            network, recipe = job.build(), job.run.recipe
+            if recipe.epochs:
+                last = result.folder / "last" if result.folder is not None else None
+                if last is None or not last.is_dir():
+                    raise FoveateError(f"the trained network of {job.label} is not in {self.place(job.run)} any more")
+                with preserve_state():
+                    adapt(remove(network), job.data.classes, recipe)  # the classifier that the weights are for
+                load(last, network)
+            else:  # nothing was trained or written
+                fit(network, job.data, recipe, progress=False, cache=self.cache)
             self.kept[job.run.name] = network
         return self.kept[job.run.name]
 

@@ -10,23 +10,21 @@ from torch import Tensor, nn
 
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
-from foveate.progress import ProgressBar
-from foveate.training.distributed import Team
+from foveate.training.context import RunContext
 from foveate.training.freeze import Frozen, find_frozen, is_chain, tail, trunk_features
-from foveate.training.input.feature_cache import FeatureCache, hold_decoded, hold_features, hold_images
+from foveate.training.input.feature_cache import hold_decoded, hold_features, hold_images
 from foveate.training.input.loaders import Augment, Batches, Held, Source, at_least
-from foveate.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from foveate.data.split import ImageData, Split
 
-__all__ = ["Feed", "Supply"]
+__all__ = ["InputPipeline", "SplitLoader"]
 
 _SAMPLE = 4  # images to try the network on
 
 
 @dataclass(frozen=True)
-class Feed:
+class SplitLoader:
     """Batches of one split, and how the model takes them.
 
     Args:
@@ -67,17 +65,15 @@ def _in_memory_format(inputs: Tensor, channels_last: bool) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last) if channels_last and inputs.ndim == 4 else inputs
 
 
-class Supply:
+class InputPipeline:
     """Finds out what of a network is frozen, and what of the data and of the frozen part can be kept in memory.
 
     Args:
         model: adapted to the data; left as found.
         data: both splits.
-        recipe: what is frozen, the augmentation, and whether to cache.
         preprocess: of the model.
-        bar: shows the progress.
-        cache: where to keep things.
-        team: the processes; the first on a machine fills a cache on disk.
+        context: of its recipe, what is frozen, the augmentation, and whether to cache; of its processes the first on a
+            machine fills a cache on disk.
 
     Raises:
         FoveateError: what the recipe freezes cannot be frozen, or an image cannot be read.
@@ -87,14 +83,12 @@ class Supply:
         self,
         model: nn.Module,
         data: ImageData,
-        recipe: Recipe,
         preprocess: Preprocess,
-        bar: ProgressBar,
-        cache: FeatureCache,
-        team: Team,
+        context: RunContext,
     ) -> None:
-        self.model, self.data, self.recipe, self.preprocess = model, data, recipe, preprocess
-        self.bar, self.cache, self.team = bar, cache, team
+        self.model, self.data, self.preprocess, self.context = model, data, preprocess, context
+        self.recipe, self.bar, self.cache = context.recipe, context.bar, context.cache
+        recipe = self.recipe
         first = [preprocess(data.train.load(index)) for index in range(min(_SAMPLE, len(data.train)))]
         device = device_and_dtype(model)[0]
         sample = _in_memory_format(torch.stack(first).to(device), recipe.channels_last)
@@ -104,24 +98,24 @@ class Supply:
             if is_chain(model, self.frozen, sample):
                 self._features = trunk_features(model, self.frozen, sample)
             else:
-                bar.line(f"no chain up to {self.frozen.cut!r}: the frozen part runs in each step, without a cache")
+                self.bar.line(f"no chain up to {self.frozen.cut!r}: the frozen part runs in each step, without a cache")
 
-    def train(self) -> Feed:
+    def train(self) -> SplitLoader:
         """The training images, augmented."""
         recipe = self.recipe
         augment = Augment(recipe.augmentation, recipe.seed, recipe.randaugment_operations, recipe.randaugment_magnitude)
-        return self._feed(self.data.train, augment)
+        return self._loader(self.data.train, augment)
 
-    def val(self) -> Feed:
+    def val(self) -> SplitLoader:
         """The validation images, never augmented."""
-        return self._feed(self.data.val, Augment())
+        return self._loader(self.data.val, Augment())
 
-    def _feed(self, split: Split, augment: Augment) -> Feed:
+    def _loader(self, split: Split, augment: Augment) -> SplitLoader:
         recipe = self.recipe
         source = Source(split, self.data.fingerprint, self.preprocess, recipe.workers)
         flip, labels, decoded = augment.kind == "flip", split.labels, None
         if recipe.cache and augment.crops:
-            with self.team.main_first():
+            with self.context.group.main_first():
                 decoded = hold_decoded(self.cache, source, at_least(augment, self.preprocess), self.bar)
             if decoded is None:
                 self.bar.line(f"the {split.name} images are too large for the cache: they are decoded in each epoch")
@@ -131,9 +125,9 @@ class Supply:
                 views = hold_features(*kept, flip=flip, like=self._features)
                 if views is not None:
                     held = Held(views, labels, recipe.seed, flip=flip)
-                    return Feed(source, held, self.frozen, recipe.channels_last)
+                    return SplitLoader(source, held, self.frozen, recipe.channels_last)
                 self.bar.line(f"the features of the {split.name} images are too large for the cache")
             views = hold_images(self.cache, source, self.bar)
             if views is not None:
-                return Feed(source, Held(views, labels, recipe.seed, flip=flip), None, recipe.channels_last)
-        return Feed(source, source.stream(augment, decoded), None, recipe.channels_last)
+                return SplitLoader(source, Held(views, labels, recipe.seed, flip=flip), None, recipe.channels_last)
+        return SplitLoader(source, source.stream(augment, decoded), None, recipe.channels_last)

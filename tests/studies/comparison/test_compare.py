@@ -96,7 +96,8 @@ def test_finished_runs_are_read_not_run_again(found, folder, monkeypatch):
     assert [row.difference for row in again.rows] == [row.difference for row in found.rows]
 
 
-def test_networks_are_read_from_the_folder_when_they_are_asked_for(found, folder):
+def test_networks_are_read_from_the_folder_when_they_are_asked_for(found, folder, monkeypatch):
+    monkeypatch.setattr(grid, "fit", lambda *_, **__: pytest.fail("trained"))
     again = fv.compare(network(), PLANS, fv.open_data(folder), RECIPE, seeds=2, output=found.folder, progress=False)
     assert list(again.models) == ["none", *PLANS]
     for label, model in found.models.items():
