@@ -1,4 +1,4 @@
-"""Run by the tests in a process of its own: trains, and kills itself with SIGKILL in a given batch."""
+"""Run by the tests in a process of its own, whose children train and kill themselves with SIGKILL in a given batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import RECIPE, make_data, make_net
 from foveate.training.fit import fit
 
 
-def main(output: str, changes: str, die_at: int) -> None:
+def train_and_die(output: str, changes: dict[str, object], die_at: int) -> None:
     model, batches = make_net(), 0
 
     def die(module, inputs):
@@ -23,10 +23,16 @@ def main(output: str, changes: str, die_at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     model[0].register_forward_pre_hook(die)
-    recipe = RECIPE.with_(**json.loads(changes), checkpoint_every=3)
+    recipe = RECIPE.with_(**changes, checkpoint_every=3)
     teacher = make_net(seed=7) if recipe.temperature != 1 else None
     fit(model, make_data(), recipe, output=output, progress=False, teacher=teacher)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    for run in json.loads(sys.argv[1]):
+        child = os.fork()  # torch is imported once for all of them
+        if not child:
+            train_and_die(*run)
+            os._exit(0)  # it should not have lived
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status))

@@ -120,17 +120,28 @@ def alive(pid: int) -> bool:
         return False
 
 
+BROKEN = {"norm": True, "checkpoint_every": 3, "ema_decay": 0.5, "mixup": 0.4, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What two processes that nothing disturbs end with."""
+    folder = tmp_path_factory.mktemp("two") / "whole"
+    two(folder, **BROKEN)
+    return result(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "seconds"), [("SIGKILL", 180), ("SIGSTOP", 220)])
-def test_a_lost_process_ends_the_run_and_resume_gives_the_same_bits(tmp_path, fault, seconds):
-    """Faults of the other process: it is killed, or hangs. torchrun itself waits 30 s before it kills what hangs."""
-    changes = {"norm": True, "checkpoint_every": 3, "ema_decay": 0.5, "mixup": 0.4, "batch_size": 4}
+def test_a_lost_process_ends_the_run_and_resume_gives_the_same_bits(tmp_path, whole, fault, seconds):
+    """Faults of the other process: it is killed, or hangs; torchrun waits (by default 30 s) before it kills that."""
     folder = tmp_path / "broken"
     folder.mkdir()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    command = [*launcher, str(SCRIPT), str(folder), json.dumps(changes), fault]
+    command = [*launcher, str(SCRIPT), str(folder), json.dumps(BROKEN), fault]
     began = time.monotonic()
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    patience = environment(TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3")
+    ended = subprocess.run(command, env=patience, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode not in (0, None)
     assert time.monotonic() - began < seconds
     pids = [int((folder / f"pid{rank}").read_text()) for rank in range(2)]
@@ -138,10 +149,9 @@ def test_a_lost_process_ends_the_run_and_resume_gives_the_same_bits(tmp_path, fa
     if fault == "SIGSTOP":
         assert "another of the 2 processes has ended or hangs" in ended.stderr
 
-    two(folder, **changes, resume=True)
-    two(tmp_path / "whole", **changes)
-    assert equal(result(folder)[0], result(tmp_path / "whole")[0])
-    assert result(folder)[1:] == result(tmp_path / "whole")[1:]
+    two(folder, **BROKEN, resume=True)
+    assert equal(result(folder)[0], whole[0])
+    assert result(folder)[1:] == whole[1:]
 
 
 def test_without_torchrun_the_other_notices_too(tmp_path):

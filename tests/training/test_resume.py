@@ -59,30 +59,39 @@ EVERYTHING = {
 
 
 # 26 images, 8 in a step: 4 steps an epoch, a checkpoint at steps 3, 6, 9, 12 and after each epoch.
-@pytest.mark.parametrize(
-    ("changes", "die_at"),
-    [
-        ({"workers": 0, "augmentation": "flip"}, 8),
-        ({"workers": 2, "augmentation": "randaugment"}, 8),
-        ({"workers": 0, **EVERYTHING}, 15),
-        ({"workers": 2, **EVERYTHING, "compile": "", "loss": "bce"}, 14),
-    ],
-)
-def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_bits(tmp_path, data, new_net, recipe, changes, die_at):
-    recipe = recipe.with_(**changes, ema_decay=0.5)
-    teacher = new_net(seed=7) if "temperature" in changes else None
-    whole = new_net()
-    expected = fit(whole, data, recipe, progress=False, teacher=teacher)
+KILLED = [
+    ({"workers": 0, "augmentation": "flip"}, 8),
+    ({"workers": 2, "augmentation": "randaugment"}, 8),
+    ({"workers": 0, **EVERYTHING}, 15),
+    ({"workers": 2, **EVERYTHING, "compile": "", "loss": "bce"}, 14),
+]
 
-    output = tmp_path / "run"
-    arguments = [str(output), json.dumps({**changes, "ema_decay": 0.5}), str(die_at)]
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folders of runs that were killed, and how each of them ended."""
+    folders = [tmp_path_factory.mktemp("killed") / "run" for _ in KILLED]
+    runs = [(str(folder), {**run[0], "ema_decay": 0.5}, run[1]) for folder, run in zip(folders, KILLED, strict=True)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    killed = subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    command = [sys.executable, str(SCRIPT), json.dumps(runs)]
+    ended = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return list(zip(folders, map(int, ended.stdout.split()), strict=True))
+
+
+@pytest.mark.parametrize("number", range(len(KILLED)))
+def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_bits(data, new_net, recipe, killed, number):
+    changes = KILLED[number][0]
+    recipe = recipe.with_(**changes, ema_decay=0.5)
+    teacher = new_net(seed=7) if "temperature" in changes else None
+    whole = new_net()
+    expected = fit(whole, data, recipe, progress=False, teacher=teacher)
+
+    output, code = killed[number]
+    assert code == -signal.SIGKILL
     assert (output / "training.safetensors").exists()
 
     resumed = new_net(seed=5)
