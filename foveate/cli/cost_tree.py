@@ -116,10 +116,10 @@ def _note(cost: fv.Cost) -> str:
     columns = [column for column in (cost, cost.baseline) if column is not None and column.paper is not None]
     if all(getattr(column, name) == getattr(column.paper, name) for column in columns for name in _PAPER):
         return ""
-    said = "paper: as the compact-CNN papers count"
+    text = "paper: as the compact-CNN papers count"
     if len(columns) == 1:
-        return said
-    return f"{said}; without the plan {' and '.join(_decimals(getattr(columns[1].paper, name)) for name in _PAPER)}"
+        return text
+    return f"{text}; without the plan {' and '.join(_decimals(getattr(columns[1].paper, name)) for name in _PAPER)}"
 
 
 def changes(cost: fv.Cost) -> Table | None:
@@ -208,7 +208,7 @@ def _rows(cost: fv.Cost) -> list[Any]:
     merged = []
     for row in cost.modules:
         if row.change == "added":
-            merged += [gone for gone in removed if f"{gone.name}.".startswith(f"{row.name}.")]
+            merged += [old for old in removed if f"{old.name}.".startswith(f"{row.name}.")]
         merged.append(row)
     return merged
 
@@ -216,10 +216,10 @@ def _rows(cost: fv.Cost) -> list[Any]:
 def _grown(cost: fv.Cost) -> _Node:
     nodes: dict[tuple[bool, str], _Node] = {}
     for row in _rows(cost):
-        gone, above = row.change == "removed", row.name.rpartition(".")[0]
-        nodes[gone, row.name] = node = _Node(row)
+        is_removed, above = row.change == "removed", row.name.rpartition(".")[0]
+        nodes[is_removed, row.name] = node = _Node(row)
         if row.name:
-            (nodes.get((gone, above)) or nodes[False, above]).parts.append(node)
+            (nodes.get((is_removed, above)) or nodes[False, above]).parts.append(node)
     return nodes[False, ""]
 
 

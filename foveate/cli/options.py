@@ -42,7 +42,7 @@ class DataOptions:
     """How images are read.
 
     Args:
-        on_bad_image: "stop" at a file that is no whole image, or "skip" it and say so.
+        on_bad_image: "stop" at a file that is not a whole image, or "skip" it and say so.
         allow_empty: accept class folders without images.
         val_fraction: the part that is kept for validation where the data has no split of its own.
         split_seed: decides which images that are.

@@ -147,10 +147,10 @@ def read_state(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            header = json.loads(said[_HEADER])
+            metadata = file.metadata() or {}
+            header = json.loads(metadata[_HEADER])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        if said[_SUM] != _digest(tensors, said[_HEADER]):
+        if metadata[_SUM] != _digest(tensors, metadata[_HEADER]):
             raise ValueError("another SHA-256")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise FoveateError(f"{path} is damaged and cannot be resumed from: name another output folder") from error
@@ -164,9 +164,9 @@ def read_state(
         if own != {key: tensor.shape for key, tensor in states[name].items()}:
             raise FoveateError(f"{path.parent} holds a run of another model: its weights have other names or shapes")
     groups = optimiser.state_dict()["param_groups"]
-    for index, (group, held) in enumerate(zip(groups, header["groups"], strict=True)):
+    for index, (group, saved) in enumerate(zip(groups, header["groups"], strict=True)):
         prefix = f"group.{index}."
-        group |= held | {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        group |= saved | {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     optimiser.load_state_dict(
         {"state": _optimiser_state(optimiser, tensors, header["numbers"]), "param_groups": groups}
     )
@@ -203,15 +203,15 @@ def _flat(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _complete(held: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A run as an older version described it, with what is new at its default."""
-    if "recipe" not in held:
-        return dict(held)
-    return {"processes": 1, "teacher": "", **held, "recipe": Recipe().to_dict() | held["recipe"]}
+    if "recipe" not in saved:
+        return dict(saved)
+    return {"processes": 1, "teacher": "", **saved, "recipe": Recipe().to_dict() | saved["recipe"]}
 
 
-def _compare(held: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
-    there, here = _flat(held), _flat(json.loads(json.dumps(asked)))
+def _compare(saved: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    there, here = _flat(saved), _flat(json.loads(json.dumps(asked)))
     different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if different:
         shown = "; ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} now" for key in different[:3])

@@ -99,7 +99,7 @@ def _refuse_plan_for_classes(model: nn.Module, own: int, wanted: int) -> None:
 
 
 def _fit_classes(model: nn.Module, count: int, classes: tuple[str, ...], recipe: Recipe) -> str:
-    """Bring the classifier to the data's classes as the recipe says, and what was done, in words.
+    """Bring the classifier to the data's classes as the recipe says, and give a line of text about what was done.
 
     Args:
         model: its classifier has ``count`` outputs.
@@ -139,18 +139,18 @@ def _fit_classes(model: nn.Module, count: int, classes: tuple[str, ...], recipe:
 def _take_outputs(model: nn.Module, count: int, wanted: tuple[int, ...]) -> None:
     """Give the model a classifier with some of its outputs, in this order."""
     _refuse_plan_for_classes(model, count, len(wanted))
-    held = [model.get_submodule(name).state_dict() for name in classifier_of(model)]
-    parts = [tensor for state in held for tensor in state.values()]
+    states = [model.get_submodule(name).state_dict() for name in classifier_of(model)]
+    parts = [tensor for state in states for tensor in state.values()]
     kinds = [model.get_submodule(name) for name in classifier_of(model)]
     if not all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in kinds) or any(len(one) != count for one in parts):
         raise FoveateError(
             f"the data has the model's classes in another order or only some of them, and its classifier, a "
             f"{type(kinds[0]).__name__}, cannot be cut to them: take classifier='new'"
         )
-    held = [{key: tensor[list(wanted)].clone() for key, tensor in state.items()} for state in held]
+    states = [{key: tensor[list(wanted)].clone() for key, tensor in state.items()} for state in states]
     if count != len(wanted):
         replace_classifier(model, len(wanted))
-    for name, state in zip(classifier_of(model), held, strict=True):
+    for name, state in zip(classifier_of(model), states, strict=True):
         model.get_submodule(name).load_state_dict(state)
 
 
@@ -169,8 +169,8 @@ def adapt(
         How images are prepared for the model.
 
     Raises:
-        FoveateError: the model takes other channels, cannot run on this image size, is no classifier, has no parameter
-            to train, or does not know the data's classes and is not to be trained.
+        FoveateError: the model takes other channels, cannot run on this image size, is not a classifier, has no
+            parameter to train, or does not know the data's classes and is not to be trained.
     """
     preprocess = Preprocess.of(model, recipe.image_size)
     seen, _ = probe(model, (len(preprocess.mean), *preprocess.size))

@@ -136,10 +136,10 @@ class Run:
         """Where the run stands, read from the folder; what the run is, written to it."""
         folder, position = self.folder, Position()
         digest = hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()
-        held = folder is not None and folder.state.exists()
-        self.group.check_equal("runs or output folders", f"{digest} {held}")
+        has_state = folder is not None and folder.state.exists()
+        self.group.check_equal("runs or output folders", f"{digest} {has_state}")
         if folder is not None:
-            if held:
+            if has_state:
                 scaler = self.group.accelerator.scaler
                 position = read_state(folder.state, self.modules, self.optimiser, self.described, scaler)
             elif folder.resume:

@@ -62,10 +62,10 @@ class RunFolder:
             raise FoveateError(f"the output {self.path} is a file: name a folder") from None
         except OSError as error:
             raise FoveateError(f"cannot make the output folder {self.path}: {error.strerror or error}") from error
-        held = [name for name in _OF_A_RUN if (self.path / name).exists()]
-        if held and not resume:
+        found = [name for name in _OF_A_RUN if (self.path / name).exists()]
+        if found and not resume:
             raise FoveateError(
-                f"{self.path} already holds a run ({', '.join(held)}): --resume continues it, or name another folder"
+                f"{self.path} already holds a run ({', '.join(found)}): --resume continues it, or name another folder"
             )
         for part in (self.path, self.path / "last", self.path / "model_best"):
             remove_stale(part)
