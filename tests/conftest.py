@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from foveate.data import open_data
+
+# A busy machine is not a fault of the code: nothing here is timed.
+settings.register_profile("foveate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("foveate")
 
 
 @pytest.fixture(scope="session")
