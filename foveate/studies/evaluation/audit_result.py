@@ -93,24 +93,23 @@ class Audit:
 
     def table(self) -> str:
         """The tables as plain text, at most 100 columns wide."""
-        head = (
-            f"{self.data}: {self.images} images, accuracy {self.accuracy:.1f}%; points without the module, "
-            "with another image's map"
-        )
+        what = f": {self.images} images, accuracy {self.accuracy:.1f}%; points without the module, "
+        what += "with another image's map"
+        name = self.data if len(self.data) + len(what) <= 100 else f"{self.data[: 99 - len(what)]}…"
         columns: list[Column] = [
-            ("module", -30, _site),
+            ("module", -25, _site),
             ("verdict", -8, lambda row: row.verdict),
-            ("without [95%]", 22, lambda row: points(row.off.difference) if row.off else "-"),
+            ("without [95%]", 23, lambda row: points(row.off.difference) if row.off else "-"),
             ("shuf.", 5, lambda row: f"{row.shuffled.difference.mean:+.1f}" if row.shuffled else "-"),
             ("size", 7, lambda row: _number(row.contribution, ".2g")),
             ("entropy", 7, lambda row: _number(row.entropy, ".3f")),
             ("varies", 6, lambda row: _number(row.varies, ".2f")),
             ("time", 6, lambda row: f"{100 * row.time:.2g}%"),
         ]
-        tables = [head[:100], *_table(columns, self.rows)]
+        tables = [name + what, *_table(columns, self.rows)]
         measured = [row for row in self.rows if any(getattr(row, name) for name in PRECISIONS)]
         if measured:
-            columns = [("module", -30, _site)]
+            columns = [("module", -25, _site)]
             columns += [(name, 22, functools.partial(_survived, name)) for name in PRECISIONS]
             words = "what low precision leaves of output - input: correlation, norm ratio, relative error"
             tables += ["", words, *_table(columns, measured)]
@@ -136,7 +135,7 @@ def _padded(text: str, width: int) -> str:
 
 
 def _site(row: ModuleAudit) -> str:
-    return row.site if len(row.site) <= 30 else f"…{row.site[-29:]}"
+    return row.site if len(row.site) <= 25 else f"…{row.site[-24:]}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import io
 import json
 
@@ -466,3 +467,35 @@ def test_one_image_whose_output_is_not_a_multiple_tells_for_all():
     images[1][0][-1, 0] = 3
     found = [audit(Known(Jump()), images, batch_size=20, seed=seed).rows[0].shuffles for seed in range(4)]
     assert found == ["contribution"] * 4  # in whichever batch it is
+
+
+def test_the_widest_table_has_100_columns(found):
+    of = found.rows[0]
+    lost = dataclasses.replace(of.bf16, correlation=-1.0, norm_ratio=12345.6, relative_error=1e9, overflow=0.5)
+    numbers = [(-100.0, -100.0, -100.0), (-12.0, -24.0, -0.0004), (12.0, 0.0004, 24.0)]
+    rows = [
+        dataclasses.replace(
+            of,
+            site="backbone.body." + "blocks." * 9,
+            verdict="harmful",
+            off=dataclasses.replace(
+                of.off, difference=dataclasses.replace(of.off.difference, mean=mean, low=low, high=high)
+            ),
+            shuffled=dataclasses.replace(
+                of.off, difference=dataclasses.replace(of.off.difference, mean=-100.0, low=low, high=high)
+            ),
+            contribution=1.2e-05,
+            varies=123.45,
+            time=0.9876,
+            bf16=lost,
+            fp16=None,
+            int8=lost,
+        )
+        for mean, low, high in numbers
+    ]
+    table = dataclasses.replace(found, rows=tuple(rows), data="d" * 90).table()
+    assert max(map(len, table.splitlines())) <= 100
+    assert "[-24.0000, -0.0004]" in table
+    assert "overfl." in table
+    assert "…: 200 images, accuracy" in table
+    assert table.splitlines()[0].endswith("another image's map")
