@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from foveate.data.division import divide
-from foveate.data.parts import Unused, is_system, parts_of
+from foveate.data.parts import Unused, is_system, may_be_part, parts_of
 from foveate.data.scan import Scan
 from foveate.data.split import ImageData
 from foveate.errors import FoveateError, printable
@@ -118,20 +118,21 @@ def _parts(root: Path, folders: dict[str, Path]) -> tuple[Path | None, list[Path
         if len(train) > 1:
             names = " and ".join(folder.name for folder in train)
             raise FoveateError(f"{root} has {names}, all for training by their names: keep one, or name its folder")
-        if not inside[train[0].name] and not any(inside[folder.name] for folder in val):
-            return None, []  # classes of these names, which hold images
+        if not any(inside[folder.name] for folder in (*train, *val)) and len(train) + len(val) < len(folders):
+            return None, []  # classes of these names among others: they hold images
         return train[0], val
     _refuse_unknown_parts(root, inside)
     return None, []
 
 
 def _refuse_unknown_parts(root: Path, inside: dict[str, set[str]]) -> None:
-    """Refuse folders that hold the same folders: they are parts, whose names are not understood."""
+    """Refuse folders that hold the same folders and are called as parts are, in a way that is not understood."""
     names = list(inside)
     for at, name in enumerate(names):
         for other in names[at + 1 :]:
             shared = sorted(inside[name] & inside[other])
-            if len(shared) > 1 and len(shared) * 2 > max(len(inside[name]), len(inside[other])):
+            alike = len(shared) > 1 and len(shared) * 2 > max(len(inside[name]), len(inside[other]))
+            if alike and (may_be_part(name) or may_be_part(other)):
                 raise FoveateError(
                     f"{root}: {name}/ and {other}/ hold the same folders ({', '.join(shared[:4])}), as the parts of a "
                     "data set do, and their names do not say which: rename them train and val, or name one of them"

@@ -106,6 +106,14 @@ def _read(source: str | os.PathLike[str], seed: int, val_fraction: float) -> Ima
             f"no data at {path}: {near(asked, [*there, 'elpv'])} (in {above}; elpv is a packaged data set, hf:NAME and "
             "torchvision:NAME are other libraries')"
         )
+    try:
+        return _read_path(path, seed, val_fraction)
+    except PermissionError as error:
+        raise FoveateError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+
+
+def _read_path(path: Path, seed: int, val_fraction: float) -> ImageData:
+    """Read a folder or a file by what it holds."""
     if is_parquet(path):
         return read_parquet(path, seed, val_fraction)
     if is_shards(path):

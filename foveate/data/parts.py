@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-__all__ = ["NOT_READ_REASON", "SYSTEM", "Unused", "is_system", "part_of", "parts_of", "usable"]
+__all__ = ["NOT_READ_REASON", "SYSTEM", "Unused", "is_system", "may_be_part", "part_of", "parts_of", "usable"]
 
 Item = TypeVar("Item")
 
@@ -21,6 +21,8 @@ _PART = {word: part for part, words in _WORDS.items() for word in words}
 _RANK = tuple(_WORDS)
 # What may stand beside the part's name in a folder's name.
 _BESIDE = {"images", "image", "imgs", "img", "photos", "pictures", "jpg", "jpeg", "data", "dataset", "set", "split", ""}
+# Words of names that may stand for a part of a data set.
+_HINTS = {"fold", "split", "part", "subset", "set", "half", "batch", "query", "gallery", "support", "unlabeled"}
 SYSTEM = ("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found")
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
 _SHOWN = 3  # names in a note
@@ -40,6 +42,11 @@ def part_of(name: str, *, alone: bool) -> str | None:
     if len(found) != 1 or (alone and any(word not in _PART and word not in _BESIDE for word in words)):
         return None
     return found.pop()
+
+
+def may_be_part(name: str) -> bool:
+    """Whether a word of a folder's name speaks of parts, as in "my_train_v2", "fold1" or "left_half"."""
+    return any(word in _PART or word.removesuffix("s") in _HINTS for word in re.split(r"[^a-z]+", name.lower()))
 
 
 def parts_of(items: Mapping[str, Item], *, alone: bool) -> dict[str, list[Item]]:

@@ -300,3 +300,17 @@ def test_accents_are_one_class_however_they_are_composed(plant: Plant) -> None:
     assert data.classes == (composed, "tea")
     assert data.train.labels == (0,) * 5 + (1,) * 2
     assert f"2 folders of train are called {composed}, one class" in data.note
+
+
+def test_parts_without_class_folders_are_not_classes(plant: Plant) -> None:
+    with pytest.raises(FoveateError, match="train has no class folders"):
+        open_data(plant({"train": 3, "val": 3}))
+
+
+def test_folders_inside_classes_may_be_called_alike(plant: Plant) -> None:
+    data = open_data(plant({f"{kind}/{time}": 3 for kind in ("cat", "dog") for time in ("day", "night")}))
+    assert (data.classes, len(data.train) + len(data.val)) == (("cat", "dog"), 12)
+    for names in (("train", "batch2"), ("my_train_v2", "my_holdout_v2"), ("fold1", "fold2")):
+        root = plant({f"{part}/{kind}": 2 for part in names for kind in ("cat", "dog")}, root=names[0] + "_set")
+        with pytest.raises(FoveateError, match="hold the same folders"):
+            open_data(root)
