@@ -36,7 +36,7 @@ CLASSES = (
 )
 SHOWN = tuple(name.replace(b"\n", b"\\n").replace(b"\x1b", b"\\x1b") for name in CLASSES)
 SET = "=set [red]<b>"
-PLAN = "se(reduction=4) after blocks.4.2"
+PLAN = "se(reduction=4) after blocks.2"
 SMALL = ("--image-size", "32", "--batch-size", "9")
 
 RUN = r"""
@@ -83,10 +83,10 @@ def ran(images, output) -> dict[str, tuple[bytes, str]]:
     model, val, grid = str(output / "run" / "last"), f"{images}/val", str(output / "grid")
     train = ["train", images, "--model"]
     again = [*train, model, "--epochs", "0", *SMALL, "--json", "--output", str(output / "again")]
-    train += ["mobilenetv2_035", "--plan", PLAN, "--epochs", "1", *SMALL, "--output", str(output / "run")]
+    train += ["test_efficientnet", "--plan", PLAN, "--epochs", "1", *SMALL, "--output", str(output / "run")]
     explain = ["explain", model, val, "--image-size", "32", "--output", str(output / "pictures")]
     audit = ["audit", model, images, "--image-size", "32"]
-    compare = ["compare", images, "--model", "mobilenetv2_035", "--plans", PLAN, "--epochs", "1", "--seeds", "1"]
+    compare = ["compare", images, "--model", "test_efficientnet", "--plans", PLAN, "--epochs", "1", "--seeds", "1"]
     commands = {
         "data check": ["data", "check", images],
         "data check --json": ["data", "check", images, "--json"],
@@ -186,7 +186,7 @@ def comparison(data_of_module, tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels")
     recipe = fv.Recipe(epochs=0, image_size=32)
     plans = {LABEL: PLAN}
-    return fv.compare("mobilenetv2_035", plans, data_of_module, recipe, 1, output=folder, progress=False)
+    return fv.compare("test_efficientnet", plans, data_of_module, recipe, 1, output=folder, progress=False)
 
 
 @pytest.fixture(scope="module")
