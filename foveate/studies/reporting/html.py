@@ -1,6 +1,8 @@
 """One HTML file that shows a comparison: nothing in it is fetched, and nothing in it runs.
 
-The page has no script, its pictures are inside it, and its Content-Security-Policy allows no request at all.
+The page has no script, its pictures are inside it, and its Content-Security-Policy allows no request at all. Its
+template is ``templates/report.html.jinja``, which escapes all text; the style sheet and the plots, which escape their
+own texts, are inserted as they are.
 """
 
 from __future__ import annotations
@@ -10,27 +12,46 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from foveate.errors import FoveateError
 from foveate.io import write_atomically
 from foveate.studies.evaluation.audit_result import Audit
+from foveate.studies.reporting.audit_table import audit_part
 from foveate.studies.reporting.charts import points_of, scatter
 from foveate.studies.reporting.differences import changes_of, differences
-from foveate.studies.reporting.html_tables import comparison_table, legend, runs_table, statistics_table
-from foveate.studies.reporting.report_audit import audit_section
 from foveate.studies.reporting.style import STYLE
+from foveate.studies.reporting.tables import comparison, has_verdicts, lines, margins, runs, statistics
 
 __all__ = ["write_report"]
 
 Picture = Image.Image | bytes
-_COLOURS = " Colours follow the verdicts, which are corrected for the number of plans."
+_WIDTHS = 760, 350  # pixels of a plot on a broad and on a narrow page
+_LEGEND = {"better": "better", "worse": "worse", "same": "no evidence of a difference"}
 LARGE = 600_000  # bytes of PNG above which a photograph becomes a JPEG
 WIDE = 900  # pixels above which a picture gets a row of its own
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A picture for the template."""
+
+    caption: str
+    source: str
+    width: int
+    height: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether it gets a row of its own."""
+        return self.width > WIDE
 
 
 def write_report(
@@ -70,79 +91,57 @@ def write_report(
         FoveateError: the folder cannot be written, or a picture is neither a PIL image nor a PNG or JPEG.
     """
     path = Path(folder) / "report.html"
-    body = [f"<h1>{escape(title)}</h1>", comparison_table(rows), _cost_plot(rows), _seeds_plot(rows)]
     longest = max((len(row.get("top1_per_seed") or ()) for row in rows), default=0)
-    body += [runs_table(rows, seeds or range(longest)), statistics_table(rows)]
-    body.append(audit_section(audits or {}))
-    paragraphs = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
-    body.append(f"<h2>Notes</h2>\n{paragraphs}" if paragraphs else "")
-    body += [_gallery("Figures", figures), *(_gallery(heading, pictures) for heading, pictures in galleries)]
-    lines = "\n".join(escape(line) for line in commands)
-    body.append(f"<h2>How this was made</h2>\n<pre><code>{lines}</code></pre>" if lines else "")
+    points, changes = points_of(rows), changes_of(rows)
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body><main>
-{chr(10).join(part for part in body if part)}
-</main></body>
-</html>
-"""
+    page = _template().render(
+        title=title,
+        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        style=Markup(STYLE),  # noqa: S704 - ours
+        comparison=comparison(rows),
+        lines=lines(rows),
+        verdicts=has_verdicts(rows),
+        legend_texts=_LEGEND,
+        cost_plots=[Markup(scatter(points, width)) for width in _WIDTHS] if points else [],  # noqa: S704 - it escapes
+        seed_plots=[Markup(differences(changes, width)) for width in _WIDTHS] if changes else [],  # noqa: S704 - it escapes
+        runs=runs(rows, seeds or range(longest)),
+        statistics=statistics(rows),
+        margins=margins(rows),
+        audit=audit_part(audits or {}),
+        notes=list(notes),
+        galleries=[
+            (heading, [_figure(caption, picture) for caption, picture in pictures])
+            for heading, pictures in (("Figures", figures), *galleries)
+        ],
+        commands=list(commands),
+    )
     # A file name that is not valid text reaches us as surrogates, which have no UTF-8.
     write_atomically(path, page.encode("utf-8", "replace"))
     return path
 
 
-def _cost_plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    points = points_of(rows)
-    if not points:
-        return ""
-    hint = (
-        "Whiskers: the 95% interval of the difference to the first plan, around each plan's accuracy. One that crosses "
-        "the dashed line is no evidence of a difference. Small circles: single seeds. Plans of nearly the same cost "
-        "stand side by side."
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("foveate.studies.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    plots = f'<div class="broad">{scatter(points, 760)}</div><div class="narrow">{scatter(points, 350)}</div>'
-    colours = legend(rows)
-    return f'<h2>Accuracy against cost</h2>\n{plots}\n{colours}<p class="hint">{hint}{colours and _COLOURS}</p>'
+    environment.globals["zip"] = zip
+    return environment.get_template("report.html.jinja")
 
 
-def _seeds_plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    changes = changes_of(rows)
-    if not changes:
-        return ""
-    hint = (
-        "Top-1 against the first plan, in points: the mean with its 95% interval, and each seed as a small circle. To "
-        "the right of the dashed line the plan is better."
-    )
-    plots = f'<div class="broad">{differences(changes, 760)}</div>'
-    plots += f'<div class="narrow">{differences(changes, 350)}</div>'
-    return f'<h2>Differences, seed by seed</h2>\n{plots}\n{legend(rows)}<p class="hint">{hint}</p>'
-
-
-def _gallery(heading: str, pictures: Iterable[tuple[str, Picture]]) -> str:
-    figures = [_figure(caption, picture) for caption, picture in pictures]
-    return f'<h2>{escape(heading)}</h2>\n<div class="grid">{"".join(figures)}</div>' if figures else ""
-
-
-def _figure(caption: str, picture: Picture) -> str:
+def _figure(caption: str, picture: Picture) -> _Figure:
     data = picture if isinstance(picture, bytes) else _encoded(picture, caption)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as opened:
             (width, height), kind = opened.size, f"image/{str(opened.format).lower()}"
     except UnidentifiedImageError as error:
         raise FoveateError(f"the picture {caption!r} is neither PNG nor JPEG: give a PIL image or such") from error
-    source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    wide = ' class="wide"' if width > WIDE else ""
-    image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(caption)}">'
-    return f"<figure{wide}>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    return _Figure(caption, f"data:{kind};base64,{base64.b64encode(data).decode()}", width, height)
 
 
 def _encoded(picture: Picture, caption: str) -> bytes:

@@ -97,6 +97,7 @@ def page(path):
 
 def test_one_file_that_asks_for_nothing(path, page):
     assert path.name == "report.html"
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>\n")
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "iframe", "object", "embed", "base", "form", "a", "video", "audio"}
@@ -222,7 +223,7 @@ def full(tmp_path):
     return Page(write_report(tmp_path, title="t", rows=FULL, seeds=(7, 9)).read_text(encoding="utf-8"))
 
 
-def test_verdicts_verdict_text(full):
+def test_verdicts_in_words(full):
     assert f": worse by 2.5 points {EVIL}" in full.words
     assert "2 seeds and 90 images show 4.0 points" in full.words
     assert "Verdict" not in full.words  # the lines say it
@@ -237,8 +238,16 @@ def test_every_run_is_shaded_by_its_difference(full):
 
 
 def test_statistics(full):
-    for cell in ("0.012", "0.025", "[−4.0, −1.2]", "1,200 / 1,300", "< 0.001", "1.4", "–", "4.0"):
+    for cell in ("0.012", "0.025", "[−4.0, −1.2]", "1,200 / 1,300", "< 0.001", "1.4", "– / 12,000", "4.0"):
         assert cell in full.words
+
+
+def test_a_margin_has_a_table_of_its_own(tmp_path):
+    margin = {"margin": 1.0, "margin_verdict": "not worse", "p_not_worse": 0.031, "p_equivalent": 0.2, "p_worse": 1.0}
+    page = Page(write_report(tmp_path, title="t", rows=[FULL[0], {**FULL[1], **margin}]).read_text(encoding="utf-8"))
+    for cell in ("Not worse?", "Margin, points", "1", "not worse", "0.031", "0.20"):
+        assert cell in page.words
+    assert "Not worse?" not in Page(write_report(tmp_path, title="t", rows=FULL).read_text(encoding="utf-8")).words
 
 
 def test_differences_seed_by_seed(full):
