@@ -108,7 +108,9 @@ def main() -> int:
     rows = []
     for name in options.set or sets():
         print(f"{name}: {sets()[name].about}", flush=True)
-        row = run(sets()[name], options.paths, logs, options.minutes, options.fresh, options.workers)
+        row = run(
+            sets()[name], options.paths or sets()[name].paths, logs, options.minutes, options.fresh, options.workers
+        )
         rows.append(row)
         print(f"{name}: {row.state}, {row.minutes:g} minutes\n", flush=True)
         save(rows, logs / "results.csv")

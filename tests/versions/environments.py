@@ -32,10 +32,13 @@ class VersionSet:
     python: list[str]
     packages: list[str] = field(default_factory=list)
     pinned: str = ""
+    without: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     def requirements(self) -> list[str]:
-        """What the installer is asked for."""
-        own = requirements()
+        """What the installer is asked for: the project's own requirements, where ``packages`` has no other."""
+        named = {name_of(text) for text in self.packages}
+        own = [text for text in requirements(self.without) if name_of(text) not in named]
         return [*(map(lowest, own) if self.pinned == "lowest" else own), *self.packages]
 
     def constraints(self) -> str:
@@ -48,16 +51,21 @@ def sets() -> dict[str, VersionSet]:
     return {s["name"]: VersionSet(**s) for s in tomllib.loads(SETS.read_text(encoding="utf-8"))["set"]}
 
 
-def requirements(extra: str = "test") -> list[str]:
-    """What pyproject.toml requires for the tests, with the project's own extras written out."""
+def name_of(requirement: str) -> str:
+    """'Hugging_Face>=1' -> 'hugging-face'."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def requirements(without: Iterable[str] = ()) -> list[str]:
+    """What pyproject.toml requires for the tests, with the project's own extras written out, but for some."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = list(project["dependencies"])
-    waiting = [extra]
+    waiting = ["test"]
     while waiting:
         for text in project["optional-dependencies"][waiting.pop()]:
             own = re.fullmatch(rf"{project['name']}\[([\w,\s-]+)\]", text)
             if own:
-                waiting += [name.strip() for name in own[1].split(",")]
+                waiting += [name.strip() for name in own[1].split(",") if name.strip() not in without]
             else:
                 found.append(text)
     return found
