@@ -12,21 +12,26 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["device_and_dtype", "pretrained_config", "update_pretrained_config"]
+__all__ = ["device_and_dtype", "pretrained_config", "unwrapped", "update_pretrained_config"]
 
 ATTRIBUTES = ("pretrained_cfg", "default_cfg")  # timm's name, and its older one
+_WRAPPERS = {
+    *("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"),  # torch's
+    *("AveragedModel", "ModelEmaV2", "ModelEmaV3"),  # torch's and timm's averages of weights
+}
 
 
 def pretrained_config(model: nn.Module) -> dict[str, Any]:
     """timm's description of a network and its weights: how images are prepared, its classes, what its ends are called.
 
     Args:
-        model: its ``pretrained_cfg`` is read: a dictionary, timm's dataclass, or any object with these attributes.
+        model: its ``pretrained_cfg`` is read: a dictionary, timm's dataclass, or any object with these attributes;
+            of a wrapper such as ``DataParallel`` or ``AveragedModel`` that of the network inside.
 
     Returns:
         A new dictionary; an empty one for a model without a description. Values that are None are left out.
     """
-    held: Any = getattr(model, ATTRIBUTES[0], None)
+    held: Any = getattr(unwrapped(model), ATTRIBUTES[0], None)
     fields = held if isinstance(held, Mapping) else getattr(held, "__dict__", {})
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -37,6 +42,7 @@ def update_pretrained_config(model: nn.Module, fields: Mapping[str, Any]) -> Non
     The description keeps its kind, a dictionary or timm's dataclass, and is a new object: timm's networks may share
     one. A model without one gets a dictionary.
     """
+    model = unwrapped(model)
     held: Any = getattr(model, ATTRIBUTES[0], None)
     if dataclasses.is_dataclass(held) and not isinstance(held, type):
         config: Any = dataclasses.replace(held, **fields)
@@ -68,3 +74,21 @@ def device_and_dtype(*modules: nn.Module) -> tuple[torch.device, torch.dtype]:
             return tensor.device, tensor.dtype
         first = tensor if first is None else first
     return (first if first is not None else torch.empty(0)).device, torch.get_default_dtype()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside what ``torch.compile``, data parallelism or an average of weights put around it.
+
+    A class of the user's own that holds a network is not looked into: it may compute more than the network does.
+    """
+    from torch import nn
+
+    while isinstance(model, nn.Module):
+        children = vars(model).get("_modules", {})
+        known = [base for base in type(model).__mro__ if base.__name__ in _WRAPPERS]
+        wraps = any(base.__module__.startswith(("torch.", "timm.")) for base in known)
+        inner = children.get("module") if wraps else children.get("_orig_mod")
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model

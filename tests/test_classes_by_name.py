@@ -115,6 +115,17 @@ def test_more_outputs_than_classes_and_no_names():
     assert fv.evaluate(network(names=None), replace(data.val, classes=())).top1 == 1.0  # nothing is known: as given
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_a_wrapper_has_the_names_and_the_preparation_of_the_network_inside(wrap):
+    inner = network()
+    inner.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    model = wrap(inner)
+    assert Preprocess.of(model) == Preprocess.of(inner)
+    assert fv.evaluate(model, colours("blue", "red").val).top1 == fv.evaluate(inner, colours("blue", "red").val).top1
+    with pytest.raises(FoveateError, match=r"\(red, green, blue\).*\(x, y, z\)"):
+        fv.evaluate(model, colours(*COLOURS, called=("x", "y", "z")).val)
+
+
 def test_the_scores_are_named(tmp_path):
     found = fv.evaluate(network(), colours("blue", "red").val)
     rows = {row["class"]: (row["images"], row["recall"]) for row in found.per_class()}

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from foveate.model_info import unwrapped
 from foveate.spec import Placement, Plan, Spec
 
 __all__ = ["ATTRIBUTE", "Placed", "Record", "Removed", "part", "plans_within", "record_of", "unwrapped"]
 
 ATTRIBUTE = "_foveate"
-_WRAPPERS = {
-    *("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"),  # torch's
-    *("AveragedModel", "ModelEmaV2", "ModelEmaV3"),  # torch's and timm's averages of weights
-}
 
 
 @dataclass(frozen=True)
@@ -78,22 +75,6 @@ def _plan_of_record(model: nn.Module) -> Plan | None:
         else:
             joined.append(Placement(at.spec, at.verb, (at.site,)))
     return Plan(tuple(joined)) if joined else None
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside what ``torch.compile``, data parallelism or an average of weights put around it.
-
-    A class of the user's own that holds a network is not looked into: it may compute more than the network does.
-    """
-    while isinstance(model, nn.Module):
-        children = vars(model).get("_modules", {})
-        known = [base for base in type(model).__mro__ if base.__name__ in _WRAPPERS]
-        wraps = any(base.__module__.startswith(("torch.", "timm.")) for base in known)
-        inner = children.get("module") if wraps else children.get("_orig_mod")
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
-    return model
 
 
 def plans_within(model: nn.Module) -> dict[str, Plan]:
