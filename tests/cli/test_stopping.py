@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -85,3 +87,23 @@ def test_a_real_signal_before_the_first_epoch(number, code, folder, tmp_path):
     )
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "training.safetensors").exists()
+
+
+def sleeps(request):
+    time.sleep(request["seconds"])
+
+
+def test_helpers_of_a_comparison_end_with_the_process_that_started_them(monkeypatch):
+    command = sys.modules["foveate.cli.compare"]
+    monkeypatch.setattr(command, "_help", sleeps)
+    before, started = set(multiprocessing.active_children()), []
+
+    def is_stopped():
+        with command._helpers(2, {"seconds": 600}):
+            started.extend(set(multiprocessing.active_children()) - before)
+            assert [process.is_alive() for process in started] == [True, True]
+            raise stopping.Terminated
+
+    with pytest.raises(stopping.Terminated):
+        is_stopped()
+    assert not any(process.is_alive() for process in started)
