@@ -1,5 +1,6 @@
 """The page over HTTP, on the loopback."""
 
+import importlib.util
 import json
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import foveate as fv
 from foveate.cli import main
 
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="foveate[web] is not installed")
 SERVE = (sys.executable, "-m", "foveate", "serve")
 
 

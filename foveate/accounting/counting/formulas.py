@@ -136,6 +136,9 @@ ELEMENT_OPS: dict[str, Formula] = {
     "aten::topk": _sort(2),
     "aten::searchsorted": _search,
     **dict.fromkeys(("aten::hardswish", "aten::_prelu_kernel", "aten::log_sigmoid_forward"), _per_output(1)),
+    # torch 2.9 and 2.11 do not tag these, or their in-place forms, as pointwise.
+    **{f"aten::{name}": _per_output(1) for name in ("hardtanh", "leaky_relu", "elu", "celu", "selu", "hardsigmoid")},
+    "aten::_conj_physical": _per_output(1),
     **dict.fromkeys(("aten::addcmul", "aten::addcdiv", "aten::glu", "aten::native_dropout"), _per_output(2)),
     "aten::lerp": _per_output(3),  # a + weight * (b - a)
     # A weighted sum of the neighbours.

@@ -40,6 +40,11 @@ ELEMENT_OPS = {
     "relu": (lambda x: x.relu(), N),
     "relu in place": (lambda x: F.relu(x, inplace=True), N),
     "hardswish": (lambda x: F.hardswish(x), N),
+    **{  # older versions of torch do not say of all of these that they go element by element
+        f"{name} {inplace}": (lambda x, name=name, inplace=inplace: getattr(F, name)(x, inplace=inplace), N)
+        for name in ("relu6", "hardtanh", "leaky_relu", "elu", "celu", "selu", "hardsigmoid", "silu")
+        for inplace in (False, True)
+    },
     "gelu": (lambda x: F.gelu(x), N),
     "sum of two": (lambda x: x + x, N),
     "broadcast product": (lambda x: x * x[:, :, :1, :1], N),
