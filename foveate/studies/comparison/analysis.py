@@ -127,9 +127,9 @@ def analyse(
         raise FoveateError(f"analyse needs predictions of at least one plan beside those of {baseline!r}")
     shapes = {label: tuple(values.shape) for label, values in right.items()}
     if len(set(shapes.values())) > 1:
-        told = ", ".join(f"{label!r} {shape}" for label, shape in shapes.items())
+        found_shapes = ", ".join(f"{label!r} {shape}" for label, shape in shapes.items())
         raise FoveateError(
-            f"all predictions need one shape (seeds, images), of the same images in the same order: {told}"
+            f"all predictions need one shape (seeds, images), of the same images in the same order: {found_shapes}"
         )
     classes = None if labels is None else np.unique(np.asarray(labels))
     if labels is not None and np.shape(labels) != shapes[baseline][1:]:

@@ -1,4 +1,4 @@
-"""Plans side by side, fairly: the same weights at the start, the same images in the same order, several seeds."""
+"""Plans compared fairly: the same weights at the start, the same images in the same order, several seeds."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def compare(
     For one seed every plan starts from the same shared weights, and sees the same images in the same order.
 
     With ``output``, the same call again goes on where it was broken off: finished runs are read, and a run that was
-    under way continues from its last checkpoint. Several processes, on several machines that share the folder, may
+    running continues from its last checkpoint. Several processes, on several machines that share the folder, may
     make the same call at once; they share the runs and all get the same result. Another recipe or other data are
     other runs beside these.
 

@@ -1,4 +1,4 @@
-"""Who works on what, when several processes or machines share a folder and nothing else.
+"""Locks on runs, for several processes or machines that share a folder and nothing else.
 
 The rule. The claims on a folder are the files claim.0, claim.1, ... in it, and the highest number holds. A process
 claims a folder by creating the next number with O_CREAT | O_EXCL, which succeeds for one of them (on a local disk, and
@@ -30,13 +30,13 @@ from typing import Any, Self
 from foveate.errors import FoveateError
 from foveate.io import process_place, write_atomically
 
-__all__ = ["BEAT", "STALE", "Claim", "Claims"]
+__all__ = ["BEAT", "STALE", "RunLock", "RunLocks"]
 
 BEAT = 20.0  # seconds between two renewals
 STALE = 180.0  # seconds without a renewal after which a claim from elsewhere is free
 
 
-class Claim:
+class RunLock:
     """A folder that this process works on, until the end of the ``with``.
 
     Args:
@@ -69,14 +69,14 @@ class Claim:
                 continue  # a network folder may come back
 
 
-class Claims:
-    """Takes claims, and remembers since when the claims of others stand still."""
+class RunLocks:
+    """Takes locks, and remembers since when those of others stand still."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[int, float]] = {}
 
-    def take(self, folder: Path) -> Claim | None:
-        """Claim a folder, which is made where it is missing; None while another process works on it.
+    def take(self, folder: Path) -> RunLock | None:
+        """RunLock a folder, which is made where it is missing; None while another process works on it.
 
         Raises:
             FoveateError: the folder cannot be written.
@@ -91,7 +91,7 @@ class Claims:
                 return None
         except OSError as error:
             raise FoveateError(f"cannot write into {folder}: {error.strerror or error}") from error
-        return Claim(path, last + 1)
+        return RunLock(path, last + 1)
 
     def holder(self, folder: Path) -> str | None:
         """Who works on a folder, in words; None when nobody does."""

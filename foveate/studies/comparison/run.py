@@ -167,5 +167,5 @@ def read_result(folder: Path) -> RunResult | None:
             folder / content["folder"] if content["folder"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        said = f"the result in {folder} is damaged ({type(error).__name__}: {error})"
-        raise FoveateError(f"{said}: delete {folder / _RESULT}, and the run is finished anew") from error
+        damage = f"the result in {folder} is damaged ({type(error).__name__}: {error})"
+        raise FoveateError(f"{damage}: delete {folder / _RESULT}, and the run is finished anew") from error

@@ -1,8 +1,8 @@
 """A grid of runs that can be broken off, continued, and shared.
 
 A finished run is read, never run again. A run that was broken off goes on from its last checkpoint. Several processes,
-on one machine or several, may work on one folder at a time: each run is claimed (``claims``), and who finds all
-that is left claimed waits for the others. At the end each has all results.
+on one machine or several, may work on one folder at a time: each run is locked by one of them (``lock``), and a process
+that finds all the rest locked waits for the others. At the end each has all results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foveate.accounting.cost import cost
 from foveate.data import ImageData
 from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
-from foveate.studies.comparison.lock import Claims
+from foveate.studies.comparison.lock import RunLocks
 from foveate.studies.comparison.run import Run, RunResult, read_result, scores_of, write_result
 from foveate.surgery.insert import remove
 from foveate.surgery.saving.checkpoint import load
@@ -44,7 +44,7 @@ class Job:
 
     Args:
         run: what it is.
-        label: what it is called when it is told of.
+        label: what it is called in messages.
         data: what it trains on.
         build: makes the network with its plan, anew at each call and always the same.
     """
@@ -60,7 +60,7 @@ class Grid:
 
     Args:
         folder: holds a folder for each run; None keeps nothing.
-        progress: show a bar and a line for each epoch, and which run is under way.
+        progress: show a bar and a line for each epoch, and the run in progress.
         cache: of prepared images and features, for all runs.
     """
 
@@ -68,7 +68,7 @@ class Grid:
         self.folder, self.progress, self.cache = folder, progress, cache
         self.console = Console(stderr=True, quiet=not progress)
         self.kept: dict[str, nn.Module] = {}
-        self._claims = Claims()
+        self._locks = RunLocks()
 
     def place(self, run: Run) -> Path | None:
         """A run's folder."""
@@ -89,7 +89,7 @@ class Grid:
         """
         found: dict[str, RunResult] = {}
         wanted = {job.run.name for job in keep}
-        told = False
+        shown = False
         while len(found) < len({job.run.name for job in jobs}):
             before = len(found)
             for number, job in enumerate(jobs, 1):
@@ -97,9 +97,9 @@ class Grid:
                     result = self._try(job, f"run {number} of {len(jobs)}", job.run.name in wanted)
                     found |= {job.run.name: result} if result else {}
             if len(found) == before:
-                if not told:
-                    self._tell(job for job in jobs if job.run.name not in found)
-                    told = True
+                if not shown:
+                    self._show_waiting(job for job in jobs if job.run.name not in found)
+                    shown = True
                 time.sleep(_PATIENCE)
         return found
 
@@ -131,13 +131,13 @@ class Grid:
         result = read_result(place)
         if result is not None:
             return result
-        claim = self._claims.take(place)
-        if claim is None:
+        lock = self._locks.take(place)
+        if lock is None:
             return None
-        with claim:
-            result = read_result(place)  # it may have been finished between the first look and the claim
+        with lock:
+            result = read_result(place)  # it may have been finished between the first look and the lock
             if result is None:
-                result = self._train(job, _attempt(place, claim.number), number, keep)
+                result = self._train(job, _attempt(place, lock.number), number, keep)
                 write_result(place, job.run, result)
         return result
 
@@ -167,17 +167,17 @@ class Grid:
             folder=output,
         )
 
-    def _tell(self, jobs: Iterable[Job]) -> None:
+    def _show_waiting(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             place = self.place(job.run)
-            holder = self._claims.holder(place) if place else None
+            holder = self._locks.holder(place) if place else None
             self.console.print(
                 f"waiting for {job.label}, seed {job.run.recipe.seed}: {holder}", highlight=False, markup=False
             )
 
 
 def _attempt(place: Path, number: int) -> Path:
-    """Where ``fit`` writes under a claim; what an earlier claim left is moved there.
+    """Where ``fit`` writes under a lock; what an earlier holder left is moved there.
 
     The move takes the folder away from whoever wrote there and was only asleep: it cannot write into ours.
     """

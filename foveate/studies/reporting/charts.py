@@ -114,7 +114,7 @@ class _Scale:
     """From MACs and percent to pixels.
 
     Args:
-        points: what is drawn. ``xs`` are their places from the left: those at nearly one cost stand side by side.
+        points: what is drawn. ``xs`` are their places from the left: those at nearly one cost are moved apart.
         frame: where it is drawn.
     """
 

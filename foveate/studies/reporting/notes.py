@@ -20,11 +20,17 @@ def notes(comparison: Comparison) -> list[str]:
     )
     statistics = (
         "The difference is in points of top-1 accuracy against the network without attention, paired over seeds and "
-        "images, with a 95% interval (Student's t with Welch and Satterthwaite's degrees of freedom). The interval is "
-        "that plan's own; p_Holm is corrected for the number of plans, and a verdict needs p_Holm below 0.05."
+        "images, with a 95% interval: the variance between seeds is pooled over the plans, that between images is the "
+        "plan's own, and each has Student's quantile of its own degrees of freedom. The interval is that plan's own; "
+        "p_Holm is corrected for the number of plans, and a verdict needs p_Holm below 0.05."
     )
     if len(setup.seeds) == 1:
-        statistics += " With one seed the interval is over images alone: another seed may well give another result."
+        statistics += " With one seed there is no verdict: the interval is over images alone."
+    if setup.margin is not None:
+        statistics += (
+            f" Whether a plan is worse by more than {setup.margin:g} points: one-sided tests at 5%, corrected for the "
+            "number of plans."
+        )
     kinds = [", ".join(f"{key} {value}" for key, value in kind.items()) for kind in comparison.made_with]
     made = f"Made with {kinds[0]}."
     if len(kinds) > 1:

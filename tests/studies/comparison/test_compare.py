@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -167,3 +168,27 @@ def test_printed(found, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert found.rows[1].verdict in said
     assert "One recipe for all plans: none was tuned." in said
+
+
+def test_one_seed_gives_no_verdict_in_any_output(found, folder, tmp_path):
+    output = shutil.copytree(found.folder, tmp_path / "copy")
+    one = fv.compare(network(), PLANS, fv.open_data(folder), RECIPE, seeds=1, output=output, progress=False)
+    text = "no verdict: one seed, at least two are needed"
+    assert one.rows[1].verdict.startswith(text)
+    with (output / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["verdict"], row["p_holm"]) for row in rows] == [("baseline", ""), (text, ""), (text, "")]
+
+
+def test_a_margin_is_kept_and_can_be_asked_for_later(found, folder, tmp_path):
+    assert found.setup.margin is None
+    assert fv.read_comparison(found.folder, margin=2).setup.margin == 2.0
+    with pytest.raises(FoveateError, match="margin=-1: give points"):
+        fv.read_comparison(found.folder, margin=-1)
+    output = shutil.copytree(found.folder, tmp_path / "copy")
+    data = fv.open_data(folder)
+    fv.compare(network(), PLANS, data, RECIPE, seeds=2, margin=1.5, output=output, progress=False)
+    read = fv.read_comparison(output)
+    assert read.setup.margin == 1.5
+    page = fv.write_page(read, tmp_path / "page.md")[-1].read_text()
+    assert "worse by more than 1.5 points" in page

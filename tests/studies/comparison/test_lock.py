@@ -11,40 +11,40 @@ import pytest
 
 from foveate.errors import FoveateError
 from foveate.studies.comparison import lock as claims
-from foveate.studies.comparison.lock import Claims
+from foveate.studies.comparison.lock import RunLocks
 
 
 def test_a_claim_is_held_until_it_is_released(tmp_path):
-    with Claims().take(tmp_path / "new" / "run") as claim:
+    with RunLocks().take(tmp_path / "new" / "run") as claim:
         assert claim.number == 0
-        assert Claims().take(tmp_path / "new" / "run") is None
-        assert Claims().holder(tmp_path / "new" / "run").startswith(f"process {os.getpid()} on ")
-    assert Claims().holder(tmp_path / "new" / "run") is None
-    assert Claims().take(tmp_path / "new" / "run").number == 1
+        assert RunLocks().take(tmp_path / "new" / "run") is None
+        assert RunLocks().holder(tmp_path / "new" / "run").startswith(f"process {os.getpid()} on ")
+    assert RunLocks().holder(tmp_path / "new" / "run") is None
+    assert RunLocks().take(tmp_path / "new" / "run").number == 1
 
 
 def test_an_error_releases_it(tmp_path):
-    with pytest.raises(RuntimeError), Claims().take(tmp_path):
+    with pytest.raises(RuntimeError), RunLocks().take(tmp_path):
         raise RuntimeError
-    assert Claims().take(tmp_path).number == 1
+    assert RunLocks().take(tmp_path).number == 1
 
 
 def test_the_claim_of_a_dead_process_is_free_at_once(tmp_path):
-    Claims().take(tmp_path)  # by this process, which lives
-    assert Claims().take(tmp_path) is None
+    RunLocks().take(tmp_path)  # by this process, which lives
+    assert RunLocks().take(tmp_path) is None
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     owner = json.loads((tmp_path / "claim.0").read_text())
     (tmp_path / "claim.0").write_text(json.dumps({**owner, "pid": ended.pid}))
-    assert Claims().take(tmp_path).number == 1
+    assert RunLocks().take(tmp_path).number == 1
 
 
 def test_a_process_number_that_was_used_again_is_not_the_owner(tmp_path):
-    Claims().take(tmp_path)
+    RunLocks().take(tmp_path)
     owner = json.loads((tmp_path / "claim.0").read_text())
-    assert Claims().take(tmp_path) is None
+    assert RunLocks().take(tmp_path) is None
     (tmp_path / "claim.0").write_text(json.dumps({**owner, "started": "1"}))
-    assert Claims().take(tmp_path).number == 1
+    assert RunLocks().take(tmp_path).number == 1
 
 
 @pytest.mark.parametrize("content", ['{"host": "far", "pid": 1, "started": "5", "place": "far"}', "", "[1]"])
@@ -54,7 +54,7 @@ def test_a_claim_from_elsewhere_is_free_when_it_stands_still(tmp_path, monkeypat
     path = tmp_path / "claim.0"
     path.write_text(content)
     os.utime(path, ns=(1, 1))  # however old it says it is: clocks are not compared
-    watcher = Claims()
+    watcher = RunLocks()
     assert watcher.take(tmp_path) is None
     now[0] += claims.STALE
     assert watcher.take(tmp_path) is None
@@ -62,7 +62,7 @@ def test_a_claim_from_elsewhere_is_free_when_it_stands_still(tmp_path, monkeypat
     now[0] += 1
     assert watcher.take(tmp_path) is None
     now[0] += claims.STALE + 1
-    assert Claims().take(tmp_path) is None  # this one has not watched
+    assert RunLocks().take(tmp_path) is None  # this one has not watched
     assert watcher.take(tmp_path).number == 1
 
 
@@ -70,7 +70,7 @@ def test_the_owner_renews_its_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "BEAT", 0.01)
     renewed = threading.Event()
     monkeypatch.setattr(claims.os, "utime", lambda path: renewed.set())
-    with Claims().take(tmp_path):
+    with RunLocks().take(tmp_path):
         assert renewed.wait(10)
 
 
@@ -80,7 +80,7 @@ def test_of_many_one_takes_over(tmp_path):
 
     def take():
         start.wait()
-        taken.append(Claims().take(tmp_path))
+        taken.append(RunLocks().take(tmp_path))
 
     threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:
@@ -93,10 +93,10 @@ def test_of_many_one_takes_over(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FoveateError, match="cannot write into"):
-        Claims().take(tmp_path / "file")
+        RunLocks().take(tmp_path / "file")
 
 
 def test_other_files_are_no_claims(tmp_path):
     for name in ("claim.tmp", "claim.-1", ".claim.0.released"):
         Path(tmp_path / name).touch()
-    assert Claims().take(tmp_path).number == 0
+    assert RunLocks().take(tmp_path).number == 0
