@@ -275,16 +275,23 @@ def test_replicas_of_data_parallelism(build, plan):
     """What nn.DataParallel does: shallow copies, which share their hooks, each in a thread of its own."""
     model = build("resnet", plan)
 
-    def replicate(module):
+    def replicate(module, factor):
         replica = module._replicate_for_data_parallel()
-        replica._modules = {name: replicate(child) for name, child in module.named_children()}
+        replica._modules = {name: replicate(child, factor) for name, child in module.named_children()}
         for key, parameter in module._parameters.items():
-            setattr(replica, key, parameter)
+            setattr(replica, key, None if parameter is None else parameter * factor)  # its own, as on another device
         return replica
 
+    def scaled(factor):
+        copied = copy.deepcopy(model)
+        for parameter in copied.parameters():
+            parameter.mul_(factor)
+        return copied
+
     with torch.no_grad():
-        expected = [model(images(seed)) for seed in range(3)]
-        replicas = [replicate(model) for _ in expected]
+        factors = (1.0, 1.5, 0.5)
+        expected = [scaled(factor)(images(seed)) for seed, factor in enumerate(factors)]
+        replicas = [replicate(model, factor) for factor in factors]
         given = [None] * 3
 
         def work(index):
