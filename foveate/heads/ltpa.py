@@ -2,20 +2,20 @@
 
 Jetley, Lord, Lee, Torr: Learn to Pay Attention, ICLR 2018, https://arxiv.org/abs/1804.02391
 
-    l' = V l                            at each place i of a feature map; V is left out where the widths are equal
+    l' = V l                            at each position i of a feature map; V is left out where the widths are equal
     c_i = <l'_i, g>                     ``score="dot"``
     c_i = <u, l'_i + g>                 ``score="parameterised"``
-    a = softmax over the places of c
+    a = softmax over the positions of c
     g_a = sum_i a_i l'_i                one vector for each feature map, g_a1, g_a2, ...
     scores = W [g_a1, g_a2, ...] + b    ``join="concat"``
     probabilities = mean over the maps of softmax(W_s g_as + b_s)      ``join="separate"``
 
 g is the pooled vector that the network's own classifier would get; it is asked, and never classified.
 
-<u, l'_i + g> = <u, l'_i> + <u, g>, and the second term is the same at each place: the softmax over places takes it out.
+<u, l'_i + g> = <u, l'_i> + <u, g>, and the second term is the same at each position: the softmax takes it out.
 So the map of ``parameterised`` does not depend on g, and the layers that make only g get a gradient of 0.
 
-V is never run at each place, for it need not: <V l_i, g> = <l_i, V^T g>, and sum_i a_i V l_i = V sum_i a_i l_i.
+V is never run at each position, for it need not: <V l_i, g> = <l_i, V^T g>, and sum_i a_i V l_i = V sum_i a_i l_i.
 
 As in the authors' code, where it maps l: l' is also what is summed. Unlike it, unless an option says so: mostly it maps
 g to the width of l (``project="pooled"``); it adds the scores of separate classifiers (``combine="product"``), and has
@@ -55,7 +55,7 @@ class LearnToPayAttention(nn.Module):
         channels: C_l, the channels of each feature map, the coarsest last.
         features: D, the width of the pooled vector.
         classes: K.
-        score: how a place is compared with the pooled vector: ``dot`` or ``parameterised``. Both are the paper's.
+        score: how a position is compared with the pooled vector: ``dot`` or ``parameterised``. Both are the paper's.
         join: one classifier of the joined vectors (``concat``) or one for each (``separate``). Both are the paper's.
         project: where C_l is not D, the ``features`` are mapped to D (the paper), or the ``pooled`` vector to C_l (the
             authors' code for its VGG network).
@@ -117,7 +117,7 @@ class LearnToPayAttention(nn.Module):
         self.classifiers = nn.ModuleList(nn.Linear(width, classes) for width in inputs)
 
     def _asks(self, maps: Sequence[Tensor], pooled: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """For each feature map: itself, what its places are multiplied with (B, C_l), what is added to each (B, 1)."""
+        """For each feature map: itself, the factors of its positions (B, C_l), what is added to each (B, 1)."""
         if len(maps) != len(self.feature_maps):
             raise FoveateError(f"ltpa was built for {len(self.feature_maps)} feature maps and got {len(maps)}")
         for level, (local, feature_map, pooled_map) in enumerate(
@@ -158,7 +158,7 @@ class LearnToPayAttention(nn.Module):
 
 
 def _attention(local: Tensor, asked: Tensor, added: Tensor | None) -> Tensor:
-    """Softmax over the places of the products with one vector for each image, (B, h, w)."""
+    """Softmax over the positions of the products with one vector for each image, (B, h, w)."""
     scores = torch.einsum("bchw,bc->bhw", local, asked)
     scores = scores if added is None else scores + added[:, :, None]
     return scores.flatten(1).softmax(1).reshape(scores.shape)

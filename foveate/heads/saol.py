@@ -1,8 +1,8 @@
-"""SAOL: each place says what it sees, a map says how much each place counts; both are learned, and nothing is pooled.
+"""SAOL: each position gives its classes, a map says how much each counts; both are learned, and nothing is pooled.
 
 Kim, Baek, Kim: Spatially Attentive Output Layer for Image Classification, CVPR 2020, https://arxiv.org/abs/2004.07570
 
-    A   = softmax over places of conv(relu(BN(conv(X_L))))          X_L: the last feature map; A: (h, w)
+    A   = softmax over positions of conv(relu(BN(conv(X_L))))          X_L: the last feature map; A: (h, w)
     Y   = softmax over classes of conv([..., resize(relu(BN(conv(X_l)))), ...])         Y: (K, h, w)
     y_k = sum_ij A_ij Y_kij
 
@@ -39,19 +39,19 @@ class _Kept:
     """Of a forward pass in training: its scores and log Y (B, K, h, w), the box's (B, h, w), the pooled ones (B, K)."""
 
     scores: Tensor
-    log_places: Tensor
+    log_positions: Tensor
     box: Tensor | None
     pooled: Tensor | None
 
 
 class SpatiallyAttentiveOutput(nn.Module):
-    """A classifier of places, and a map of how much they count.
+    """A classifier of positions, and a map of how much they count.
 
     Args:
         channels: C_l, the channels of each feature map, the coarsest last.
         features: D, the width of the pooled vector, which only ``distillation`` uses.
         classes: K.
-        width: of the hidden layers: of the map, and of each feature map's part of what the places see. Ours: 256.
+        width: of the hidden layers: of the map, and of each feature map's part of what the positions see. Ours: 256.
         distillation: weight of the distillation loss; 0 has neither it nor the pooled classifier. 1 is the plain sum.
         teacher: who teaches in the distillation: ``saol`` (the paper) or ``gap``, the pooled classifier.
         self_supervision: weight of the two CutMix losses; 0 has neither them nor the layer that looks for the box. 1
@@ -113,24 +113,24 @@ class SpatiallyAttentiveOutput(nn.Module):
         size = maps[-1].shape[-2:]
         reduced = [reduce(each) for reduce, each in zip(self.reduce, maps, strict=True)]
         resized = [F.interpolate(each, size, mode="bilinear", align_corners=False) for each in reduced[:-1]]
-        places = self.places(torch.cat([*resized, reduced[-1]], 1))
-        return scores.flatten(1).log_softmax(1).reshape(scores.shape), places.log_softmax(1)
+        positions = self.places(torch.cat([*resized, reduced[-1]], 1))
+        return scores.flatten(1).log_softmax(1).reshape(scores.shape), positions.log_softmax(1)
 
     def attend(self, maps: Sequence[Tensor], pooled: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002 - heads are called alike
         """A, of the last feature map: one map (B, h, w), which sums to 1."""
         return (self._spatial(maps)[0].exp(),)
 
     def spatial_probabilities(self, maps: Sequence[Tensor]) -> Tensor:
-        """Y, what each place sees: (B, K, h, w), which sums to 1 over the classes."""
+        """Y, what each position sees: (B, K, h, w), which sums to 1 over the classes."""
         return self._spatial(maps)[1].exp()
 
     def forward(self, maps: Sequence[Tensor], pooled: Tensor) -> Tensor:
         """Log y, (B, K)."""
-        log_map, log_places = self._spatial(maps)
-        scores = (log_map[:, None] + log_places).flatten(2).logsumexp(2)
+        log_map, log_positions = self._spatial(maps)
+        scores = (log_map[:, None] + log_positions).flatten(2).logsumexp(2)
         if self.training and (self.gap is not None or self.box is not None):
             box = self.box(maps[-1]).squeeze(1) if self.box is not None else None
-            self.kept = _Kept(scores, log_places, box, self.gap(pooled) if self.gap is not None else None)
+            self.kept = _Kept(scores, log_positions, box, self.gap(pooled) if self.gap is not None else None)
         return scores
 
     @property
@@ -192,7 +192,7 @@ class SpatiallyAttentiveOutput(nn.Module):
             same = _divergence(teacher.detach().log_softmax(1), pupil.log_softmax(1)).mean()
             loss = loss + self.distillation * (same + BETA * _classify(pooled, labels, share, label_smoothing))
         if kept is not None and kept.box is not None and pasted is not None:
-            loss = loss + self.self_supervision * _box_losses(kept.box, kept.log_places, pasted)
+            loss = loss + self.self_supervision * _box_losses(kept.box, kept.log_positions, pasted)
         return loss
 
 
@@ -205,16 +205,16 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def _box_losses(box: Tensor, log_places: Tensor, pasted: Tensor) -> Tensor:
+def _box_losses(box: Tensor, log_positions: Tensor, pasted: Tensor) -> Tensor:
     """Find the pasted box, and see in it what is seen where it comes from: the sum of the two losses.
 
     Args:
         box: scores for "pasted" (2B, h, w), the plain images first.
-        log_places: log Y (2B, K, h, w).
+        log_positions: log Y (2B, K, h, w).
         pasted: 1 inside the box, (H, W) of the images.
     """
-    (_, found), (plain, mixed) = _precise(box).chunk(2), _precise(log_places).chunk(2)
-    # How much of each place the box covers.
+    (_, found), (plain, mixed) = _precise(box).chunk(2), _precise(log_positions).chunk(2)
+    # How much of each position the box covers.
     covered = F.adaptive_avg_pool2d(pasted[None].to(found.dtype), (found.shape[1], found.shape[2])).expand_as(found)
     finding = F.binary_cross_entropy_with_logits(found, covered)
     apart = covered * _divergence(plain.detach().roll(1, 0), mixed)

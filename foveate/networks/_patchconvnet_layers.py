@@ -11,7 +11,7 @@ from foveate.attention.se import SE
 
 __all__ = ["NORMS", "PATCH", "STEMS", "Block", "ClassLinear", "PatchProjection", "build_stem"]
 
-PATCH = 16  # pixels, of an image for one place of the map
+PATCH = 16  # pixels, of an image for one position of the map
 NORMS = {"layer": LayerNorm2d, "batch": nn.BatchNorm2d}
 STEMS = ("convolution", "linear")
 
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
     Args:
         channels: C.
-        norm: "layer" (over the channels of each place) or "batch".
+        norm: "layer" (over the channels of each position) or "batch".
         drop_path: probability that an image skips the block while training.
         init_values: gamma at the start.
 

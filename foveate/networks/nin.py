@@ -11,7 +11,7 @@ score is negative. Unlike it, unless ``second_pool="avg"``: both pools take the 
 
 The paper sets the first weights by hand and does not say how. Here they are He's normal distribution; the class maps
 start at about 1 everywhere (small weights, biases of 1), because a map that starts below 0 is closed by ReLU at all
-places and its class cannot be learned.
+positions and its class cannot be learned.
 """
 
 from __future__ import annotations

@@ -120,13 +120,12 @@ def _put_after(model: nn.Module, step: Step) -> str:
         raise FoveateError(f"attention cannot be kept at site {step.site!r}: the module there has a {key!r} of its own")
     owner.add_module(key, step.mechanism)
     # Plain functions, so that a copy of the network calls the copy of the mechanism.
-    where = key if host == target else step.mechanism
     if step.verb == "as pool":
-        module.register_forward_hook(functools.partial(pool_with, where, step.nhwc))
+        module.register_forward_hook(functools.partial(pool_with, step.mechanism, key, step.nhwc))
     elif host == target and not step.nhwc:
         module.register_forward_hook(attend_after)
     else:
-        module.register_forward_hook(functools.partial(attend_with, where, step.nhwc))
+        module.register_forward_hook(functools.partial(attend_with, step.mechanism, key, step.nhwc))
     return f"{host}.{key}".lstrip(".")
 
 

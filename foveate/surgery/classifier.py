@@ -58,10 +58,10 @@ def classifier_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def last_map(model: nn.Module, traces: dict[str, ModuleTrace]) -> str:
-    """The module that gives the last feature map before the network pools over all places.
+    """The module that gives the last feature map before the network pools over all positions.
 
     Raises:
-        FoveateError: the network gives no class scores, or its last feature map has one place only.
+        FoveateError: the network gives no class scores, or its last feature map has one position only.
     """
     shape = traces[""].out_shape
     if shape is None or len(shape) != 2:
@@ -194,7 +194,7 @@ def ends_of(model: nn.Module, size: tuple[int, int, int]) -> Ends | None:
     takes = [name for name, tensor in taken if tensor is features]
     if not isinstance(features, Tensor) or not gives or not takes:
         return None
-    inner = hook_target(model, gives[-1])  # also runs where a network calls the parts of its Sequential one by one
-    giver = inner if inner in gives else gives[-1]
+    last = hook_target(model, gives[-1])  # also runs where a network calls the parts of its Sequential one by one
+    giver = last if last in gives else gives[-1]
     once = [name for name, _ in given].count(giver) == 1
     return Ends(started[0], giver, takes[0]) if once else None

@@ -3,7 +3,7 @@
 ``mobilenetv2_100_ulsam_13_14_16_17`` has ULSAM with four subspaces in place of the blocks at these positions;
 ``mobilenetv1_100_ulsam_after_11`` has it after the layer at position 11. Positions are the paper's (Saini et al., WACV
 2020, https://arxiv.org/abs/2006.15102): the first convolution is 1. The paper names ShuffleNetV2 and prints no row for
-it: its positions here are counted alike, and lie where the paper's do, in the last units with 14 x 14 and 7 x 7 places.
+it: its positions here are counted alike, and lie where the paper's do, in the last units of 14 x 14 and 7 x 7.
 """
 
 from __future__ import annotations

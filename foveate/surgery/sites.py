@@ -29,7 +29,7 @@ class Site:
         kind: ``stage`` (holds blocks), ``block``, ``branch`` (as a stage, in a module that gives several maps, as
             HRNet's), or ``layer`` (a single operation).
         replaceable: whether the module keeps the shape, so that a mechanism can stand in its place.
-        stride: pixels of the image for one place, in height.
+        stride: pixels of the image for one position, in height.
     """
 
     name: str
@@ -153,7 +153,7 @@ def _with_maps(kinds: dict[str, str], traces: dict[str, ModuleTrace], size: tupl
         entry = traces.get(name)
         if entry is not None and _fits(entry) and entry.map_shape is not None:
             _, channels, height, width = entry.map_shape
-            if height * width > 1:  # a 1x1 map has no places to choose from
+            if height * width > 1:  # a 1x1 map has no positions to choose from
                 same, stride = entry.in_shape == entry.out_shape, round(size[1] / height)
                 kind = "branch" if kind == "stage" and name.startswith(tuple(several)) else kind
                 found.append(Site(name, channels, height, width, kind, same, stride))

@@ -142,13 +142,13 @@ def _run(model: nn.Module, size: tuple[int, int, int], *, shapes_only: bool) -> 
 
 
 def _find_layouts(traces: dict[str, ModuleTrace], size: tuple[int, int, int]) -> None:
-    """Tell (1, H, W, C) from (1, C, H, W): the two sides that have the image's proportions are the places.
+    """Tell (1, H, W, C) from (1, C, H, W): the two sides that have the image's proportions are the positions.
 
     Where both pairs have them, as in 64 x 64 x 64, a map is as most others of the network are.
     """
 
     def spatial(height: int, width: int) -> bool:
-        # Each stride-2 step may round a side up or down, by less than one place in the end.
+        # Each stride-2 step may round a side up or down, by less than one position in the end.
         return abs(height / size[1] - width / size[2]) <= 1 / min(size[1:])
 
     undecided, votes = [], 0

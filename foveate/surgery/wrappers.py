@@ -174,10 +174,10 @@ def mechanism_of(module: nn.Module) -> nn.Module:
     return module.mechanism if isinstance(module, Gate) else module
 
 
-def _found(where: str | nn.Module, module: nn.Module) -> nn.Module:
-    """The mechanism: a child by name, so that a replica calls its own, or one that another module holds."""
-    mechanism: nn.Module = getattr(module, where) if isinstance(where, str) else where
-    return mechanism
+def _own(module: nn.Module, key: str, mechanism: nn.Module) -> nn.Module:
+    """The module's child of this name, for a replica has its own; else the mechanism that the hook knows."""
+    child = module._modules.get(key)
+    return mechanism if child is None else child
 
 
 def attend_after(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -197,15 +197,17 @@ def attend_after(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> T
 
 
 def attend_with(
-    where: str | nn.Module, nhwc: bool, module: nn.Module, _args: tuple[Any, ...], output: Tensor
+    mechanism: nn.Module, key: str, nhwc: bool, module: nn.Module, _args: tuple[Any, ...], output: Tensor
 ) -> Tensor:
-    """Give a module's output to a mechanism."""
-    return _attended(_found(where, module), output, nhwc=nhwc)
+    """Give a module's output to a mechanism, the module's child of this name if it has one."""
+    return _attended(_own(module, key, mechanism), output, nhwc=nhwc)
 
 
-def pool_with(where: str | nn.Module, nhwc: bool, module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+def pool_with(
+    pool: nn.Module, key: str, nhwc: bool, module: nn.Module, _args: tuple[Any, ...], output: Tensor
+) -> Tensor:
     """Put a feature map of 1x1, the pooled features, in the place of a module's output."""
-    pooled: Tensor = _found(where, module)(output.permute(0, 3, 1, 2) if nhwc else output)
+    pooled: Tensor = _own(module, key, pool)(output.permute(0, 3, 1, 2) if nhwc else output)
     # Features for each class become as many images, which every layer up to the classifier takes one by one.
     pooled = pooled.flatten(0, -2)
     return pooled[:, None, None] if nhwc else pooled[..., None, None]

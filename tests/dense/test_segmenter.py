@@ -92,14 +92,14 @@ def test_output_is_that_of_the_head_enlarged(make_trunk):
 
 def test_copies_and_weights(segmenter):
     x = torch.randn(1, 3, 40, 56)
-    twin = copy.deepcopy(segmenter)
-    assert torch.equal(twin(x)["out"], segmenter(x)["out"])
+    copied = copy.deepcopy(segmenter)
+    assert torch.equal(copied(x)["out"], segmenter(x)["out"])
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for parameter in copied.parameters():
             parameter.zero_()
-    assert not torch.equal(twin(x)["out"], segmenter(x)["out"])
-    twin.load_state_dict(segmenter.state_dict())
-    assert torch.equal(twin(x)["out"], segmenter(x)["out"])
+    assert not torch.equal(copied(x)["out"], segmenter(x)["out"])
+    copied.load_state_dict(segmenter.state_dict())
+    assert torch.equal(copied(x)["out"], segmenter(x)["out"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -1,6 +1,7 @@
 """The caller's model comes back as it was, on success and on error."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -75,7 +76,8 @@ def test_when_the_mechanism_raises(prepared, images, untouched):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_operation_in_place_on_the_images_stays_inside(prepared, images, method):
-    prepared.stem = nn.Sequential(nn.ReLU(inplace=True), *prepared.stem)
+    layers = {"first": nn.ReLU(inplace=True), **dict(prepared.stem.named_children())}
+    prepared.stem = nn.Sequential(OrderedDict(layers))
     given = images.clone()
     explain(prepared, images, method)
     assert torch.equal(images, given)

@@ -261,8 +261,8 @@ def test_what_a_step_remembers_is_forgotten_and_never_saved(new_inputs, trainabl
     scores = head(*doubled(one[0], one[0], one[1], one[1]))
     assert head.kept is not None
     assert head.state_dict().keys() == keys
-    twin = copy.deepcopy(head)
-    assert twin.kept is twin.pasted is None
+    copied = copy.deepcopy(head)
+    assert copied.kept is copied.pasted is None
     assert head.kept is not None
     head.training_loss(scores, LABELS, 0.0)
     assert head.kept is head.pasted is None

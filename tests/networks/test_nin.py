@@ -41,7 +41,7 @@ def test_equations(second_pool):
 
     def equations(x):
         x = conv("block1.mlp.3", conv("block1.mlp.1", conv("block1.conv", x)))
-        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=0), 3, 2)  # behind ReLU, 0 is no maximum of its own
+        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=0), 3, 2)  # behind ReLU, 0 never exceeds the maximum
         x = conv("block2.mlp.3", conv("block2.mlp.1", conv("block2.conv", x)))
         if second_pool == "max":
             x = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=0), 3, 2)

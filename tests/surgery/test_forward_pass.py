@@ -38,7 +38,7 @@ def images(seed, batch=2):
 
 @pytest.fixture(scope="module")
 def build():
-    """A network with a head or a pool, in eval mode; made once for each plan and lent as a copy."""
+    """A network with a head or a pool, in eval mode; made once for each plan, and given as a copy."""
     made = {}
 
     def built(network, plan):
