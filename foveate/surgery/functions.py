@@ -35,7 +35,7 @@ def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _parts(value: object) -> Iterator[Any]:
     """What a value holds, as far as it may reach a model."""
     if isinstance(value, types.FunctionType):
-        yield from (getattr(value, name) for name in (ORIGINAL,) if hasattr(value, name))
+        yield getattr(value, ORIGINAL, None)
         for cell in value.__closure__ or ():
             with contextlib.suppress(ValueError):  # an empty cell
                 yield cell.cell_contents

@@ -156,7 +156,11 @@ def guarded(model: nn.Module) -> Iterator[None]:
     """Whatever the copy does, the model itself does not run in this thread, and its buffers stay as they are."""
     names = {id(module): name for root in _roots(model) for name, module in root.named_modules()}
     thread = threading.get_ident()
-    buffers = [(buffer, buffer.detach().clone()) for root in _roots(model) for buffer in root.buffers()]
+    # A function in a class's place may change buffers without running a module. Else they are left alone: another
+    # thread may be training the model.
+    patched = any("forward" in vars(module) for root in _roots(model) for module in root.modules())
+    held = [buffer for root in _roots(model) for buffer in root.buffers()] if patched else []
+    buffers = [(buffer, buffer.detach().clone()) for buffer in held]
 
     def refuse(module: nn.Module, _args: tuple[Any, ...]) -> None:
         if id(module) in names and threading.get_ident() == thread:
