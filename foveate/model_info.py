@@ -84,11 +84,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     from torch import nn
 
     while isinstance(model, nn.Module):
-        children = vars(model).get("_modules", {})
+        children = vars(model).get("_modules", {})  # of a TorchScript module not a dictionary
         known = [base for base in type(model).__mro__ if base.__name__ in _WRAPPERS]
         wraps = any(base.__module__.startswith(("torch.", "timm.")) for base in known)
-        inner = children.get("module") if wraps else children.get("_orig_mod")
-        if not isinstance(inner, nn.Module):
+        name = "module" if wraps else "_orig_mod"
+        if name not in children or not isinstance(children[name], nn.Module):
             break
-        model = inner
+        model = children[name]
     return model

@@ -57,7 +57,7 @@ def _foreign_hooks(module: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``torch.compile`` was applied to this very module, in one of its three ways."""
     return (
-        isinstance(vars(module).get("_modules", {}).get("_orig_mod"), nn.Module)
+        "_orig_mod" in vars(module).get("_modules", {})
         or module._compiled_call_impl is not None
         or hasattr(vars(module).get("forward"), ORIGINAL)
     )
@@ -127,7 +127,7 @@ def copied(model: nn.Module, *, data: bool) -> nn.Module:
             f"{_uncopyable(model)}{first_line(error)}"
         ) from error
     for module in list(result.modules()):
-        if isinstance(vars(module)["_modules"].get("_orig_mod"), nn.Module):
+        if "_orig_mod" in vars(module).get("_modules", {}):
             vars(module).pop("forward", None)
             module.__class__ = _Eager
         for hooks, key, _ in _foreign_hooks(module):

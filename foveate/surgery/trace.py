@@ -131,6 +131,8 @@ def _run(model: nn.Module, size: tuple[int, int, int], *, shapes_only: bool) -> 
 
     try:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             # In front of the attention's own hook, so that a site shows what the network itself gives.
             handles.append(module.register_forward_hook(watch(name), prepend=True))
         run_once(model, size, shapes_only=shapes_only)

@@ -1,6 +1,7 @@
 """Whatever was put into a model, looking at it runs a copy: the model does not change, or is refused with a reason."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -195,3 +196,13 @@ def test_shapes_of_a_network_that_needs_data_are_not_computed():
         model.stem[0].bias.zero_()
     with pytest.raises(FoveateError, match="zeros"):
         fv.sites(model, 16)
+
+
+def test_a_part_of_torchscript_is_looked_at(net):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it deprecated
+        net.block = torch.jit.trace(net.eval().block, torch.rand(1, 8, 14, 14))
+    assert fv.sites(net, 16)
+    assert fv.plan_of(net) is None
+    assert fv.plan_of(net.block) is None
+    assert fv.cost(net, 16).macs > 0
