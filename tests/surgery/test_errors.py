@@ -145,7 +145,7 @@ def test_a_name_that_the_network_uses_itself(untouched):
     assert KEY == "foveate"
 
 
-def test_a_network_of_containers_only(untouched):
+def test_a_network_of_containers_only():
     class Running(nn.ModuleList):
         def forward(self, x):
             for part in self:
@@ -153,8 +153,12 @@ def test_a_network_of_containers_only(untouched):
             return x
 
     model = Running([Running([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)]), nn.ReLU()])
-    with untouched(model), pytest.raises(FoveateError, match="cannot be kept near site '0'"):
-        fv.insert(model, "se after 0", input_size=16)
+    x = torch.rand(1, 3, 16, 16)
+    before = model(x)
+    fv.insert(model, "se after 0; cbam after 0.0", input_size=16)  # the last layer inside keeps the first
+    assert [name for name, module in model.named_modules() if type(module).__name__ == "SE"] == ["0.1.0_foveate"]
+    assert not torch.equal(model(x), before)
+    assert torch.equal(fv.remove(model)(x), before)
     fv.insert(model, "se after 0.1", input_size=16)  # a layer can keep its own
 
 
@@ -263,8 +267,8 @@ def test_a_network_that_relies_on_its_block(untouched):
             self.stem, self.block = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
 
         def forward(self, x):
-            return self.block(self.stem(x)) * self.block.kernel_size[0]
+            return self.block(self.stem(x)) * self.block.weight.shape[0]
 
     model = Network()
-    with untouched(model), pytest.raises(FoveateError, match="does not run with this plan: .*kernel_size.*take other"):
+    with untouched(model), pytest.raises(FoveateError, match="does not run with this plan: .*weight.*take other"):
         fv.insert(model, "se replacing block", input_size=16)
