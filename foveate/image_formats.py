@@ -38,7 +38,7 @@ def prepare_pillow(start: bytes, name: str) -> None:
     if start[4:8] != b"ftyp":
         return
     if b"avif" in start[8:] or b"avis" in start[8:]:
-        if not features.check("avif"):
+        if "avif" not in features.modules or not features.check("avif"):  # Pillow before 11.3 warns of the name
             raise FoveateError(f"{name} is an AVIF image, which this Pillow cannot read: pip install -U pillow")
     elif start[8:12] in _HEIC:
         try:

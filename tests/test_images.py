@@ -490,7 +490,7 @@ def test_heic_is_read_with_its_reader():
 
 
 def test_avif_is_read_by_pillow(monkeypatch):
-    if not features.check("avif"):
+    if "avif" not in features.modules or not features.check("avif"):
         pytest.skip("this Pillow is built without AVIF")
     picture, stream = Image.linear_gradient("L").convert("RGB").resize((64, 48)), io.BytesIO()
     picture.save(stream, "AVIF", quality=95)
