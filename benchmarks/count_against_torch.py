@@ -28,7 +28,7 @@ import foveate as fv
 
 FIELDS = (
     *("model", "input", "parameters", "macs", "macs_torch", "difference", "torch_misses", "equal"),
-    *("element_ops", "uncounted", "versions"),
+    *("element_ops", "unsupported", "versions"),
 )
 VERSIONS = f"timm {timm.__version__}, torch {torch.__version__}"
 # Matrix-vector and other products that torch's counter has no formula for: MACs of a call.
@@ -92,7 +92,7 @@ def row(name: str) -> dict[str, object]:
         "torch_misses": "; ".join(f"{name} {macs}" for name, macs in missed.macs.items()),
         "equal": cost.macs == theirs + sum(missed.macs.values()),
         "element_ops": cost.element_ops,
-        "uncounted": " ".join(cost.uncounted),
+        "unsupported": " ".join(cost.unsupported),
         "versions": VERSIONS,
     }
 

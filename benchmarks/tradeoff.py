@@ -56,11 +56,11 @@ def runner(name):
 
 def speed(name):
     """Rounds, median seconds of a batch; ResNet-50's seconds for one of the network's: median, low and high end."""
-    from foveate.accounting.profiling.timer import Spread, interleaved
+    from foveate.accounting.profiling.timer import Quantiles, interleaved
 
     taken = interleaved([runner(REFERENCE), runner(name)], ROUNDS, warmup=1, seconds=SECONDS)
-    ratio = Spread.of([one / other for one, other in taken])
-    return [len(taken), Spread.of([other for _, other in taken]).median, ratio.median, ratio.low, ratio.high]
+    ratio = Quantiles.of([one / other for one, other in taken])
+    return [len(taken), Quantiles.of([other for _, other in taken]).median, ratio.median, ratio.low, ratio.high]
 
 
 def memory(name):

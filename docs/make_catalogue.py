@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
 from foveate import registry
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention import _timm
 from foveate.networks import names as network_names
 from foveate.surgery.presets import PRESETS
@@ -141,7 +141,7 @@ def networks() -> list[str]:
         for same in groups.values():
             model = built(lambda name=same[0]: timm.create_model(name))
             size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-            exact = sum(p.numel() for p in model.parameters()), tally(model.eval(), size)[""].macs
+            exact = sum(p.numel() for p in model.parameters()), count_operations(model.eval(), size)[""].macs
             printed = fv.cost(model, counting="paper") if fv.plan_of(model) else None
             counted = [*exact, printed.params, printed.macs] if printed else exact
             rows.append([", ".join(f"`{name}`" for name in same), str(size[1]), *(f"{n:,}" for n in counted)])

@@ -1,6 +1,8 @@
 from .accounting.cost import Cost as Cost
 from .accounting.cost import cost as cost
-from .accounting.dropped import dropped as dropped
+from .accounting.cost import dropped as dropped
+from .accounting.environment.diagnosis import Diagnosis as Diagnosis
+from .accounting.environment.doctor import doctor as doctor
 from .accounting.latency import Latency as Latency
 from .accounting.latency import latency as latency
 from .data import DataReport as DataReport

@@ -7,6 +7,7 @@ and matrix products write for one image (Radosavovic et al., Designing Network D
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -14,21 +15,21 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from foveate.accounting.counting.dispatch_counter import tally
-from foveate.accounting.counting.given import network_in
+from foveate.accounting.counting.dispatch_counter import count_operations
+from foveate.accounting.counting.forward import network_of
 from foveate.accounting.counting.paper import Counted, as_printed, parameters_of, with_the_plan
 from foveate.accounting.memory import saved_bytes
-from foveate.accounting.profiling.module_times import time_shares
-from foveate.accounting.rows import ModuleCost, rows_of
+from foveate.accounting.module_cost import ModuleCost, module_costs
+from foveate.accounting.profiling.module_times import time_fractions
 from foveate.errors import FoveateError, first_line, near
 from foveate.surgery.apply import undo
-from foveate.surgery.insert import plan_of
+from foveate.surgery.insert import plan_of, replaced_by
 from foveate.surgery.model_copy import copied, on_a_copy
 from foveate.surgery.record import part, record_of
 from foveate.surgery.trace import input_size_of
 from foveate.surgery.wrappers import HeadWrapper, Replacement
 
-__all__ = ["Cost", "ModuleCost", "cost"]
+__all__ = ["Cost", "ModuleCost", "cost", "dropped"]
 
 Size = tuple[int, int, int]  # (channels, height, width)
 Result = TypeVar("Result")
@@ -36,7 +37,7 @@ logger = logging.getLogger("foveate")
 COUNTINGS = ("exact", "paper")
 
 _ADDED_UP = (
-    *("params", "macs", "activations", "element_ops", "bytes_moved"),
+    *("params", "macs", "macs_inference", "activations", "element_ops", "bytes_moved"),
     *("activation_bytes_inference", "activation_bytes_training"),
 )
 
@@ -50,17 +51,18 @@ class Cost:
 
     Args:
         params: parameters.
-        macs: multiply-adds of matrix products, convolutions and attention products.
+        macs: multiply-adds of matrix products, convolutions and attention products, of the forward pass as the modules
+            define it: what training runs.
         activations: elements that these write.
         counting: ``exact`` or ``paper``.
         baseline: the same network without its plan; None when it carries none.
         element_ops: element operations: softmax, pooling, norms, activation functions, sums and products of elements.
         bytes_moved: bytes that operations read and write, each input and output once, in the network's dtype.
-        activation_bytes_inference: the most bytes of tensors alive at once in inference, without parameters and
-            buffers.
-        activation_bytes_training: bytes that autograd keeps for the backward pass, without parameters and buffers.
+        macs_inference: multiply-adds that inference runs, where modules of ours take fewer without gradients.
+        activation_bytes_inference: the peak of live memory in inference, without parameters and buffers.
+        activation_bytes_training: bytes that autograd saves for the backward pass, without parameters and buffers.
         modules: a row for each module, what contains it first; empty for sums and differences.
-        uncounted: operations that the network runs and that have no formula.
+        unsupported: operations that the network runs and that have no formula.
         paper: of an exact cost, the same in ``paper`` counting, with a baseline of its own.
     """
 
@@ -69,13 +71,20 @@ class Cost:
     activations: int
     counting: str = "exact"
     baseline: Cost | None = field(default=None, compare=False)
+    macs_inference: int = field(default=0, kw_only=True)
     element_ops: int = field(default=0, kw_only=True)
     bytes_moved: int = field(default=0, kw_only=True)
     activation_bytes_inference: int = field(default=0, kw_only=True)
     activation_bytes_training: int = field(default=0, kw_only=True)
     modules: tuple[ModuleCost, ...] = field(default=(), kw_only=True, compare=False, repr=False)
-    uncounted: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
+    unsupported: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
     paper: Cost | None = field(default=None, kw_only=True, compare=False, repr=False)
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """The former name of ``unsupported``."""
+        warnings.warn("Cost.uncounted is now called unsupported", DeprecationWarning, stacklevel=2)
+        return self.unsupported
 
     def __sub__(self, other: Cost) -> Cost:
         return self._plus(other, -1)
@@ -85,19 +94,23 @@ class Cost:
 
     def _plus(self, other: Cost, sign: int) -> Cost:
         if self.counting != other.counting:
-            raise FoveateError(f"cannot take {self.counting!r} and {other.counting!r} together: count both in one way")
+            raise FoveateError(
+                f"costs of {self.counting!r} and {other.counting!r} counting cannot be added: count both in one way"
+            )
         numbers = {name: getattr(self, name) + sign * getattr(other, name) for name in _ADDED_UP}
-        uncounted = tuple(sorted({*self.uncounted, *other.uncounted}))
+        unsupported = tuple(sorted({*self.unsupported, *other.unsupported}))
         paper = None if self.paper is None or other.paper is None else self.paper._plus(other.paper, sign)
-        return Cost(**numbers, counting=self.counting, uncounted=uncounted, paper=paper)
+        return Cost(**numbers, counting=self.counting, unsupported=unsupported, paper=paper)
 
     def __str__(self) -> str:
         text = f"{self.params:,} parameters, {self.macs:,} MACs"
+        if self.macs_inference and self.macs_inference != self.macs:
+            text += f" (inference runs {self.macs_inference:,})"
         text += f", {self.activations:,} activations" if self.counting == "exact" else ", counted as the papers do"
         if self.baseline is not None:
             plus = self - self.baseline
             text += f" (the plan: {plus.params:+,} parameters, {plus.macs:+,} MACs)"
-        return f"{text}; not counted: {', '.join(self.uncounted)}" if self.uncounted else text
+        return f"{text}; unsupported operations: {', '.join(self.unsupported)}" if self.unsupported else text
 
 
 def cost(
@@ -112,24 +125,24 @@ def cost(
             other counting, too. ``paper`` counts only that, as the ULSAM paper does: the baseline as its authors print
             it, where it is known; a replaced block counts its convolution weights only; a mechanism counts the paper's
             formula.
-        time: measure the share of time that each module takes, too, on a copy with one random image: ``time_share``
-            in the rows.
+        time: measure the fraction of time that each module takes, too, on a copy with one random image:
+            ``time_share`` in the rows.
 
     Returns:
         The cost; its ``baseline`` is that of the network without the plan.
 
     Raises:
-        FoveateError: it is no network, the counting does not exist or has no rows to time, or the model cannot run on
-            an image of this size.
+        FoveateError: it is not a network, the counting does not exist or has no rows to time, or the model cannot run
+            on an image of this size.
     """
     if time and counting != "exact":
         raise FoveateError(f"time is measured module by module, and {counting} counting has totals only: count exactly")
     if counting not in COUNTINGS:
         raise FoveateError(f"counting={counting!r} does not exist; {near(str(counting), COUNTINGS)}")
-    model = network_in(model)
+    model = network_of(model)
     size = input_size_of(model, input_size)
     planned = plan_of(model) is not None
-    with torch.inference_mode(mode=False):  # where autograd keeps nothing
+    with torch.inference_mode(mode=False):  # where autograd saves nothing
         if counting == "paper":
             whole = _on_a_copy(model, size, _counted)
             return _paper(model, size, whole, _on_a_copy(model, size, _counted, plain=True) if planned else None)
@@ -141,8 +154,28 @@ def cost(
         return replace(found, baseline=replace(baseline, paper=paper.baseline), paper=paper)
 
 
+def dropped(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> tuple[ModuleCost, ...]:
+    """The blocks that a model's plan replaced.
+
+    Args:
+        model: left as found.
+        input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
+
+    Returns:
+        For each of them its name, class, parameters, MACs, element operations and bytes moved, in the network's order.
+        Empty when the plan replaced none, or the model carries no plan.
+
+    Raises:
+        FoveateError: the model cannot run on an image of this size.
+    """
+    model = network_of(model)
+    replaced = replaced_by(model)
+    baseline = cost(model, input_size).baseline if replaced else None
+    return tuple(row for row in baseline.modules if row.name in replaced) if baseline else ()
+
+
 def _counted(net: nn.Module, size: Size) -> Counted:
-    return Counted(parameters_of(net), {name: found.macs for name, found in tally(net, size).items()})
+    return Counted(parameters_of(net), {name: found.macs for name, found in count_operations(net, size).items()})
 
 
 def _totals(exact: Cost) -> Counted:
@@ -177,31 +210,33 @@ def _on_a_copy(
 def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = False) -> Cost:
     """Everything that is counted, of a network with or without its plan."""
     record = record_of(model)
-    # What was replaced stays so as long as the holder stands there.
+    # What was replaced stays so as long as the wrapper stands there.
     replaced = [site for site in record.removed if _holds(part(model, site))] if record else []
     changed = replaced if plain or not record else [*replaced, *(at.path for at in record.placed)]
 
     def task(net: nn.Module, size: Size) -> tuple[Cost, bool]:
-        tallies = tally(net, size)
-        whole = tallies[""]
-        rows = rows_of(net, tallies, changed, "removed" if plain else "added")
+        counts = count_operations(net, size)
+        whole = counts[""]
+        inference = count_operations(net, size, fused=True)[""] if _has_ours(net) else whole
+        rows = module_costs(net, counts, changed, "removed" if plain else "added")
         try:
-            kept = saved_bytes(net.train(), size)
+            saved = saved_bytes(net.train(), size)
         except Exception as error:  # noqa: BLE001 - without data or labels anything may fail; it is tried again
             logger.debug("%s does not train on this copy: %s", type(model).__name__, first_line(error))
-            kept = None
+            saved = None
         found = Cost(
             rows[0].params,
             whole.macs,
             whole.activations,
+            macs_inference=inference.macs,
             element_ops=whole.element_ops,
             bytes_moved=rows[0].bytes_moved,
             activation_bytes_inference=whole.peak_bytes,
-            activation_bytes_training=kept or 0,
+            activation_bytes_training=saved or 0,
             modules=rows,
-            uncounted=tuple(sorted(whole.uncounted)),
+            unsupported=tuple(sorted(whole.unsupported)),
         )
-        return found, kept is not None
+        return found, saved is not None
 
     found, trains = _on_a_copy(model, size, task, plain=plain)
     if time:
@@ -210,14 +245,14 @@ def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = Fa
 
 
 def _timed(model: nn.Module, size: Size, rows: tuple[ModuleCost, ...], *, plain: bool) -> tuple[ModuleCost, ...]:
-    """The rows with their shares of time."""
+    """The rows with their fractions of time."""
     net = copied(model, data=True)
-    shares = time_shares(undo(net) if plain else net, size)
-    return tuple(replace(row, time_share=shares[row.name]) for row in rows)
+    fractions = time_fractions(undo(net) if plain else net, size)
+    return tuple(replace(row, time_share=fractions[row.name]) for row in rows)
 
 
 def _saved(model: nn.Module, size: Size, *, plain: bool) -> int:
-    """What autograd keeps, of a network that does not train without data: with data, or else in eval mode."""
+    """What autograd saves, of a network that does not train without data: with data, or else in eval mode."""
     try:
         return _on_a_copy(model, size, lambda net, size: saved_bytes(net.train(), size), plain=plain)
     except FoveateError as error:
@@ -228,3 +263,8 @@ def _saved(model: nn.Module, size: Size, *, plain: bool) -> int:
 
 def _holds(module: nn.Module | None) -> bool:
     return isinstance(module, Replacement | HeadWrapper)
+
+
+def _has_ours(model: nn.Module) -> bool:
+    """Whether a module of ours is in it: only those have other operations for inference."""
+    return any(type(module).__module__.partition(".")[0] == "foveate" for module in model.modules())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,10 +13,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from foveate.accounting.counting.given import network_in
+from foveate.accounting.counting.forward import network_of
+from foveate.accounting.environment.machine import processor
 from foveate.accounting.profiling.peak_memory import measured_peak
-from foveate.accounting.profiling.runners import Setting, device_of, dtype_of, ready
-from foveate.accounting.profiling.timer import Spread, interleaved
+from foveate.accounting.profiling.runners import BenchmarkConfig, device_of, dtype_of, ready
+from foveate.accounting.profiling.timer import Quantiles, interleaved
 from foveate.errors import FoveateError, first_line
 from foveate.preserve import preserve_state
 from foveate.surgery.apply import undo
@@ -33,7 +33,7 @@ PLAIN = "the network without its plan"
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured in one setting. Each spread is over the rounds.
+    """What was measured in one configuration. Quantiles are over the rounds.
 
     Args:
         setting: batch size, threads, dtype, memory format, backend.
@@ -44,10 +44,10 @@ class Timing:
         reference_peak_bytes: the reference's.
     """
 
-    setting: Setting
-    seconds: Spread
-    reference_seconds: Spread | None = None
-    ratio: Spread | None = None
+    setting: BenchmarkConfig
+    seconds: Quantiles
+    reference_seconds: Quantiles | None = None
+    ratio: Quantiles | None = None
     peak_bytes: int | None = None
     reference_peak_bytes: int | None = None
 
@@ -57,14 +57,14 @@ class Timing:
         return self.setting.batch_size / self.seconds.median
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, flat: a spread has a key for each of its numbers."""
+        """Plain data, flat: quantiles have a key for each of their numbers."""
         found: dict[str, Any] = asdict(self.setting)
         for name in ("seconds", "reference_seconds", "ratio"):
-            spread = getattr(self, name)
-            for part in fields(Spread):
+            quantiles = getattr(self, name)
+            for part in fields(Quantiles):
                 key = name if part.name == "median" else f"{name}_{part.name}"
                 if part.name != "count":
-                    found[key] = None if spread is None else getattr(spread, part.name)
+                    found[key] = None if quantiles is None else getattr(quantiles, part.name)
         found["rounds"] = self.seconds.count
         found["images_per_second"] = self.images_per_second
         return {**found, "peak_bytes": self.peak_bytes, "reference_peak_bytes": self.reference_peak_bytes}
@@ -143,9 +143,9 @@ def latency(
         FoveateError: an option does not exist, a package is missing, or a network cannot run so.
     """
     _check(rounds, warmup, seconds)
-    model, reference = network_in(model), None if reference is None else network_in(reference)
+    model, reference = network_of(model), None if reference is None else network_of(reference)
     settings = [
-        Setting(*values)
+        BenchmarkConfig(*values)
         for values in itertools.product(
             _several(batch_size),
             _several(torch.get_num_threads() if threads is None else threads),
@@ -155,7 +155,7 @@ def latency(
         )
     ]
     size = input_size_of(model, input_size)
-    peaks: dict[Setting, list[int | None]] = {}
+    peaks: dict[BenchmarkConfig, list[int | None]] = {}
     notes: list[str] = []
     timings = []
     with _as_found(device_of(model)), tempfile.TemporaryDirectory() as folder:
@@ -205,7 +205,7 @@ class _Networks:
         return undo(copy) if which else copy
 
     def timed(
-        self, size: tuple[int, int, int], setting: Setting, rounds: int, warmup: int, seconds: float
+        self, size: tuple[int, int, int], setting: BenchmarkConfig, rounds: int, warmup: int, seconds: float
     ) -> list[tuple[float, ...]]:
         torch.set_num_threads(setting.threads)
         with contextlib.ExitStack() as stack:
@@ -213,11 +213,11 @@ class _Networks:
             return interleaved(calls, rounds, warmup=warmup, seconds=seconds)
 
     def _call(
-        self, which: int, size: tuple[int, int, int], setting: Setting, stack: contextlib.ExitStack
+        self, which: int, size: tuple[int, int, int], setting: BenchmarkConfig, stack: contextlib.ExitStack
     ) -> Callable[[], object]:
         """A function that runs one of the networks once; whatever goes wrong, the error says in which."""
 
-        def told(do: Callable[[], Any]) -> Any:
+        def refused(do: Callable[[], Any]) -> Any:
             try:
                 return do()
             except FoveateError:
@@ -230,10 +230,10 @@ class _Networks:
                     f"(channels x height x width) in {setting.dtype}: {first_line(error)}"
                 ) from error
 
-        run = told(lambda: stack.enter_context(ready(self.copy(which), size, setting, self.folders[which])))
-        return lambda: told(run)
+        run = refused(lambda: stack.enter_context(ready(self.copy(which), size, setting, self.folders[which])))
+        return lambda: refused(run)
 
-    def peaks(self, size: tuple[int, int, int], setting: Setting, notes: list[str]) -> list[int | None]:
+    def peaks(self, size: tuple[int, int, int], setting: BenchmarkConfig, notes: list[str]) -> list[int | None]:
         found: list[int | None] = []
         for which in range(len(self.names)):
             try:
@@ -251,12 +251,12 @@ def _several(values: Value | Sequence[Value]) -> tuple[Value, ...]:
     return several
 
 
-def _timing(setting: Setting, found: list[tuple[float, ...]], peaks: Sequence[int | None]) -> Timing:
-    own, *others = (Spread.of(column) for column in zip(*found, strict=True))
+def _timing(setting: BenchmarkConfig, found: list[tuple[float, ...]], peaks: Sequence[int | None]) -> Timing:
+    own, *others = (Quantiles.of(column) for column in zip(*found, strict=True))
     peaks = [*peaks, None, None]
     if not others:
         return Timing(setting, own, peak_bytes=peaks[0])
-    ratio = Spread.of([one / other for one, other in found])
+    ratio = Quantiles.of([one / other for one, other in found])
     return Timing(setting, own, others[0], ratio, peaks[0], peaks[1])
 
 
@@ -275,16 +275,13 @@ def _device(model: nn.Module) -> str:
     device = device_of(model)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
-    named = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return processor()
 
 
 def _versions(backends: set[str]) -> str:
-    told = [f"torch {torch.__version__}"]
+    found = [f"torch {torch.__version__}"]
     if "onnxruntime" in backends:
         import onnxruntime
 
-        told.append(f"onnxruntime {onnxruntime.__version__}")
-    return ", ".join(told)
+        found.append(f"onnxruntime {onnxruntime.__version__}")
+    return ", ".join(found)

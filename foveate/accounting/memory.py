@@ -1,4 +1,4 @@
-"""The memory that training takes: what autograd keeps of a forward pass, and the peak of a training step.
+"""The memory that training takes: what autograd saves for backward, and the peak of a training step.
 
 Both are read off a pass of a copy without data. Left out is what the allocator keeps or rounds up, and what a kernel
 takes for itself, as oneDNN's convolutions do for another layout of their inputs.
@@ -11,9 +11,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from foveate.accounting.counting.allocations import LiveBytes, LiveMode, kept_by_the_model
-from foveate.accounting.counting.forward import images_for, run, total
-from foveate.accounting.counting.given import network_in
+from foveate.accounting.counting.allocations import LiveMemory, LiveMemoryMode, model_storages
+from foveate.accounting.counting.forward import images_for, network_of, run, total
 from foveate.errors import FoveateError, first_line
 from foveate.surgery.model_copy import on_a_copy
 from foveate.surgery.trace import input_size_of
@@ -24,10 +23,10 @@ logger = logging.getLogger("foveate")
 
 
 def saved_bytes(model: nn.Module, size: tuple[int, int, int]) -> int:
-    """Bytes that autograd keeps for the backward pass of one image, without parameters and buffers.
+    """Bytes that autograd saves for the backward pass of one image, without parameters and buffers.
 
-    A tensor that several operations keep counts once. What the backward pass needs depends on what is trained: a
-    frozen network keeps nothing.
+    A tensor that several operations save counts once. What the backward pass needs depends on what is trained: a
+    frozen network saves nothing.
 
     Args:
         model: a copy, in the mode to be counted.
@@ -36,18 +35,18 @@ def saved_bytes(model: nn.Module, size: tuple[int, int, int]) -> int:
     Raises:
         Exception: whatever the model raises.
     """
-    own = kept_by_the_model(model)
-    kept = {}
+    own = model_storages(model)
+    saved = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that no other takes its address
+            saved[storage._cdata] = storage  # held, so that no other takes its address
         return tensor
 
-    with torch.enable_grad(), LiveMode(LiveBytes()), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.enable_grad(), LiveMemoryMode(LiveMemory()), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         run(model, images_for(model, size))
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def training_memory(
@@ -59,8 +58,8 @@ def training_memory(
 ) -> int:
     """Predict the peak memory of a training step, in bytes.
 
-    The peak of parameters, buffers, gradients, and the tensors alive in a forward and a backward pass, each freed when
-    nothing refers to it any more. The step starts without gradients, as after ``zero_grad()``.
+    The peak of parameters, buffers, gradients, and the live memory of a forward and a backward pass, each tensor freed
+    when nothing refers to it any more. The step starts without gradients, as after ``zero_grad()``.
 
     Args:
         model: left as found. It is counted in training mode; frozen parameters take no gradient.
@@ -75,20 +74,20 @@ def training_memory(
     for name, value, least in (("batch_size", batch_size, 1), ("optimizer_tensors", optimizer_tensors, 0)):
         if type(value) is not int or value < least:
             raise FoveateError(f"{name}={value!r}: write a whole number of at least {least}")
-    model = network_in(model)
+    model = network_of(model)
     size = input_size_of(model, input_size)
 
     def task(net: nn.Module) -> int:
         net.train()
-        kept = kept_by_the_model(net)
-        live = LiveBytes(kept)
+        own = model_storages(net)
+        live = LiveMemory(own)
         images = images_for(net, size, batch_size)
-        live.see([images])
-        with torch.enable_grad(), LiveMode(live):
+        live.track([images])
+        with torch.enable_grad(), LiveMemoryMode(live):
             total(run(net, images)).backward()
         trained = [p for p in net.parameters() if p.requires_grad]
         state = optimizer_tensors * sum(p.numel() * p.element_size() for p in trained)
-        return sum(kept.values()) + state + live.peak
+        return sum(own.values()) + state + live.peak
 
     try:
         with torch.inference_mode(mode=False):  # where autograd keeps nothing

@@ -20,6 +20,7 @@ from foveate.cli.allocator import keep_freed_memory
 from foveate.cli.audit import audit
 from foveate.cli.compare import compare, results
 from foveate.cli.data import data
+from foveate.cli.doctor import doctor
 from foveate.cli.explain import explain
 from foveate.cli.latency import latency
 from foveate.cli.options import ModelOptions, open_network, say
@@ -47,6 +48,7 @@ app.command(results)
 app.command(latency)
 app.command(reproduce)
 app.command(serve)
+app.command(doctor)
 
 
 def _console() -> Any:

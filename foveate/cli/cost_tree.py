@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ _STYLES = {"added": "green", "removed": "red", "": ""}
 _LABELS = {
     "params": "parameters",
     "macs": "MACs",
+    "macs_inference": "MACs of inference",
     "activations": "activations",
     "element_ops": "element operations",
     "bytes_moved": "bytes moved",
@@ -53,14 +54,17 @@ def _columns(cost: fv.Cost) -> dict[str, fv.Cost]:
 
 def as_json(cost: fv.Cost) -> dict[str, Any]:
     """Every number, and of an exact cost both countings, each module and the operations that are not counted."""
-    names = list(_LABELS) if cost.modules else list(_LABELS)[:3]
+    names = list(_LABELS) if cost.modules else [*_PAPER, "activations"]
     found: dict[str, Any] = {}
     for heading, column in _columns(cost).items():
         found[key := (heading or "cost").replace(" ", "_")] = {name: getattr(column, name) for name in names}
         if column.paper is not None:
             found[key]["paper"] = {name: getattr(column.paper, name) for name in _PAPER}
     if cost.modules:
-        found.update(uncounted=cost.uncounted, modules=[_plain(row) for row in _rows(cost)])
+        # ``uncounted`` is the former name.
+        found.update(
+            unsupported=cost.unsupported, uncounted=cost.unsupported, modules=[_plain(row) for row in _rows(cost)]
+        )
     return found
 
 
@@ -100,7 +104,8 @@ def _totals(cost: fv.Cost, note: str, form: Callable[[int], str]) -> Table:
     table.add_column(f"{cost.counting} counting")
     for heading in (*columns, *(["paper"] if note else [])):
         table.add_column(heading, justify="right")
-    for name in _LABELS if cost.modules else _PAPER:
+    names = [name for name in _LABELS if name != "macs_inference" or _infers_otherwise(columns.values())]
+    for name in names if cost.modules else _PAPER:
         cells = []
         for heading, column in columns.items():
             number = getattr(column, name)
@@ -109,6 +114,11 @@ def _totals(cost: fv.Cost, note: str, form: Callable[[int], str]) -> Table:
             cells.append(_decimals(getattr(cost.paper, name)) if name in _PAPER else "")
         table.add_row(_LABELS[name], *cells)
     return table
+
+
+def _infers_otherwise(costs: Iterable[fv.Cost]) -> bool:
+    """Whether inference runs other products than the definitions have."""
+    return any(cost.macs_inference != cost.macs for cost in costs)
 
 
 def _note(cost: fv.Cost) -> str:
@@ -235,7 +245,7 @@ def _lines(node: _Node, depth: int, guide: str = "", branch: str = "") -> Iterat
 
 
 def _parts(node: _Node) -> list[_Node]:
-    """The parts; of a holder or a gate those of the mechanism that it stands for."""
+    """The parts; of a wrapper or a gate those of the attention module that it stands for."""
     for part in node.parts:
         if part.row.change == node.row.change == "added" and part.row.kind == node.row.kind:
             return _parts(part)

@@ -281,10 +281,25 @@ def test_sums_and_differences():
     assert Cost(1, 2, 3, baseline=one) == Cost(1, 2, 3)  # the baseline is said beside it
 
 
+def test_inference_beside_the_definition_where_they_differ(blocks):
+    """At 16 x 8 x 8: k and v at each of 65 keys in training; at the token alone in inference."""
+    cost = fv.cost(fv.insert(blocks, "attention_pool as pool"), 32)
+    assert cost.macs - cost.macs_inference == 2 * 65 * 16**2 - 2 * 16**2
+    assert f"MACs (inference runs {cost.macs_inference:,})" in str(cost)
+    assert cost.baseline.macs_inference == cost.baseline.macs
+    assert (cost - cost.baseline).macs_inference == cost.macs_inference - cost.baseline.macs
+    assert "inference" not in str(cost.baseline)
+
+
+def test_the_former_name_of_unsupported_operations():
+    with pytest.deprecated_call(match="unsupported"):
+        assert Cost(1, 2, 3, unsupported=("a::b",)).uncounted == ("a::b",)
+
+
 def test_countings_do_not_mix():
-    with pytest.raises(FoveateError, match="cannot take 'exact' and 'paper' together"):
+    with pytest.raises(FoveateError, match="'exact' and 'paper' counting cannot be"):
         Cost(1, 2, 3) + Cost(1, 2, 3, "paper")
-    with pytest.raises(FoveateError, match="cannot take 'paper' and 'exact' together"):
+    with pytest.raises(FoveateError, match="'paper' and 'exact' counting cannot be"):
         Cost(1, 2, 3, "paper") - Cost(1, 2, 3)
 
 
@@ -294,7 +309,9 @@ def test_text(blocks):
     text = str(fv.cost(fv.insert(blocks, "se replacing stage2.1"), 32))
     assert "(the plan: -4,6" in text
     assert "+" not in text
-    assert str(Cost(1, 2, 3, uncounted=("a::b", "a::c"))).endswith("3 activations; not counted: a::b, a::c")
+    assert str(Cost(1, 2, 3, unsupported=("a::b", "a::c"))).endswith(
+        "3 activations; unsupported operations: a::b, a::c"
+    )
     assert "\n" not in text
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import foveate as fv
-from foveate.accounting.profiling.module_times import time_shares
+from foveate.accounting.profiling.module_times import time_fractions
 from foveate.accounting.profiling.rss import forget_peak, highest, now
 from foveate.errors import FoveateError
 from foveate.surgery.model_copy import copied
@@ -217,7 +217,7 @@ def test_a_network_that_no_process_can_build_is_named():
 
 def test_a_module_that_sleeps_takes_the_larger_share():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), Slow()), nn.ReLU())
-    shares = time_shares(copied(model, data=True), (3, 16, 16), rounds=3)
+    shares = time_fractions(copied(model, data=True), (3, 16, 16), rounds=3)
     assert shares[""] == pytest.approx(1)
     assert shares["1"] >= shares["1.1"] > 0.5
     assert sum(shares[name] for name in ("0", "1", "2")) <= 1 + 1e-9
@@ -227,7 +227,7 @@ def test_a_module_that_sleeps_takes_the_larger_share():
 def test_attention_is_timed_within_what_keeps_it(blocks):
     fv.insert(blocks, "se after stage1.0", input_size=32)
     blocks.stage1[0].foveate.register_module("fc2", nn.Sequential(blocks.stage1[0].foveate.fc2, Slow()))
-    shares = time_shares(copied(blocks, data=True), (3, 32, 32), rounds=3)
+    shares = time_fractions(copied(blocks, data=True), (3, 32, 32), rounds=3)
     assert shares["stage1"] >= shares["stage1.0"] >= shares["stage1.0.foveate"] >= shares["stage1.0.foveate.fc2"] > 0.4
 
 

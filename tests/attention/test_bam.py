@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.bam import BAM
 from foveate.errors import FoveateError
 
@@ -68,7 +68,7 @@ def test_the_map_is_what_is_added(randomise):
 def test_cost_at_512(norm, params):
     module = BAM(512, norm=norm)
     assert sum(p.numel() for p in module.parameters()) == params
-    assert tally(module.eval().to("meta"), (512, 14, 14))[""].macs == 6_862_976
+    assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == 6_862_976
     assert module.paper_cost(512, 14, 14) == (83_968, 16_490_496)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.cbam import CBAM
 from foveate.errors import FoveateError
 
@@ -76,7 +76,7 @@ def test_channel_pools(channel_pool, pools):
 def test_cost_at_512():
     module = CBAM(512)
     assert sum(p.numel() for p in module.parameters()) == 33_412
-    assert tally(module.eval().to("meta"), (512, 14, 14))[""].macs == 84_744  # the MLP runs twice
+    assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == 84_744  # the MLP runs twice
     assert module.paper_cost(512, 14, 14) == (32_866, 51_976)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.channel import ChannelAttention
 from foveate.errors import FoveateError
 
@@ -53,7 +53,7 @@ def test_starts_as_the_identity(form):
 def test_cost_at_512(form):
     module = ChannelAttention(512, form=form)
     assert sum(p.numel() for p in module.parameters()) == 1
-    assert tally(module.eval().to("meta"), (512, 14, 14))[""].macs == 2 * 512**2 * 196 == 102_760_448
+    assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == 2 * 512**2 * 196 == 102_760_448
 
 
 def test_unknown_form():

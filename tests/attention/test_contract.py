@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from foveate import registry
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.errors import FoveateError
 from foveate.spec import Spec
 
@@ -68,7 +68,7 @@ def test_page_names_every_option_and_the_cost_at_512(name):
         assert f"| `{option}` |" in page, option
     module = registry.build(name, 512).eval()
     params = sum(parameter.numel() for parameter in module.parameters())
-    macs = tally(module.to("meta"), (512, 14, 14))[""].macs
+    macs = count_operations(module.to("meta"), (512, 14, 14))[""].macs
     assert f"{params:,} parameter" in page
     assert f"{macs:,} MACs" in page
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.channel import ChannelAttention
 from foveate.attention.danet import DANet
 from foveate.attention.position import PositionAttention
@@ -50,7 +50,7 @@ def test_start(residual, times):
 def test_cost_at_512():
     module = DANet(512)
     assert sum(p.numel() for p in module.parameters()) == 328_322
-    assert tally(module.eval().to("meta"), (512, 14, 14))[""].macs == 86_352_896 + 102_760_448
+    assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == 86_352_896 + 102_760_448
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.non_local import FORMS, NonLocal
 from foveate.errors import FoveateError
 
@@ -125,7 +125,7 @@ def test_one_place(sub_sample):
 def test_cost_at_512(options, params, macs):
     module = NonLocal(512, **options)
     assert sum(p.numel() for p in module.parameters()) == params
-    assert tally(module.eval().to("meta"), (512, 14, 14))[""].macs == macs
+    assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == macs
     assert module.paper_cost(512, 14, 14) == (524_288, 102_760_448)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.position import PositionAttention
 from foveate.errors import FoveateError
 
@@ -50,7 +50,7 @@ def test_cost_at_512():
     module = PositionAttention(512)
     assert sum(p.numel() for p in module.parameters()) == 328_321
     convs, products = (2 * 64 + 512) * 512 * 196, (64 + 512) * 196**2
-    assert tally(module.eval().to("meta"), (512, 14, 14))[""].macs == convs + products == 86_352_896
+    assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == convs + products == 86_352_896
 
 
 def test_reduction_is_positive():

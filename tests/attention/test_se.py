@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.se import SE
 from foveate.errors import FoveateError
 
@@ -29,7 +29,7 @@ def test_equals_the_equation():
 def test_cost_at_512(bias, params):
     module = SE(512, bias=bias)
     assert sum(p.numel() for p in module.parameters()) == params
-    assert tally(module.eval().to("meta"), (512, 14, 14))[""].macs == 32_768
+    assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == 32_768
     assert module.paper_cost(512, 14, 14) == (32_768, 32_768)
 
 

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.sparse import StridedSparseAttention
 from foveate.errors import FoveateError
 
@@ -120,7 +120,7 @@ def test_macs_grow_as_n_sqrt_n(causal, sides):
     for side in (32, 64, 128):
         n = side**2
         pairs = n * sides * side + n * side
-        assert tally(module, (16, side, side))[""].macs == 2 * 4 * 16**2 * n + 2 * 16 * pairs
+        assert count_operations(module, (16, side, side))[""].macs == 2 * 4 * 16**2 * n + 2 * 16 * pairs
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_macs_grow_as_n_sqrt_n(causal, sides):
 def test_cost_at_512(options, params, macs):
     module = StridedSparseAttention(512, **options)
     assert sum(p.numel() for p in module.parameters()) == params
-    assert tally(module.eval().to("meta"), (512, 14, 14))[""].macs == macs
+    assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == macs
 
 
 @pytest.mark.parametrize("options", [{"causal": False}, {"arrangement": "heads"}, {"stride": 4, "causal": False}])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.ulsam import ULSAM
 from foveate.errors import FoveateError
 from foveate.kernels.dispatch import use_fused
@@ -120,7 +120,7 @@ def test_cost(groups):
     module = ULSAM(512, groups=groups)
     assert sum(p.numel() for p in module.parameters()) == 5 * 512 + 3 * groups
     on_meta = nn.Sequential(module).eval().to("meta")
-    assert tally(on_meta, (512, 14, 14))[""].macs == 200_704
+    assert count_operations(on_meta, (512, 14, 14))[""].macs == 200_704
     assert module.paper_cost(512, 14, 14) == (1_024, 200_704)
 
 

@@ -146,14 +146,15 @@ def test_json_has_every_number_and_every_module(run):
     assert found["with_the_plan"]["macs"] == cost.macs
     assert found["without"]["element_ops"] == cost.baseline.element_ops
     assert found["difference"]["activation_bytes_training"] == (cost - cost.baseline).activation_bytes_training
-    assert found["uncounted"] == []
+    assert found["unsupported"] == found["uncounted"] == []
     names = [(row["name"], row["change"]) for row in found["modules"]]
     assert len(names) == len(set(names))
     assert names.index(("blocks.4.1", "removed")) < names.index(("blocks.4.1", "added"))
     rows = {(row["name"], row["change"]): row for row in found["modules"]}
     assert rows["", ""]["macs"] == cost.macs
     assert rows["blocks.4.1", "removed"]["kind"] == "InvertedResidual"
-    assert set(json.loads(run("mobilenetv2_100", "--json")[1])) == {"plan", "counting", "cost", "uncounted", "modules"}
+    names = {"plan", "counting", "cost", "unsupported", "uncounted", "modules"}
+    assert set(json.loads(run("mobilenetv2_100", "--json")[1])) == names
 
 
 def test_both_countings_in_one_table(run):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.dense import DANetHead
 from foveate.errors import FoveateError
 
@@ -20,7 +20,7 @@ def test_macs():
     channel = 2 * 512 * 512 * n
     convolutions = n * (2 * 2048 * 512 * 9 + 2 * 512 * 512 * 9 + 3 * 512 * 150)
     head = torch.nn.Sequential(DANetHead(2048, 150)).to("meta").eval()
-    assert tally(head, (2048, 64, 64))[""].macs == position + channel + convolutions == 110_733_819_904
+    assert count_operations(head, (2048, 64, 64))[""].macs == position + channel + convolutions == 110_733_819_904
 
 
 def conv(layers, x):

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import foveate as fv
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.dense import Segmenter
 
 # The whole network with its classifier and the auxiliary head; MACs without them.
@@ -34,7 +34,7 @@ def test_patchconvnet(name, params, macs):
     with torch.device("meta"):
         segmenter = Segmenter(fv.create_model(name), "upernet", classes=150).eval()
     assert parameters(segmenter) == params
-    assert tally(segmenter, (3, 512, 2048))[""].macs == macs
+    assert count_operations(segmenter, (3, 512, 2048))[""].macs == macs
 
 
 @pytest.mark.parametrize("name, taps, params, printed", OTHERS)

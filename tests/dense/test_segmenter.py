@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import foveate as fv
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.dense import Segmenter
 from foveate.errors import FoveateError
 
@@ -202,7 +202,7 @@ def test_dilated():
         backbone = timm.create_model("resnet50", features_only=True, output_stride=8)
         segmenter = Segmenter(backbone, "danet", classes=150).eval()
     assert segmenter.taps.strides == (8,)
-    counted = tally(segmenter, (3, 512, 512))
+    counted = count_operations(segmenter, (3, 512, 512))
     assert counted["decoder"].macs == 110_733_819_904
     assert sum(p.numel() for p in segmenter.parameters()) == 23_508_032 + 24_156_228
 

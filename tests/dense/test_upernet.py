@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.dense import FCNHead, UPerHead
 from foveate.dense.upernet import UperNetDecoder
 from foveate.errors import FoveateError
@@ -40,7 +40,7 @@ def test_size_on_a_column(channels, pyramid, head, aux, macs):
     assert parameters(decoder.pyramid) == pyramid
     assert parameters(decoder.decode_head) == head
     assert parameters(decoder.auxiliary_head) == aux
-    assert tally(OnOneMap(decoder), (channels, 32, 128))[""].macs == macs
+    assert count_operations(OnOneMap(decoder), (channels, 32, 128))[""].macs == macs
 
 
 def test_size_on_resnet_50():

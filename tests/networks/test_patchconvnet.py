@@ -10,7 +10,7 @@ from timm.optim import param_groups_weight_decay
 from torch.nn import functional as F
 
 import foveate as fv
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.errors import FoveateError
 from foveate.networks._patchconvnet_layers import Block, ClassLinear, PatchProjection
 from foveate.networks._patchconvnet_weights import checkpoint_filter_fn
@@ -66,14 +66,14 @@ def test_parameters(name):
 def test_s60_counted_as_a_whole():
     model = skeleton(timm.create_model, model_name="patchconvnet_s60", tokens="class")
     assert parameters(model) == 25_614_712
-    assert tally(model, (3, 224, 224))[""].macs == 5_308_019_712
+    assert count_operations(model, (3, 224, 224))[""].macs == 5_308_019_712
 
 
 @pytest.mark.parametrize("tokens,column", [("one", 3), ("class", 5)])
 @pytest.mark.parametrize("channels", [384, 768, 1024])
 def test_macs(channels, tokens, column):
     one, two = (
-        tally(skeleton(PatchConvNet, channels=channels, depth=depth, tokens=tokens), (3, 224, 224))[""].macs
+        count_operations(skeleton(PatchConvNet, channels=channels, depth=depth, tokens=tokens), (3, 224, 224))[""].macs
         for depth in (1, 2)
     )
     for sizes in SIZES.values():
@@ -92,7 +92,7 @@ def test_macs(channels, tokens, column):
 )
 def test_cost_of_the_ablations(options, params, macs):
     one, two = (skeleton(PatchConvNet, depth=depth, **options) for depth in (1, 2))
-    counted = [(parameters(model), tally(model, (3, 224, 224))[""].macs) for model in (one, two)]
+    counted = [(parameters(model), count_operations(model, (3, 224, 224))[""].macs) for model in (one, two)]
     assert [a + 59 * (b - a) for a, b in zip(*counted, strict=True)] == [params, macs]
 
 

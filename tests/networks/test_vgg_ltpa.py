@@ -5,7 +5,7 @@ import timm
 import torch
 
 import foveate as fv
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.errors import FoveateError
 
 torch.set_num_threads(1)
@@ -53,10 +53,10 @@ def test_numbers():
     cost = fv.cost(skeleton())
     assert cost.params == 19_993_764
     assert fv.cost(skeleton(score="dot")).params == 19_992_228
-    tallies = tally(skeleton(), (3, 32, 32))
+    counts = count_operations(skeleton(), (3, 32, 32))
     trunk = sum(9 * inputs * outputs * side * side for inputs, outputs, side in TRUNK) + 512 * 512
-    assert tallies[""].macs - tallies["head"].macs == trunk == 3_786_342_400
-    assert cost.macs == trunk + tallies["head"].macs
+    assert counts[""].macs - counts["head"].macs == trunk == 3_786_342_400
+    assert cost.macs == trunk + counts["head"].macs
 
 
 def test_taps():

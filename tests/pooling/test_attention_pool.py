@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveate import registry
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.errors import FoveateError
 from foveate.kernels import dispatch
 from foveate.kernels.dispatch import use_fused
@@ -142,7 +142,7 @@ def test_cost_is_the_formula_of_the_page(channels, height, width, classes, norm)
         module = AttentionPool(channels, classes=classes, norm=norm).eval()
     assert sum(p.numel() for p in module.parameters()) == 10 * c**2 + 14 * c + t * c + 2 * c * norm
     macs = 8 * t * c**2 + 2 * (c**2 + t * c) * (n + (classes is None))
-    assert tally(module, (c, height, width))[""].macs == macs
+    assert count_operations(module, (c, height, width))[""].macs == macs
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_costs_by_number(channels, side, options, params, macs):
     with torch.device("meta"):
         module = AttentionPool(channels, **options).eval()
     assert sum(p.numel() for p in module.parameters()) == params
-    assert tally(module, (channels, side, side))[""].macs == macs
+    assert count_operations(module, (channels, side, side))[""].macs == macs
     page = PAGE.read_text(encoding="utf-8")
     assert all(re.search(rf"(?<![\d,]){figure:,}(?![\d,])", page) for figure in (params, macs))
 

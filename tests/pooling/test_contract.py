@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from foveate import registry
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.errors import FoveateError
 from foveate.explanations.attention import split_map
 from foveate.spec import Spec
@@ -83,7 +83,7 @@ def test_page_names_every_option_and_the_cost_at_512(name):
         assert f"| `{option}` |" in page, option
     module = registry.build(name, 512, kind="pooling").eval()
     params = sum(parameter.numel() for parameter in module.parameters())
-    macs = tally(module.to("meta"), (512, 14, 14))[""].macs
+    macs = count_operations(module.to("meta"), (512, 14, 14))[""].macs
     assert re.search(rf"(?<![\d,]){params:,} parameters", page)
     assert re.search(rf"(?<![\d,]){macs:,} MACs", page)
 

@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive, from the weak references of their storages."""
+"""Live memory: the bytes of the tensors that exist, from the weak references of their storages."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from foveate.accounting.counting.formulas import is_dense, rule_of, tensors_in
 from foveate.accounting.counting.forward import quick_output
 
-__all__ = ["LiveBytes", "LiveMode", "kept_by_the_model"]
+__all__ = ["LiveMemory", "LiveMemoryMode", "model_storages"]
 
 
-def kept_by_the_model(model: nn.Module) -> dict[int, int]:
+def model_storages(model: nn.Module) -> dict[int, int]:
     """The bytes of each storage of the parameters and buffers, by the storage's address."""
     tensors = filter(is_dense, (*model.parameters(), *model.buffers()))
     return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
 
 
-class LiveBytes:
-    """How many bytes are alive, and how many there were at most. A storage that several tensors share counts once.
+class LiveMemory:
+    """The live memory of a pass in bytes, and its peak. A storage that several tensors share counts once.
 
     Args:
         leave_out: addresses of storages that do not count.
@@ -32,29 +32,29 @@ class LiveBytes:
     def __init__(self, leave_out: Iterable[int] = ()) -> None:
         self.now = self.peak = 0
         self._leave_out = frozenset(leave_out)
-        self._alive: dict[int, weakref.ref[Any]] = {}
+        self._live: dict[int, weakref.ref[Any]] = {}
 
-    def see(self, tensors: Iterable[Tensor]) -> None:
+    def track(self, tensors: Iterable[Tensor]) -> None:
         """Count the storages of tensors from now until they are freed."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             address = storage._cdata
-            if address in self._alive or address in self._leave_out:
+            if address in self._live or address in self._leave_out:
                 continue
             size = storage.nbytes()
-            self._alive[address] = weakref.ref(storage, functools.partial(self._freed, address, size))
+            self._live[address] = weakref.ref(storage, functools.partial(self._freed, address, size))
             self.now += size
         self.peak = max(self.peak, self.now)
 
     def _freed(self, address: int, size: int, _reference: object) -> None:
-        del self._alive[address]
+        del self._live[address]
         self.now -= size
 
 
-class LiveMode(TorchDispatchMode):
-    """While it is active, what operations give is seen by a ``LiveBytes``."""
+class LiveMemoryMode(TorchDispatchMode):
+    """While it is active, what operations give is tracked by a ``LiveMemory``."""
 
-    def __init__(self, live: LiveBytes) -> None:
+    def __init__(self, live: LiveMemory) -> None:
         super().__init__()
         self.live = live
 
@@ -62,5 +62,5 @@ class LiveMode(TorchDispatchMode):
         result = quick_output(rule_of(func).name, args)
         if result is None:
             result = func(*args, **(kwargs or {}))
-        self.live.see(tensors_in([result]))
+        self.live.track(tensors_in([result]))
         return result

@@ -1,7 +1,7 @@
 """Count operation by operation, each for the module that it runs in, in one pass.
 
-Every operation that reaches the dispatcher is looked up in the tables of ``operations``. What is made of other
-operations is taken apart by the dispatcher before, so nothing counts twice.
+Every operation that reaches the dispatcher is looked up in the tables of ``formulas`` and ``products``. What is made of
+other operations is taken apart by the dispatcher before, so nothing counts twice.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foveate.accounting.counting.allocations import LiveBytes, kept_by_the_model
+from foveate.accounting.counting.allocations import LiveMemory, model_storages
 from foveate.accounting.counting.formulas import Rule, rule_of, tensors_in, traffic
 from foveate.accounting.counting.forward import images_for, quick_output, run
 
-__all__ = ["Tally", "tally"]
+__all__ = ["OperationCount", "count_operations"]
 
 logger = logging.getLogger("foveate")
-_told: set[str] = set()
+_logged: set[str] = set()
 # What takes the numbers out of torch. Nothing is seen of what is computed with them.
 _WAYS_OUT = {
     getattr(torch.Tensor, name): f"Tensor.{name} (what NumPy and others compute)"
@@ -31,17 +31,17 @@ _WAYS_OUT = {
 
 
 @dataclass
-class Tally:
+class OperationCount:
     """What runs in one module.
 
     Args:
         macs: multiply-adds.
         activations: elements that matrix products, convolutions and attention products write.
-        element_ops: element operations, see ``operations``.
+        element_ops: element operations, see ``formulas``.
         bytes_read: inputs of the operations, parameters among them.
         bytes_written: outputs of the operations.
-        peak_bytes: of the tensors that are alive at once, without parameters and buffers; of the whole model alone.
-        uncounted: operations without a formula.
+        peak_bytes: of live memory, without parameters and buffers; of the whole model alone.
+        unsupported: unsupported operations, which have no formula.
     """
 
     macs: int = 0
@@ -50,24 +50,24 @@ class Tally:
     bytes_read: int = 0
     bytes_written: int = 0
     peak_bytes: int = 0
-    uncounted: set[str] = field(default_factory=set)
+    unsupported: set[str] = field(default_factory=set)
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: OperationCount) -> None:
         """Take in what runs in a part."""
         self.macs += other.macs
         self.activations += other.activations
         self.element_ops += other.element_ops
         self.bytes_read += other.bytes_read
         self.bytes_written += other.bytes_written
-        self.uncounted |= other.uncounted
+        self.unsupported |= other.unsupported
 
 
 class _Counter(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.tallies = {name: Tally() for name, _ in model.named_modules()}
+        self.counts = {name: OperationCount() for name, _ in model.named_modules()}
         self.stack = [""]
-        self.live = LiveBytes(kept_by_the_model(model))
+        self.live = LiveMemory(model_storages(model))
         self.rules: dict[Any, Rule] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,28 +81,28 @@ class _Counter(TorchDispatchMode):
         result = quick_output(rule.name, args)
         if result is None:
             result = func(*args, **kwargs)
-        tally = self.tallies[self.stack[-1]]
+        count = self.counts[self.stack[-1]]
         if next(tensors_in([args, result], dense=False), None) is not None:  # the formulas are those of dense tensors
-            tally.uncounted.add(f"{rule.name} (sparse or nested)")
+            count.unsupported.add(f"{rule.name} (sparse or nested)")
         else:
-            self._work(tally, rule, args, kwargs, result)
+            self._count(count, rule, args, kwargs, result)
         read, written = traffic(rule, args, kwargs, result)
-        tally.bytes_read += read
-        tally.bytes_written += written
-        self.live.see(tensors_in([result]))
+        count.bytes_read += read
+        count.bytes_written += written
+        self.live.track(tensors_in([result]))
         return result
 
     @staticmethod
-    def _work(tally: Tally, rule: Rule, args: Any, kwargs: Any, result: Any) -> None:
+    def _count(count: OperationCount, rule: Rule, args: Any, kwargs: Any, result: Any) -> None:
         if rule.macs is not None:
-            tally.macs += rule.macs(args, kwargs, result)
-            tally.activations += next(tensors_in([result])).numel()
+            count.macs += rule.macs(args, kwargs, result)
+            count.activations += next(tensors_in([result])).numel()
         elif rule.product:  # whatever is known of its element operations
-            tally.uncounted.add(rule.name)
+            count.unsupported.add(rule.name)
         if rule.element_ops is not None:
-            tally.element_ops += rule.element_ops(args, kwargs, result)
+            count.element_ops += rule.element_ops(args, kwargs, result)
         elif next(tensors_in(args), None) is not None:  # without a tensor it makes one
-            tally.uncounted.add(rule.name)
+            count.unsupported.add(rule.name)
 
 
 class _WaysOut(TorchFunctionMode):
@@ -114,16 +114,17 @@ class _WaysOut(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _WAYS_OUT:
-            self.counter.tallies[self.counter.stack[-1]].uncounted.add(_WAYS_OUT[func])
+            self.counter.counts[self.counter.stack[-1]].unsupported.add(_WAYS_OUT[func])
         return func(*args, **(kwargs or {}))
 
 
-def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
+def count_operations(model: nn.Module, size: tuple[int, int, int], *, fused: bool = False) -> dict[str, OperationCount]:
     """Run a model once on one image of zeros and count.
 
     Args:
-        model: a copy in eval mode, best a skeleton, whose tensors have shapes and no data.
+        model: a copy in eval mode, best on the meta device, where tensors have shapes and no data.
         size: (channels, height, width) of the image.
+        fused: count what inference runs with fused operations, and not the plain definitions.
 
     Returns:
         For each module by dotted name what runs in it and in its parts; "" is the whole model.
@@ -142,25 +143,25 @@ def tally(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Tally]:
             handles.append(module.register_forward_pre_hook(enter, prepend=True))
             handles.append(module.register_forward_hook(leave, always_call=True))
     images = images_for(model, size)
-    counter.live.see([images])
+    counter.live.track([images])
     try:
         with torch.no_grad(), counter, _WaysOut(counter):
-            run(model, images)
+            run(model, images, fused=fused)
     finally:
         for handle in handles:
             handle.remove()
-    tallies = counter.tallies
-    for name in reversed(tallies):  # parts stand behind what they are part of
+    counts = counter.counts
+    for name in reversed(counts):  # parts stand behind what they are part of
         if name:
-            tallies[name.rpartition(".")[0]].add(tallies[name])
-    tallies[""].peak_bytes = counter.live.peak
-    _tell(tallies[""].uncounted)
-    return tallies
+            counts[name.rpartition(".")[0]].add(counts[name])
+    counts[""].peak_bytes = counter.live.peak
+    _log_unsupported(counts[""].unsupported)
+    return counts
 
 
-def _tell(uncounted: set[str]) -> None:
-    """Name each operation without a formula once."""
-    new = sorted(uncounted - _told)
+def _log_unsupported(unsupported: set[str]) -> None:
+    """Name each unsupported operation once."""
+    new = sorted(unsupported - _logged)
     if new:
-        _told.update(new)
-        logger.warning("not counted, for there is no formula: %s", ", ".join(new))
+        _logged.update(new)
+        logger.warning("unsupported operations, which are not counted: %s", ", ".join(new))

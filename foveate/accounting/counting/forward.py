@@ -1,4 +1,4 @@
-"""How a copy of a model is run to be counted: one batch of zeros, in eval mode or as in training."""
+"""How a model that was given is run to be counted: on one batch of zeros, in eval mode or as in training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from foveate.accounting.counting.formulas import tensors_in
+from foveate.errors import FoveateError
 from foveate.kernels.dispatch import use_fused
 from foveate.model_info import device_and_dtype
+from foveate.surgery.record import unwrapped
 
-__all__ = ["images_for", "quick_output", "run", "total"]
+__all__ = ["images_for", "network_of", "quick_output", "run", "total"]
+
+
+def network_of(given: object) -> nn.Module:
+    """The network, out of what ``torch.compile`` and data parallelism put around it.
+
+    Raises:
+        FoveateError: it is not a network, but perhaps the name of one.
+    """
+    if isinstance(given, nn.Module):
+        return given if isinstance(given, torch.jit.ScriptModule) else unwrapped(given)
+    hint = f": foveate.create_model({given!r}) makes one" if isinstance(given, str) else ""
+    raise FoveateError(f"a network (torch.nn.Module) is expected, not a {type(given).__name__}{hint}")
 
 
 def images_for(model: nn.Module, size: tuple[int, int, int], batch_size: int = 1) -> Tensor:
@@ -23,12 +37,16 @@ def images_for(model: nn.Module, size: tuple[int, int, int], batch_size: int = 1
     return torch.zeros(batch_size, *size, dtype=dtype, device=device)
 
 
-def run(model: nn.Module, images: Tensor) -> Any:
+def run(model: nn.Module, images: Tensor, *, fused: bool = False) -> Any:
     """Run a copy of a model as its device would, whether there is data or not; returns what the model gives.
 
-    Our fused operations are off: the definition is counted, whatever computes it.
+    Args:
+        model: a copy.
+        images: (B, C, H, W).
+        fused: let our modules take other operations where they may. Without it the definition is counted, whatever
+            computes it.
     """
-    with use_fused(False), _AsOnTheDevice():
+    with use_fused(fused), _AsOnTheDevice():
         return model(images)
 
 

@@ -1,4 +1,4 @@
-"""The share of a forward pass's time that each module takes, read off clocks in hooks."""
+"""The fraction of a forward pass's time that each module takes, read off clocks in hooks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 import torch
 from torch import nn
 
-from foveate.accounting.profiling.runners import Setting, device_of, dtype_of, random_images
+from foveate.accounting.profiling.runners import BenchmarkConfig, device_of, dtype_of, random_images
 
-__all__ = ["time_shares"]
+__all__ = ["time_fractions"]
 
 
 class _Clock:
@@ -51,11 +51,11 @@ class _Clock:
         return time.perf_counter()
 
 
-def time_shares(model: nn.Module, size: tuple[int, int, int], rounds: int = 7) -> dict[str, float]:
+def time_fractions(model: nn.Module, size: tuple[int, int, int], rounds: int = 7) -> dict[str, float]:
     """Time a network module by module, on one image.
 
-    The hooks take a little time themselves, so the times are given as parts of their sum. On an accelerator each module
-    waits for the one before.
+    The hooks take a little time themselves, so the times are given as fractions of their sum. On an accelerator each
+    module waits for the one before.
 
     Args:
         model: a copy in eval mode.
@@ -63,14 +63,14 @@ def time_shares(model: nn.Module, size: tuple[int, int, int], rounds: int = 7) -
         rounds: passes, after one that is not timed; the median of each module's own time counts.
 
     Returns:
-        For each module by dotted name the share of it and its parts, 0 to 1; "" is the whole model.
+        For each module by dotted name the fraction of time of it and its parts, 0 to 1; "" is the whole model.
 
     Raises:
         FoveateError: the model has no data.
         Exception: whatever the model raises.
     """
     names = [name for name, _ in model.named_modules()]
-    setting = Setting(1, torch.get_num_threads(), dtype_of(model), "contiguous", "eager")
+    setting = BenchmarkConfig(1, torch.get_num_threads(), dtype_of(model), "contiguous", "eager")
     images = random_images(size, setting).to(device_of(model))
     clock, passes = _Clock(model), []
     with torch.inference_mode():

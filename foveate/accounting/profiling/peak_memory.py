@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from foveate.accounting.profiling.rss import forget_peak, highest, now
-from foveate.accounting.profiling.runners import Setting, device_of, exported, random_images, ready, session
+from foveate.accounting.profiling.runners import BenchmarkConfig, device_of, exported, random_images, ready, session
 from foveate.errors import FoveateError
 from foveate.networks import origin_of
 from foveate.surgery.saving.checkpoint import load, save
@@ -30,7 +30,7 @@ __all__ = ["measured_peak"]
 PASSES = 2
 
 
-def measured_peak(model: nn.Module, size: tuple[int, int, int], setting: Setting, folder: Path) -> int:
+def measured_peak(model: nn.Module, size: tuple[int, int, int], setting: BenchmarkConfig, folder: Path) -> int:
     """Bytes that a network and a forward pass take at most.
 
     Args:
@@ -62,7 +62,7 @@ def measured_peak(model: nn.Module, size: tuple[int, int, int], setting: Setting
     return _in_a_process({"network": str(network), "size": size, "setting": asdict(setting)})
 
 
-def _on_cuda(model: nn.Module, size: tuple[int, int, int], setting: Setting, folder: Path) -> int:
+def _on_cuda(model: nn.Module, size: tuple[int, int, int], setting: BenchmarkConfig, folder: Path) -> int:
     device = device_of(model)
     with ready(model, size, setting, folder) as run:
         run()
@@ -94,7 +94,7 @@ def _in_a_process(job: dict[str, object]) -> int:
 def _main() -> None:
     """In the fresh process: measure what stdin says, and print the bytes."""
     job = json.loads(sys.stdin.read())
-    setting, size, network = Setting(**job["setting"]), tuple(job["size"]), Path(job["network"])
+    setting, size, network = BenchmarkConfig(**job["setting"]), tuple(job["size"]), Path(job["network"])
     torch.set_num_threads(setting.threads)
     if setting.backend == "onnxruntime":
         import onnxruntime  # noqa: F401 - its own memory is not the network's

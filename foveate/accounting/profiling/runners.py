@@ -19,7 +19,7 @@ __all__ = [
     "BACKENDS",
     "DTYPES",
     "MEMORY_FORMATS",
-    "Setting",
+    "BenchmarkConfig",
     "device_of",
     "dtype_of",
     "exported",
@@ -37,7 +37,7 @@ MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkConfig:
     """How a network is run.
 
     Args:
@@ -102,7 +102,7 @@ def dtype_of(model: nn.Module) -> str:
 
 @contextlib.contextmanager
 def ready(
-    model: nn.Module, size: tuple[int, int, int], setting: Setting, folder: Path
+    model: nn.Module, size: tuple[int, int, int], setting: BenchmarkConfig, folder: Path
 ) -> Iterator[Callable[[], object]]:
     """A function that runs a network once on random images, and returns when it is done.
 
@@ -137,7 +137,7 @@ def ready(
         yield run
 
 
-def random_images(size: tuple[int, int, int], setting: Setting) -> Tensor:
+def random_images(size: tuple[int, int, int], setting: BenchmarkConfig) -> Tensor:
     """The same random images each time, (B, C, H, W), as a setting wants them, on the CPU."""
     images = torch.randn(setting.batch_size, *size, generator=torch.Generator().manual_seed(0))
     return images.to(DTYPES[setting.dtype]).contiguous(memory_format=MEMORY_FORMATS[setting.memory_format])
@@ -154,7 +154,7 @@ def _done(model: Callable[[Tensor], Any], images: Tensor) -> Callable[[], object
     return run
 
 
-def exported(model: nn.Module, size: tuple[int, int, int], setting: Setting, folder: Path) -> Path:
+def exported(model: nn.Module, size: tuple[int, int, int], setting: BenchmarkConfig, folder: Path) -> Path:
     """The ONNX file of a network for one batch size; it is written where the folder has none.
 
     Args:

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Spread", "interleaved"]
+__all__ = ["Quantiles", "interleaved"]
 
 LEAST = 3
 """Rounds that are run however long they take."""
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quantiles:
     """A median and how far the values spread.
 
     Args:
@@ -42,7 +42,7 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Quantiles:
         """The spread of at least one value.
 
         The interval is that of the sign test, from the k-th lowest to the k-th highest value: it holds whatever the

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from foveate.accounting.cost import cost
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.dense import Segmenter
 from foveate.errors import FoveateError, near
 from foveate.registry import build
@@ -196,7 +196,7 @@ def _by_rules(text: str) -> dict[str, Counted]:
 
     handles = [part.register_forward_hook(add) for part in module.modules() if isinstance(part, SEEN)]
     try:
-        macs = tally(module, subject.size)[""].macs
+        macs = count_operations(module, subject.size)[""].macs
     finally:
         for handle in handles:
             handle.remove()

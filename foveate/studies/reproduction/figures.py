@@ -17,7 +17,7 @@ from foveate.io import write_atomically
 from foveate.studies.reporting.labelling import Box, labels, lead
 from foveate.studies.reproduction.results import Reproduction
 
-__all__ = ["PICTURES", "Dot", "dots", "draw", "places"]
+__all__ = ["PICTURES", "Dot", "dots", "draw", "label_positions"]
 
 TABLE, ACCURACY = "tradeoff", "Top-1 Acc."
 WIDTH, HEIGHT, DPI, LETTER = 1000, 700, 100, 11.0  # pixels
@@ -60,7 +60,7 @@ def dots(result: Reproduction, column: str) -> list[Dot]:
     return found
 
 
-def places(points: Sequence[Dot]) -> list[tuple[Box, list[str]]]:
+def label_positions(points: Sequence[Dot]) -> list[tuple[Box, list[str]]]:
     """Box and lines of each point's name, in pixels, over no point, no other name and not over the legend."""
     frame = MARGINS
     spots = [_pixels(point, points) for point in points]
@@ -91,7 +91,7 @@ def draw(points: Sequence[Dot], title: str, file: Path) -> None:
         marker, colour, _ = _style(point)
         size_of = 14 if marker == "*" else 8
         axes.plot(point.x, point.y, marker, color=colour, mec="white", mew=0.6, markersize=size_of, zorder=3)
-    for point, (box, lines) in zip(points, places(points), strict=False):
+    for point, (box, lines) in zip(points, label_positions(points), strict=False):
         _name(figure, _pixels(point, points), box, lines)
     _legend(axes, points)
     drawn, data = io.BytesIO(), io.BytesIO()

@@ -12,13 +12,13 @@ from foveate.studies.reproduction.figures import PICTURES, TABLE, dots, draw
 from foveate.studies.reproduction.measured import COLUMNS, spearman
 from foveate.studies.reproduction.paper_tables import Number, Table
 from foveate.studies.reproduction.results import (
-    CUT,
     DIFFERS,
     EQUAL,
     INCONSISTENT,
     MEASURED,
     MEASUREMENT,
     TRAINING,
+    TRUNCATED,
     UNBUILT,
     UNPUBLISHED,
     Cell,
@@ -29,7 +29,7 @@ from foveate.studies.reproduction.results import (
 __all__ = ["page", "write_page"]
 
 COMMAND = "foveate reproduce --page docs/reproduce.md --measured benchmarks/tradeoff.csv"
-MARKS = {EQUAL: "✓", CUT: "✓", INCONSISTENT: "✗", UNPUBLISHED: "?", DIFFERS: "≠", UNBUILT: "–"}
+MARKS = {EQUAL: "✓", TRUNCATED: "✓", INCONSISTENT: "✗", UNPUBLISHED: "?", DIFFERS: "≠", UNBUILT: "–"}
 RULES = {
     "exact": "every parameter, every multiply-add of the real modules",
     "paper": "as the ULSAM paper counts, see [Cost](cost.md)",
@@ -76,12 +76,12 @@ def page(result: Reproduction, command: str = COMMAND) -> str:
         "",
         f"Written by `{command}`; a test holds the numbers to the code.",
         "",
-        "Every table of the papers and talks that this project began with, as it is printed. Each cost was",
-        "counted again on the real network.",
+        "Every table of the papers and talks that this project began with, and one row of a poster, as it is printed.",
+        "Each cost was counted again on the real network.",
         "",
         f"**{result}.**",
         "",
-        "* ✓ ours, rounded to the printed digits, is the printed number, or the printed digits are ours cut off.",
+        "* ✓ ours, rounded to the printed digits, is the printed number, or the printed digits are ours, truncated.",
         "* ✗ the print cannot be right; the reason is below the table.",
         "* ? too little is published to count the same thing; what is missing is below the table.",
         "* – there is no such network here to count.",
@@ -106,7 +106,7 @@ def _summary(result: Reproduction) -> Iterator[Sequence[str]]:
     for table in result.tables:
         part = result.of(table.name)
         counts = Counter(part.counts())
-        numbers = [len(part.cells), len(part.computed), counts[EQUAL] + counts[CUT]]
+        numbers = [len(part.cells), len(part.computed), counts[EQUAL] + counts[TRUNCATED]]
         numbers += [counts[verdict] for verdict in (INCONSISTENT, UNPUBLISHED, UNBUILT, TRAINING)]
         numbers.append(counts[MEASURED] + counts[MEASUREMENT])
         yield (f"[{table.name}](#{table.name})", *(str(number) if number else "" for number in numbers))
@@ -128,11 +128,12 @@ def _section(table: Table, part: Reproduction) -> Iterator[str]:
         [row.label, *(_marked(cells.get((row.number, column.name))) for column in table.columns)] for row in table.rows
     ]
     yield from (*markdown_table(("", *headings), rows), "")
-    told = [cell for cell in part.computed if cell.counting not in ("exact", "arithmetic") or cell.verdict != EQUAL]
-    if told:
+    listed = [cell for cell in part.computed if cell.counting not in ("exact", "arithmetic") or cell.verdict != EQUAL]
+    if listed:
+        columns = ("row", "column", "printed", "ours", "counting", "exact", "verdict")
         yield from ("Not plainly equal in exact counting:", "")
         yield from (
-            *markdown_table(("row", "column", "printed", "ours", "counting", "exact", "verdict"), map(_told, told)),
+            *markdown_table(columns, map(_listed, listed)),
             "",
         )
     notes = [f"* {where(cells)}. {reason}" for reason, cells in part.reasons().items()]
@@ -150,7 +151,7 @@ def _marked(cell: Cell | None) -> str:
     return f"{cell.printed} {MARKS.get(cell.verdict, '')}".rstrip()
 
 
-def _told(cell: Cell) -> Sequence[str]:
+def _listed(cell: Cell) -> Sequence[str]:
     return cell.row, cell.column, cell.printed, cell.ours, cell.counting, cell.exact, cell.verdict
 
 
@@ -166,9 +167,9 @@ def _measured(part: Reproduction) -> Iterator[str]:
     theirs = {key: float(Number.parse(cell.printed).value / first[key[1]]) for key, cell in cells.items()}
     yield from ("### Speed and memory on another machine", "")
     yield from (
-        "Images/s and peak memory in inference, each for one of ResNet-50. Here: one thread of a CPU, float32; each",
+        "Images/s and peak memory in inference, each relative to ResNet-50. Here: one thread of a CPU, float32; each",
         "network took turns with ResNet-50, and its memory was drawn on from small batches to the paper's 256 images.",
-        "`benchmarks/tradeoff.csv` has the machine, the sizes and the spreads.",
+        "`benchmarks/tradeoff.csv` has the machine, the sizes and the quartiles.",
         "",
     )
     for kind, name in columns.items():

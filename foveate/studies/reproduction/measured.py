@@ -22,8 +22,8 @@ class Measured:
     """One network.
 
     Args:
-        speed_ratio: images/s for one of ResNet-50; None where it was not measured.
-        memory_ratio: peak memory for one of ResNet-50.
+        speed_ratio: images/s relative to ResNet-50; None where it was not measured.
+        memory_ratio: peak memory relative to ResNet-50.
         reason: why it was not measured.
     """
 
@@ -50,7 +50,9 @@ def read_measured(file: str | os.PathLike[str]) -> dict[str, Measured]:
         raise FoveateError(f"cannot read {str(file)!r}: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError) as error:
         wanted = ", ".join(("network", *COLUMNS.values(), "reason"))
-        raise FoveateError(f"{str(file)!r} is no table of benchmarks/tradeoff.py: it has columns {wanted}") from error
+        raise FoveateError(
+            f"{str(file)!r} is not a table of benchmarks/tradeoff.py, which has columns {wanted}"
+        ) from error
 
 
 def _measured(row: dict[str, str]) -> Measured:

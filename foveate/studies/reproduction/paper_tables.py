@@ -45,7 +45,7 @@ class Number:
         """
         found = _NUMBER.fullmatch(text)
         if found is None:
-            raise FoveateError(f"{text!r} is no printed number: write it as 25.6, 4.2M, 82.16×, 9.1% or 10^9")
+            raise FoveateError(f"{text!r} is not a printed number: write it as 25.6, 4.2M, 82.16×, 9.1% or 10^9")
         if found["power"]:
             return cls(Decimal(10) ** int(found["power"]), 0, power=True)
         return cls(Decimal(found["plain"]), len(found["part"] or "") if digits is None else digits)
@@ -54,8 +54,8 @@ class Number:
         """Whether a value, rounded half up to the printed digits, is this number."""
         return value.quantize(self._unit(), ROUND_HALF_UP) == self.value
 
-    def is_cut_off(self, value: Decimal) -> bool:
-        """Whether the printed digits are a value's own, the rest being cut off."""
+    def is_truncated(self, value: Decimal) -> bool:
+        """Whether the printed digits are a value's own, and the rest is left out."""
         return value.quantize(self._unit(), ROUND_DOWN) == self.value
 
     def text(self, value: Decimal) -> str:

@@ -1,9 +1,9 @@
 """The papers' tables, cell by cell: the printed number, ours, and what comes of it.
 
 A cell that is a cost is counted on the real network. It is ``equal`` when ours, rounded to the printed digits, is the
-printed number; ``equal, cut off`` when the printed digits are ours cut off there, as some of the papers do. What cannot
-be equal is declared in the tables with the reason; anything else ``differs``. Exact counting is tried first, then the
-rule that the table names for the row.
+printed number; ``equal, truncated`` when the printed digits are ours without the rest, as some of the papers print.
+What cannot be equal is declared in the tables with the reason; anything else ``differs``. Exact counting is tried
+first, then the rule that the table names for the row.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from foveate.studies.reproduction.counters import count
 from foveate.studies.reproduction.measured import COLUMNS, Measured, read_measured
 from foveate.studies.reproduction.paper_tables import Column, Number, Row, Table, names, read_table
 from foveate.studies.reproduction.results import (
-    CUT,
     DIFFERS,
     EQUAL,
     INCONSISTENT,
     MEASURED,
     MEASUREMENT,
+    TRUNCATED,
     UNBUILT,
     UNPUBLISHED,
     Cell,
@@ -103,8 +103,8 @@ def _verdict(row: Row, column: Column, number: Number, value: Decimal) -> tuple[
     """The verdict and, where it is declared, why."""
     if number.is_rounded(value):
         return EQUAL, ""
-    if number.is_cut_off(value):
-        return CUT, ""
+    if number.is_truncated(value):
+        return TRUNCATED, ""
     for verdict, reasons in ((INCONSISTENT, row.inconsistent), (UNPUBLISHED, row.unpublished)):
         if column.name in reasons:
             return verdict, reasons[column.name]

@@ -18,10 +18,10 @@ from foveate.studies.reproduction.paper_tables import Table
 
 __all__ = ["VERDICTS", "Cell", "Reproduction", "where"]
 
-EQUAL, CUT = "equal", "equal, cut off"
+EQUAL, TRUNCATED = "equal", "equal, truncated"
 INCONSISTENT, UNPUBLISHED, DIFFERS = "paper inconsistent", "not published", "differs"
 UNBUILT, TRAINING, MEASUREMENT, MEASURED = "not built", "needs training", "needs a measurement", "measured"
-COMPUTED = (EQUAL, CUT, INCONSISTENT, UNPUBLISHED, DIFFERS)
+COMPUTED = (EQUAL, TRUNCATED, INCONSISTENT, UNPUBLISHED, DIFFERS)
 VERDICTS = (*COMPUTED, UNBUILT, TRAINING, MEASUREMENT, MEASURED)
 _STYLES = {INCONSISTENT: "yellow", UNPUBLISHED: "yellow", DIFFERS: "bold red", UNBUILT: "dim"}
 _WORDS = {
@@ -32,6 +32,15 @@ _WORDS = {
     TRAINING: "{} need training",
     MEASUREMENT: "{} need a measurement",
     MEASURED: "{} measured",
+}
+
+
+_WAYS = {
+    "exact": "in exact counting",
+    "mmcv": "by mmcv's rule",
+    "fvcore": "by fvcore's rule",
+    "fvcore, training": "by fvcore's rule in training mode",
+    "arithmetic": "by arithmetic",
 }
 
 
@@ -100,14 +109,21 @@ class Reproduction:
 
     def rules(self) -> dict[str, int]:
         """How many of the reproduced cells come out by each way of counting."""
-        found = Counter(cell.counting for cell in self.cells if cell.verdict in (EQUAL, CUT))
+        found = Counter(cell.counting for cell in self.cells if cell.verdict in (EQUAL, TRUNCATED))
+        return dict(found.most_common())
+
+    def counted_by(self) -> dict[str, int]:
+        """How many of the reproduced cells come out by each way of counting, in words; the most first."""
+        found = Counter(_counted_by(cell) for cell in self.cells if cell.verdict in (EQUAL, TRUNCATED))
         return dict(found.most_common())
 
     def __str__(self) -> str:
         counts = Counter(self.counts())
-        told = [f"{counts[EQUAL] + counts[CUT]} of {len(self.computed)} computable ones reproduced"]
-        told += [words.format(counts[verdict]) for verdict, words in _WORDS.items() if counts[verdict]]
-        return f"{len(self.cells)} printed numbers: {', '.join(told)}"
+        reproduced = f"{counts[EQUAL] + counts[TRUNCATED]} of {len(self.computed)} computable ones reproduced"
+        ways = [f"{number} {way}" for way, number in self.counted_by().items()]
+        parts = [f"{reproduced} ({', '.join(ways)})" if ways else reproduced]
+        parts += [words.format(counts[verdict]) for verdict, words in _WORDS.items() if counts[verdict]]
+        return f"{len(self.cells)} printed numbers: {', '.join(parts)}"
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The cells as plain data."""
@@ -170,11 +186,18 @@ class Reproduction:
         for table in self.tables:
             part = self.of(table.name)
             counts = Counter(part.counts())
-            numbers = [len(part.cells), len(part.computed), counts[EQUAL] + counts[CUT]]
+            numbers = [len(part.cells), len(part.computed), counts[EQUAL] + counts[TRUNCATED]]
             numbers += [counts[verdict] for verdict in (INCONSISTENT, UNPUBLISHED, UNBUILT, TRAINING)]
             numbers.append(counts[MEASUREMENT] + counts[MEASURED])
             grid.add_row(table.name, *(str(number) if number else "" for number in numbers))
         return grid
+
+
+def _counted_by(cell: Cell) -> str:
+    """The way of counting, in words. As the ULSAM paper counts, a network starts from what its authors print for it."""
+    if cell.counting == "paper":
+        return "with the paper's own baseline" if cell.how.startswith("network(") else "by the paper's formula"
+    return _WAYS[cell.counting]
 
 
 def where(cells: Sequence[Cell]) -> str:

@@ -26,7 +26,7 @@ def test_macs_are_half_of_what_torch_counts(name):
         model(torch.zeros(1, *size))
     cost = fv.cost(model)
     assert 2 * cost.macs == counter.get_total_flops() > 0
-    assert cost.uncounted == ()
+    assert cost.unsupported == ()
     assert {row.name: 2 * row.macs for row in cost.modules if row.macs} == _by_module(counter, type(model).__name__)
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 import foveate as fv
 from foveate.accounting.counting import products
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.accounting.counting.formulas import ELEMENT_OPS, rule_of
 
 C, S, V = 4, 8, 6  # heads, positions (and width), width of the values
@@ -32,7 +32,7 @@ class Does(nn.Module):
 
 
 def counted(do, device="meta"):
-    return tally(Does(do).to(device).eval(), (C, S, S))[""]
+    return count_operations(Does(do).to(device).eval(), (C, S, S))[""]
 
 
 class Layer(nn.Module):
@@ -107,16 +107,16 @@ def test_attention_is_counted_once_whatever_computes_it(way, device):
     if way == "inference mode" and device == "meta":
         pytest.skip("zeros without data inside inference mode belong to the cpu case")
     found = counted(do, device)
-    assert (found.macs, found.uncounted - {"aten::_fused_sdp_choice"}) == (macs, set())
+    assert (found.macs, found.unsupported - {"aten::_fused_sdp_choice"}) == (macs, set())
 
 
 @pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer])
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_torchs_own_layers_do_not_hide_their_attention(kind, device):
     """torch has one operation for each, which has no formula: they are counted part by part."""
-    found = tally(Layer(kind).to(device).eval(), (C, S, S))[""]
+    found = count_operations(Layer(kind).to(device).eval(), (C, S, S))[""]
     weights = 4 * S * S + (2 * S * 16 if kind is nn.TransformerEncoderLayer else 0)
-    assert (found.macs, found.uncounted) == (S * weights + 2 * S * S * S, set())
+    assert (found.macs, found.unsupported) == (S * weights + 2 * S * S * S, set())
 
 
 KERNELS = {
@@ -144,7 +144,7 @@ def test_each_kernel_of_attention_has_our_formula(kernel, torchs_table, monkeypa
             pytest.skip(f"{operation} gives nothing without data in torch {torch.__version__}")
 
     found = counted(do)
-    assert (found.macs, found.element_ops, found.uncounted) == (2 * PAIRS * S, 6 * PAIRS, set())
+    assert (found.macs, found.element_ops, found.unsupported) == (2 * PAIRS * S, 6 * PAIRS, set())
 
 
 FORMULAS = {
@@ -175,7 +175,7 @@ def test_a_product_that_every_table_has_lost_is_named(name, monkeypatch):
     for registered in list(flop_registry):
         monkeypatch.delitem(flop_registry, registered)
     found = counted(FORMULAS[name])
-    assert (found.macs, len(found.uncounted)) == (0, 1)
+    assert (found.macs, len(found.unsupported)) == (0, 1)
 
 
 ADDED = {  # to ResNet-18: convolutions and matrix products, by hand in test_registry_by_hand
@@ -191,7 +191,7 @@ def test_what_attention_adds_to_resnet18_is_the_same_in_every_version_of_torch()
     found = {}
     for plan in ADDED:
         cost = fv.cost(fv.insert(fv.create_model("resnet18"), plan))
-        assert cost.uncounted == ()
+        assert cost.unsupported == ()
         found[plan] = cost.macs - cost.baseline.macs
     assert found == ADDED
 
@@ -211,7 +211,7 @@ class Outside(nn.Module):
 def test_what_is_computed_outside_torch_is_named(out):
     cost = fv.cost(Outside(out), S)
     assert cost.macs == 3 * 4 * S * S
-    assert [name.split()[0] for name in cost.uncounted if name.startswith("Tensor.")] != []
+    assert [name.split()[0] for name in cost.unsupported if name.startswith("Tensor.")] != []
 
 
 def operations():

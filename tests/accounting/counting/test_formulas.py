@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import foveate as fv
 from foveate.accounting.counting import dispatch_counter as count
 from foveate.accounting.counting import formulas as operations
-from foveate.accounting.counting.dispatch_counter import tally
+from foveate.accounting.counting.dispatch_counter import count_operations
 
 C, S = 4, 8
 N = C * S * S  # elements of the image
@@ -33,7 +33,7 @@ class Does(nn.Module):
 
 
 def counted(do, *weights, size=(C, S, S), device="meta"):
-    return tally(Does(do, *weights).to(device).eval(), size)[""]
+    return count_operations(Does(do, *weights).to(device).eval(), size)[""]
 
 
 ELEMENT_OPS = {
@@ -89,7 +89,7 @@ def test_element_operations(name, device):
     do, expected = ELEMENT_OPS[name]
     found = counted(do, device=device)
     assert found.element_ops == expected
-    assert found.uncounted == set()
+    assert found.unsupported == set()
 
 
 PRODUCTS = {
@@ -130,7 +130,7 @@ def test_products(name, device):
     do, expected = PRODUCTS[name]
     found = counted(do, device=device)
     assert found.macs == expected
-    assert found.uncounted == set()
+    assert found.unsupported == set()
 
 
 def test_fused_attention_is_one_operation_with_and_without_data():
@@ -153,7 +153,7 @@ def test_deformable_convolution(masked):
         return torchvision.ops.deform_conv2d(x, offset, x.new_zeros(6, C, 3, 3), padding=1, mask=mask)
 
     found = counted(do)
-    assert (found.macs, found.element_ops, found.uncounted) == (6 * C * 9 * S * S, N * 9 * (8 + masked), set())
+    assert (found.macs, found.element_ops, found.unsupported) == (6 * C * 9 * S * S, N * 9 * (8 + masked), set())
 
 
 @pytest.mark.parametrize("kind,gates", [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -166,14 +166,14 @@ def test_recurrent_layers_are_counted_step_by_step(kind, gates):
         def forward(self, x):
             return self.layer(x[:, 0])[0]
 
-    found = tally(Recurrent().to("meta").eval(), (C, S, S))[""]
-    assert (found.macs, found.uncounted) == (S * gates * 16 * (S + 16), set())
+    found = count_operations(Recurrent().to("meta").eval(), (C, S, S))[""]
+    assert (found.macs, found.unsupported) == (S * gates * 16 * (S + 16), set())
 
 
 def test_sparse_products_are_named_and_not_taken_for_dense_ones():
     found = counted(lambda x: torch.sparse.mm(torch.eye(S).to_sparse(), x[0, 0]) @ x[0, 1], device="cpu")
     assert found.macs == S * S * S  # the second one
-    assert "aten::_sparse_addmm (sparse or nested)" in found.uncounted
+    assert "aten::_sparse_addmm (sparse or nested)" in found.unsupported
 
 
 def test_a_composite_counts_once():
@@ -188,11 +188,11 @@ def test_a_composite_counts_once():
             return F.softmax(F.linear(y, y.new_zeros(S, S)), 1).reshape(1, -1)
 
     found = counted(inside, device="cpu")
-    assert (found.macs, found.element_ops, found.uncounted) == (N * S, 5 * N, set())
+    assert (found.macs, found.element_ops, found.unsupported) == (N * S, 5 * N, set())
 
 
 def test_what_has_no_formula_is_named_once(caplog, monkeypatch):
-    monkeypatch.setattr(count, "_told", set())
+    monkeypatch.setattr(count, "_logged", set())
 
     class Fourier(nn.Module):
         def __init__(self):
@@ -204,11 +204,11 @@ def test_what_has_no_formula_is_named_once(caplog, monkeypatch):
 
     with caplog.at_level(logging.WARNING, "foveate"):
         cost = fv.cost(Fourier(), S)
-        assert fv.cost(Fourier(), S).uncounted == cost.uncounted == ("aten::_fft_r2c",)
+        assert fv.cost(Fourier(), S).unsupported == cost.unsupported == ("aten::_fft_r2c",)
     assert [record.getMessage() for record in caplog.records] == [
-        "not counted, for there is no formula: aten::_fft_r2c"
+        "unsupported operations, which are not counted: aten::_fft_r2c"
     ]
-    assert (cost - cost).uncounted == ("aten::_fft_r2c",)
+    assert (cost - cost).unsupported == ("aten::_fft_r2c",)
     assert cost.macs == 3 * 4 * S * S
 
 
@@ -218,15 +218,15 @@ def test_an_operation_of_ones_own(monkeypatch):
     library.define("scale_rows(Tensor x, Tensor w) -> Tensor")
     library.impl("scale_rows", lambda x, w: torch.empty_like(x), "CompositeExplicitAutograd")
     operation = torch.ops.foveate_test.scale_rows
-    monkeypatch.setattr(count, "_told", set())
+    monkeypatch.setattr(count, "_logged", set())
     do = lambda x: operation(x, x)  # noqa: E731
-    assert counted(do).uncounted == {"foveate_test::scale_rows"}
+    assert counted(do).unsupported == {"foveate_test::scale_rows"}
     monkeypatch.setitem(
         torch.utils.flop_counter.flop_registry, operation, lambda *args, out_val, **kwargs: 2 * 7 * out_val.numel()
     )
     monkeypatch.setitem(operations.ELEMENT_OPS, "foveate_test::scale_rows", lambda args, kwargs, out: out.numel())
     found = counted(do)
-    assert (found.macs, found.element_ops, found.uncounted) == (7 * N, N, set())
+    assert (found.macs, found.element_ops, found.unsupported) == (7 * N, N, set())
 
 
 BYTES = {

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from foveate.accounting.profiling.timer import Spread, interleaved
+from foveate.accounting.profiling.timer import Quantiles, interleaved
 
 
 def test_calls_take_turns():
@@ -40,17 +40,17 @@ def test_garbage_collection_is_as_before_even_after_an_error(enabled):
 @pytest.mark.parametrize("count,low,high", [(1, 1, 1), (5, 1, 5), (6, 1, 6), (9, 2, 8), (20, 6, 15), (30, 10, 21)])
 def test_the_interval_of_the_sign_test(count, low, high):
     """From a table of the binomial distribution: the ranks of the interval's ends."""
-    found = Spread.of([float(n) for n in range(count, 0, -1)])
+    found = Quantiles.of([float(n) for n in range(count, 0, -1)])
     assert (found.low, found.high, found.count) == (low, high, count)
     assert found.median == (count + 1) / 2
 
 
 def test_quartiles():
-    found = Spread.of([4.0, 1.0, 3.0, 2.0, 5.0])
+    found = Quantiles.of([4.0, 1.0, 3.0, 2.0, 5.0])
     assert (found.lower_quartile, found.median, found.upper_quartile) == (2, 3, 4)
 
 
 def test_the_interval_holds_the_true_median_often_enough():
     draw = np.random.default_rng(0)
-    found = [Spread.of(draw.exponential(size=15)) for _ in range(400)]
+    found = [Quantiles.of(draw.exponential(size=15)) for _ in range(400)]
     assert np.mean([one.low <= np.log(2) <= one.high for one in found]) >= 0.95

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from foveate.accounting.counting.dispatch_counter import Tally
+from foveate.accounting.counting.dispatch_counter import OperationCount
 from foveate.surgery.wrappers import HeadWrapper, Replacement, mechanism_of
 
-__all__ = ["ModuleCost", "rows_of"]
+__all__ = ["ModuleCost", "module_costs"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ModuleCost:
         macs: multiply-adds.
         element_ops: element operations.
         bytes_moved: bytes that operations read and write.
-        share: of the whole network's MACs, 0 to 1.
+        share: fraction of the whole network's MACs, 0 to 1.
         change: ``added`` by the plan, ``removed`` by it (in the network without the plan), or empty.
-        time_share: of the whole network's time, 0 to 1; None where it was not measured.
+        time_share: fraction of the whole network's time, 0 to 1; None where it was not measured.
     """
 
     name: str
@@ -40,20 +40,20 @@ class ModuleCost:
     time_share: float | None = None
 
 
-def rows_of(
-    model: nn.Module, tallies: dict[str, Tally], changed: Sequence[str] = (), change: str = ""
+def module_costs(
+    model: nn.Module, counts: dict[str, OperationCount], changed: Sequence[str] = (), change: str = ""
 ) -> tuple[ModuleCost, ...]:
     """A row for each module, what contains it first.
 
     Args:
         model: the network.
-        tallies: what runs in each module.
+        counts: what runs in each module.
         changed: names of modules that, with their parts, are marked.
         change: the mark.
     """
     rows = []
     for name, module in model.named_modules():
-        found, macs = tallies[name], tallies[""].macs
+        found, macs = counts[name], counts[""].macs
         marked = any(name == start or name.startswith(f"{start}.") for start in changed)
         rows.append(
             ModuleCost(
@@ -71,6 +71,6 @@ def rows_of(
 
 
 def _working(module: nn.Module) -> nn.Module:
-    """The mechanism in a holder or a gate."""
+    """The attention module in a wrapper or a gate."""
     inside = module.foveate if isinstance(module, Replacement | HeadWrapper) else module
     return mechanism_of(inside)  # type: ignore[arg-type]
