@@ -330,9 +330,9 @@ def test_a_counting_that_does_not_exist(blocks, untouched):
 
 @pytest.mark.parametrize("given,said", [("resnet18", "not a str: foveate.create_model"), (None, "not a NoneType")])
 def test_no_network(given, said):
-    with pytest.raises(FoveateError, match=f"a network .* is wanted, {said}"):
+    with pytest.raises(FoveateError, match=f"a network .* is expected, {said}"):
         fv.cost(given)
-    with pytest.raises(FoveateError, match=f"a network .* is wanted, {said}"):
+    with pytest.raises(FoveateError, match=f"a network .* is expected, {said}"):
         fv.dropped(given)
 
 

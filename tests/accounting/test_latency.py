@@ -150,7 +150,7 @@ def test_the_callers_things_are_left_alone_on_error_too(untouched):
         ({"dtype": torch.bfloat16}, "dtype=torch.bfloat16 does not exist; did you mean 'bfloat16'"),
         ({"memory_format": torch.channels_last}, "did you mean 'channels_last'"),
         ({"backend": None}, "backend=None does not exist"),
-        ({"reference": "resnet18"}, "a network .* is wanted, not a str: foveate.create_model"),
+        ({"reference": "resnet18"}, "a network .* is expected, not a str: foveate.create_model"),
         ({"backend": "onnxruntime", "dtype": "bfloat16"}, "onnxruntime is measured in float32 and contiguous"),
     ],
 )

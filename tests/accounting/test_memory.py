@@ -236,7 +236,7 @@ def test_numbers_out_of_range(batch_size, options):
 
 
 def test_no_network():
-    with pytest.raises(FoveateError, match="a network .* is wanted, not a str: foveate.create_model"):
+    with pytest.raises(FoveateError, match="a network .* is expected, not a str: foveate.create_model"):
         training_memory("resnet18", 2)
 
 

@@ -124,10 +124,12 @@ def count_operations(model: nn.Module, size: tuple[int, int, int], *, fused: boo
     Args:
         model: a copy in eval mode, best on the meta device, where tensors have shapes and no data.
         size: (channels, height, width) of the image.
-        fused: count what inference runs with fused operations, and not the plain definitions.
+        fused: count what inference runs with fused operations, and not the plain definitions: of the whole model alone,
+            for a module that has hooks computes its definition.
 
     Returns:
-        For each module by dotted name what runs in it and in its parts; "" is the whole model.
+        For each module by dotted name what runs in it and in its parts; "" is the whole model. What runs in a part
+        without hooks counts for what contains it.
 
     Raises:
         Exception: whatever the model raises.
@@ -135,7 +137,7 @@ def count_operations(model: nn.Module, size: tuple[int, int, int], *, fused: boo
     counter = _Counter(model)
     handles = []
     for name, module in model.named_modules():
-        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks: what contains it counts
+        if name and not fused and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
             enter = lambda _module, _args, name=name: counter.stack.append(name)  # noqa: E731
             leave = lambda _module, _args, _output: counter.stack.pop() and None  # noqa: E731
             # Around everything that belongs to the module, the hook that calls its attention included. A module that

@@ -44,8 +44,8 @@ def extras() -> Iterator[Finding]:
             yield Finding("extras", extra, f"{', '.join(names)} not installed", f"pip install 'foveate[{extra}]'")
         else:
             yield Finding("extras", extra, "installed")
-    for purpose, names in _OPTIONAL.items():
-        versions = {name: _version_of(name) for name in names}
+    for purpose, optional in _OPTIONAL.items():
+        versions = {name: _version_of(name) for name in optional}
         absent = [name for name, version in versions.items() if version is None]
         if absent:
             yield Finding("extras", purpose, f"{', '.join(absent)} not installed", f"pip install {' '.join(absent)}")

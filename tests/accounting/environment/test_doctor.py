@@ -128,8 +128,9 @@ def test_a_device_that_does_not_compute_is_a_problem(monkeypatch):
 
 
 def test_command_line(capsys):
-    main(["doctor"])
-    text = capsys.readouterr().out
-    assert "Packages\n" in text
-    main(["doctor", "--json"])
-    assert set(SECTIONS) <= set(json.loads(capsys.readouterr().out))
+    for arguments in (["doctor"], ["doctor", "--json"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert not stop.value.code
+        text = capsys.readouterr().out
+        assert set(SECTIONS) <= set(json.loads(text)) if "--json" in arguments else "Packages\n" in text
