@@ -55,7 +55,7 @@ def _looked_at(section: str, look: Callable[[], Iterable[tuple[str, ...] | Findi
     """The lines of a section, up to where it fails."""
     try:
         for line in look():
-            yield line if isinstance(line, Finding) else Finding(section, *line[:2], advice="".join(line[2:]))
+            yield line if isinstance(line, Finding) else Finding(section, line[0], line[1], "".join(line[2:]))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever is broken here is what the person wants to know
         yield Finding(section, "not found out", reason(error), problem=True)
 
