@@ -7,6 +7,7 @@ other operations is taken apart by the dispatcher before, so nothing counts twic
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ _WAYS_OUT = {
     getattr(torch.Tensor, name): f"Tensor.{name} (what NumPy and others compute)"
     for name in ("numpy", "__array__", "__dlpack__")
 }
+_OTHER_THREAD = "operations in another thread"
 
 
 @dataclass
@@ -67,8 +69,15 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.counts = {name: OperationCount() for name, _ in model.named_modules()}
         self.stack = [""]
+        self.thread = threading.get_ident()
         self.live = LiveMemory(model_storages(model))
         self.rules: dict[Any, Rule] = {}
+
+    def enter(self, name: str) -> None:
+        """A module begins. In another thread this counter sees none of its operations."""
+        self.stack.append(name)
+        if threading.get_ident() != self.thread:
+            self.counts[name].unsupported.add(_OTHER_THREAD)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -138,7 +147,7 @@ def count_operations(model: nn.Module, size: tuple[int, int, int], *, fused: boo
     handles = []
     for name, module in model.named_modules():
         if name and not fused and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-            enter = lambda _module, _args, name=name: counter.stack.append(name)  # noqa: E731
+            enter = lambda _module, _args, name=name: counter.enter(name)  # noqa: E731
             leave = lambda _module, _args, _output: counter.stack.pop() and None  # noqa: E731
             # Around everything that belongs to the module, the hook that calls its attention included. A module that
             # fails is left, too: what contains it may go on.

@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -212,6 +213,24 @@ def test_what_is_computed_outside_torch_is_named(out):
     cost = fv.cost(Outside(out), S)
     assert cost.macs == 3 * 4 * S * S
     assert [name.split()[0] for name in cost.unsupported if name.startswith("Tensor.")] != []
+
+
+class InAThread(nn.Module):
+    """Its convolution runs in another thread, where no counter of this one sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self.conv, x).result().relu()
+
+
+def test_what_runs_in_another_thread_is_named():
+    cost = fv.cost(InAThread(), S)
+    assert cost.unsupported == ("operations in another thread",)
+    assert cost.element_ops == 4 * S * S
 
 
 def operations():
