@@ -118,7 +118,7 @@ def main():
     import timm
     import torch
 
-    from foveate.studies.reproduction.measured import spearman
+    from foveate.studies.reproduction.paper_tables import spearman
 
     with torch.device("meta"):
         pixels = {name: prepared(name)[1][1] for name in rows()}

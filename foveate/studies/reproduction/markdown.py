@@ -9,8 +9,7 @@ from pathlib import Path
 from foveate.errors import FoveateError
 from foveate.io import markdown_table, write_atomically
 from foveate.studies.reproduction.figures import PICTURES, TABLE, dots, draw
-from foveate.studies.reproduction.measured import COLUMNS, spearman
-from foveate.studies.reproduction.paper_tables import Number, Table
+from foveate.studies.reproduction.paper_tables import COLUMNS, Number, Table, spearman
 from foveate.studies.reproduction.results import (
     DIFFERS,
     EQUAL,

@@ -15,8 +15,17 @@ from decimal import Decimal
 from typing import Any
 
 from foveate.studies.reproduction.counters import count
-from foveate.studies.reproduction.measured import COLUMNS, Measured, read_measured
-from foveate.studies.reproduction.paper_tables import Column, Number, Row, Table, names, read_table
+from foveate.studies.reproduction.paper_tables import (
+    COLUMNS,
+    Column,
+    Measured,
+    Number,
+    Row,
+    Table,
+    names,
+    read_measured,
+    read_table,
+)
 from foveate.studies.reproduction.results import (
     DIFFERS,
     EQUAL,

@@ -18,8 +18,7 @@ from foveate.cli import main
 from foveate.studies.reproduction import figures as reproduce_pictures
 from foveate.studies.reproduction import markdown as reproduce_page
 from foveate.studies.reproduction.counters import count
-from foveate.studies.reproduction.measured import read_measured, spearman
-from foveate.studies.reproduction.paper_tables import Number, names, read_table
+from foveate.studies.reproduction.paper_tables import Number, names, read_measured, read_table, spearman
 from foveate.studies.reproduction.reproduce import reproduce
 
 ROOT = Path(__file__).parents[3]
