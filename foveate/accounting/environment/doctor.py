@@ -106,16 +106,22 @@ def _device(torch: Any, kind: str, index: int) -> Finding:
 
 def _kernels() -> Iterator[tuple[str, ...]]:
     """Each fused kernel: in use, or why not."""
-    from foveate.kernels.dispatch import BACKENDS, GATES, is_ready
-    from foveate.kernels.switch import enabled
+    from foveate.kernels import dispatch
 
-    for family, modules in (("ulsam", BACKENDS), ("gates", GATES)):
+    backends: Callable[[], list[tuple[str, str, str, Any]]] | None = getattr(dispatch, "backends", None)
+    rows = backends() if backends is not None else []
+    for family, device, dtype, choice in rows:
+        name = f"{family} on {device} in {dtype}"
+        yield (name, "fused") if choice.backend else (name, "the plain definition", without_home(choice.reason))
+    if backends is not None:
+        return
+    for family, modules in (("ulsam", dispatch.BACKENDS), ("gates", dispatch.GATES)):
         for device, module in modules.items():
-            for dtype in importlib.import_module(module).TYPES:
-                name = f"{family} on {device} in {str(dtype).removeprefix('torch.')}"
-                if not enabled():
+            for kind in importlib.import_module(module).TYPES:
+                name = f"{family} on {device} in {str(kind).removeprefix('torch.')}"
+                if not dispatch.enabled():
                     yield name, "the plain definition", "switched off, by use_fused(False) or FOVEATE_FUSED=0"
-                elif is_ready(device, dtype, family):
+                elif dispatch.is_ready(device, kind, family):
                     yield name, "fused"
                 else:
                     yield name, "the plain definition", "the backend does not work here; FOVEATE_LOG=INFO says why"
