@@ -134,8 +134,14 @@ WORKED_OUT = {
     "22.5": lambda: _difference_of_mask_rcnn("params", 10**6, 1),
     "75": lambda: _difference_of_mask_rcnn("macs", 10**9, 0),
     "3,504,872": lambda: f"{count({'of': 'network', 'name': 'mobilenetv2_100'}).params:,}",
+    "1.53": lambda: str(_top1_of_ablation_mv2("vanilla") - _top1_of_ablation_mv2("13, 14, 16, 17")),
     "25.6": lambda: f"{count({'of': 'network', 'name': 'resnet50'}).params / 1e6:.1f}",
 }
+
+
+def _top1_of_ablation_mv2(label):
+    (row,) = (row for row in read_table("ablation-mv2").rows if label in row.label.lower())
+    return Number.parse(row.printed[2]).value
 
 
 def _difference_of_mask_rcnn(measure, scale, digits):
@@ -144,19 +150,30 @@ def _difference_of_mask_rcnn(measure, scale, digits):
 
 
 def test_every_number_in_a_reason_is_a_number_that_was_worked_out(everything):
-    """It is printed somewhere, it is ours, it is the difference of the two, or it is counted here."""
+    """It is printed, it is ours, it is the difference of the two, it says what was counted, or it is counted here."""
     printed = {cell.printed.rstrip("M%×") for cell in everything.cells}
     ours = {cell.ours for cell in everything.computed}
     unknown = set()
     for reason, cells in everything.reasons().items():
         pairs = [(Decimal(c.ours), Number.parse(c.printed).value) for c in cells if c.ours and "^" not in c.ours]
-        known = printed | ours | {str(abs(round(own - other))) for own, other in pairs}
+        counted = {number for c in cells for number in re.findall(r"\d+", c.how)}
+        known = printed | ours | counted | {str(abs(round(own - other))) for own, other in pairs}
         for number in re.findall(r"(?<![\w^-])\d[\d,.]*\d|(?<![\w^-])\d(?!\w)", reason):
             if number in known or any(one.startswith(number) for one in ours):
                 continue
             if number not in WORKED_OUT or WORKED_OUT[number]() != number:
                 unknown.add((number, reason))
     assert unknown == set()
+
+
+def test_the_difference_of_each_resnets_row_is_its_own(everything):
+    rows = {cell.row: cell for cell in everything.of("mask-rcnn").cells if cell.column == "GFLOPs"}
+    (reason,) = {cell.reason for name, cell in rows.items() if name.startswith("ResNe")}
+    said = dict(re.findall(r"(ResNe[\w-]+) by (\d+)", reason))
+    assert len(said) == 3
+    for name, difference in said.items():
+        cell = next(cell for row, cell in rows.items() if row.replace("-", "").startswith(name.replace("-", "")))
+        assert round(Decimal(cell.ours) - Decimal(cell.printed)) == int(difference)
 
 
 def test_a_formula_that_is_not_the_modules_says_so(everything):
@@ -366,7 +383,7 @@ def test_measurements_that_cannot_be_read(tmp_path):
     with pytest.raises(fv.FoveateError, match="which has columns network"):
         read_measured(tmp_path / "other.csv")
     table_of(tmp_path / "words.csv", [("ResNet-50", "fast", 1, "")])
-    with pytest.raises(fv.FoveateError, match="no table of"):
+    with pytest.raises(fv.FoveateError, match="is not a table of"):
         read_measured(tmp_path / "words.csv")
 
 
