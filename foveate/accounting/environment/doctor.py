@@ -119,7 +119,7 @@ def _kernels() -> Iterator[tuple[str, ...]]:
         for device, module in modules.items():
             for kind in importlib.import_module(module).TYPES:
                 name = f"{family} on {device} in {str(kind).removeprefix('torch.')}"
-                if not dispatch.enabled():
+                if not vars(dispatch)["enabled"]():
                     yield name, "the plain definition", "switched off, by use_fused(False) or FOVEATE_FUSED=0"
                 elif dispatch.is_ready(device, kind, family):
                     yield name, "fused"
