@@ -6,7 +6,6 @@ where ``import torch`` itself fails.
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -106,25 +105,11 @@ def _device(torch: Any, kind: str, index: int) -> Finding:
 
 def _kernels() -> Iterator[tuple[str, ...]]:
     """Each fused kernel: in use, or why not."""
-    from foveate.kernels import dispatch
+    from foveate.kernels.dispatch import backends
 
-    backends: Callable[[], list[tuple[str, str, str, Any]]] | None = getattr(dispatch, "backends", None)
-    rows = backends() if backends is not None else []
-    for family, device, dtype, choice in rows:
+    for family, device, dtype, choice in backends():
         name = f"{family} on {device} in {dtype}"
         yield (name, "fused") if choice.backend else (name, "the plain definition", without_home(choice.reason))
-    if backends is not None:
-        return
-    for family, modules in (("ulsam", dispatch.BACKENDS), ("gates", dispatch.GATES)):
-        for device, module in modules.items():
-            for kind in importlib.import_module(module).TYPES:
-                name = f"{family} on {device} in {str(kind).removeprefix('torch.')}"
-                if not vars(dispatch)["enabled"]():
-                    yield name, "the plain definition", "switched off, by use_fused(False) or FOVEATE_FUSED=0"
-                elif dispatch.is_ready(device, kind, family):
-                    yield name, "fused"
-                else:
-                    yield name, "the plain definition", "the backend does not work here; FOVEATE_LOG=INFO says why"
 
 
 def _environment() -> Iterator[tuple[str, ...]]:
