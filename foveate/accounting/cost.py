@@ -22,6 +22,7 @@ from foveate.accounting.memory import saved_bytes
 from foveate.accounting.module_cost import ModuleCost, module_costs
 from foveate.accounting.profiling.module_times import time_fractions
 from foveate.errors import FoveateError, first_line, near
+from foveate.preserve import preserve_state
 from foveate.surgery.apply import undo
 from foveate.surgery.insert import plan_of, replaced_by
 from foveate.surgery.model_copy import copied, on_a_copy
@@ -214,10 +215,12 @@ def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = Fa
     replaced = [site for site in record.removed if _holds(part(model, site))] if record else []
     changed = replaced if plain or not record else [*replaced, *(at.path for at in record.placed)]
 
+    copies: list[nn.Module] = []
+
     def task(net: nn.Module, size: Size) -> tuple[Cost, bool]:
         counts = count_operations(net, size)
         whole = counts[""]
-        inference = count_operations(net, size, fused=True)[""] if _has_ours(net) else whole
+        copies.append(net)
         rows = module_costs(net, counts, changed, "removed" if plain else "added")
         try:
             saved = saved_bytes(net.train(), size)
@@ -228,7 +231,7 @@ def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = Fa
             rows[0].params,
             whole.macs,
             whole.activations,
-            macs_inference=inference.macs,
+            macs_inference=whole.macs,
             element_ops=whole.element_ops,
             bytes_moved=rows[0].bytes_moved,
             activation_bytes_inference=whole.peak_bytes,
@@ -239,6 +242,9 @@ def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = Fa
         return found, saved is not None
 
     found, trains = _on_a_copy(model, size, task, plain=plain)
+    if _has_ours(copies[-1]):  # outside, for the guard of a copy is a hook, and what is hooked computes its definition
+        with preserve_state(copies[-1], evaluation=True):
+            found = replace(found, macs_inference=count_operations(copies[-1], size, fused=True)[""].macs)
     if time:
         found = replace(found, modules=_timed(model, size, found.modules, plain=plain))
     return found if trains else replace(found, activation_bytes_training=_saved(model, size, plain=plain))

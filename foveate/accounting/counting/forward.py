@@ -13,8 +13,7 @@ from torch.overrides import TorchFunctionMode
 from foveate.accounting.counting.formulas import tensors_in
 from foveate.errors import FoveateError
 from foveate.kernels.dispatch import use_fused
-from foveate.model_info import device_and_dtype
-from foveate.surgery.record import unwrapped
+from foveate.model_info import device_and_dtype, unwrapped
 
 __all__ = ["images_for", "network_of", "quick_output", "run", "total"]
 
