@@ -55,8 +55,8 @@ from .training.fit import fit as fit
 from .training.input.feature_cache import FeatureCache as FeatureCache
 from .training.metrics import Evaluation as Evaluation
 from .training.metrics import evaluate as evaluate
-from .training.recipe import Recipe as Recipe
-from .training.recipes import open_recipe as open_recipe
+from .training.recipes.named import open_recipe as open_recipe
+from .training.recipes.recipe import Recipe as Recipe
 from .web.server import serve as serve
 
 __version__: str

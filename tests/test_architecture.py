@@ -142,7 +142,7 @@ def test_rooms_and_files_stay_small():
     many = {
         str(folder.relative_to(PACKAGE)): count
         for folder in folders
-        if (count := sum(f.suffix in (".py", ".c", ".h") and f.name != "__init__.py" for f in folder.iterdir())) > 17
+        if (count := sum(f.suffix in (".py", ".c", ".h") and f.name != "__init__.py" for f in folder.iterdir())) > 16
     }
     assert many == {}
     long = {str(f.relative_to(PACKAGE)): n for f in FILES if (n := len(f.read_text("utf-8").splitlines())) > 300}
@@ -174,4 +174,4 @@ def test_every_public_name_exists():
 
 
 def test_recipe_needs_no_torch():
-    assert fresh("import sys, foveate.training.recipe; print('torch' in sys.modules)") == "False"
+    assert fresh("import sys, foveate.training.recipes.recipe; print('torch' in sys.modules)") == "False"

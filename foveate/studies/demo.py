@@ -16,7 +16,7 @@ from rich.console import Console
 from foveate.data import open_data
 from foveate.studies.comparison.compare import Comparison, compare
 from foveate.studies.reporting.report import report
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["demo"]
 

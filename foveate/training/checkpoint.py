@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.io import state_digest, write_atomically
 from foveate.training.metrics import Diverged
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["Position", "read_state", "save_state"]
 

@@ -17,7 +17,7 @@ from foveate.surgery.record import record_of
 from foveate.surgery.trace import probe
 from foveate.surgery.wrappers import HeadWrapper
 from foveate.training.input.sampler import mix
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import own_batchnorms
 
 __all__ = ["adapt", "draw_small", "replace_classifier", "write_config"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from foveate.progress import ProgressBar
 from foveate.training.distributed import ProcessGroup
 from foveate.training.input.feature_cache import FeatureCache
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 from foveate.training.run_folder import RunFolder
 
 __all__ = ["RunContext"]

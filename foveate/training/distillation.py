@@ -20,7 +20,7 @@ from foveate.networks.class_names import class_positions
 from foveate.networks.create import create_model
 from foveate.preserve import preserve_state
 from foveate.surgery.saving.checkpoint import load
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["Teacher", "open_teacher"]
 

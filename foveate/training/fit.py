@@ -23,7 +23,7 @@ from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.input.pipeline import InputPipeline
 from foveate.training.loop import Fit, Run
 from foveate.training.optimizer import check_optimiser
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import memory_advice, restored_afterwards, synchronised
 from foveate.training.run_folder import RunFolder
 

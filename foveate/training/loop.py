@@ -27,7 +27,7 @@ from foveate.training.input.pipeline import InputPipeline, SplitLoader
 from foveate.training.input.sampler import Batch, Order, images_in, of_whole
 from foveate.training.metrics import Diverged, Evaluation, measure, predict
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import compiled
 from foveate.training.train_step import TrainStep
 

@@ -16,7 +16,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["Objective"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from foveate.errors import FoveateError, near
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["check_optimiser", "create_optimiser", "learning_rate_factor", "set_learning_rate"]
 

@@ -20,8 +20,8 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.io import csv_text, json_text, remove_stale, write_atomically
-from foveate.training.recipe import Recipe
-from foveate.training.recipes import as_yaml
+from foveate.training.recipes.named import as_yaml
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["COLUMNS", "RunFolder"]
 

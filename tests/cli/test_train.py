@@ -10,7 +10,7 @@ from foveate import Recipe
 from foveate.cli import main
 from foveate.cli.train import RecipeOptions, chosen_recipe
 from foveate.errors import FoveateError
-from foveate.training.recipes import NAMED
+from foveate.training.recipes.named import NAMED
 
 
 def test_options_change_the_recipe_that_is_named(tmp_path):

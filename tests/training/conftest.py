@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from foveate.data import ImageData, Split
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 CLASSES = ("red", "green", "blue")
 

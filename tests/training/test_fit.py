@@ -13,7 +13,7 @@ from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.fit import Fit, fit
 from foveate.training.metrics import Diverged, evaluate
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import own_batchnorms
 
 

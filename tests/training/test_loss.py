@@ -12,7 +12,7 @@ from foveate.training.fit import fit
 from foveate.training.loop import Run
 from foveate.training.loss import Objective
 from foveate.training.metrics import evaluate
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 
 class Net(nn.Module):

@@ -6,7 +6,7 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 
 def test_cosine_starts_at_one_and_nears_zero():

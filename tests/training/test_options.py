@@ -25,8 +25,8 @@ from foveate.training.input.image_cache import decode
 from foveate.training.input.mixup import Mixing
 from foveate.training.loss import Objective
 from foveate.training.metrics import evaluate
-from foveate.training.recipe import Recipe
-from foveate.training.recipes import open_recipe
+from foveate.training.recipes.named import open_recipe
+from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import OutOfMemory, compiled, memory_advice
 
 PLAIN = Preprocess((16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -14,7 +14,7 @@ from foveate.io import _place_code
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.fit import fit
 from foveate.training.metrics import evaluate
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 from foveate.training.run_folder import COLUMNS, RunFolder
 
 

@@ -24,7 +24,7 @@ from foveate.studies.comparison.scheduler import Grid, Job
 from foveate.surgery.insert import insert
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.metrics import Diverged
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["BASELINE", "Comparison", "Row", "compare"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from foveate.errors import FoveateError
 from foveate.io import json_text, write_atomically
 from foveate.studies.comparison.lr_search import Tuning
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["BASELINE", "RUNS", "Setup"]
 

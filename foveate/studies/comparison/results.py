@@ -24,7 +24,7 @@ from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.plan_analysis import PlanAnalysis
 from foveate.studies.comparison.run import RunResult, read_result
 from foveate.studies.comparison.statistics import Difference
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["Comparison", "Networks", "Row", "collect", "read_comparison"]
 

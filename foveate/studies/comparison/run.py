@@ -30,7 +30,7 @@ from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
 from foveate.io import state_digest, write_atomically
 from foveate.training.metrics import Evaluation
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["PERCENT", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
 

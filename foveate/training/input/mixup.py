@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.training.recipe import Recipe
+from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["Mixing"]
 

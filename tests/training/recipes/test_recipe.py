@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.errors import FoveateError
-from foveate.training.recipe import AMP, AUGMENTATIONS, SCHEDULES, Recipe
+from foveate.training.recipes.recipe import AMP, AUGMENTATIONS, SCHEDULES, Recipe
 
 
 def test_imports_no_torch():
-    code = "import sys; from foveate.training.recipe import Recipe; assert 'torch' not in sys.modules"
+    code = "import sys; from foveate.training.recipes.recipe import Recipe; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

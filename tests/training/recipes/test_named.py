@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.errors import FoveateError
-from foveate.training.recipe import Recipe
-from foveate.training.recipe_yaml import read_flat, write_flat
-from foveate.training.recipes import NAMED, as_yaml, open_recipe
+from foveate.training.recipes.named import NAMED, as_yaml, open_recipe
+from foveate.training.recipes.recipe import Recipe
+from foveate.training.recipes.yaml_file import read_flat, write_flat
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -24,7 +24,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_imports_no_torch():
-    code = "import foveate.training.recipes, sys; assert 'torch' not in sys.modules"
+    code = "import foveate.training.recipes.named, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError, near
-from foveate.training.recipe import Recipe
-from foveate.training.recipe_yaml import read_flat, write_flat
+from foveate.training.recipes.recipe import Recipe
+from foveate.training.recipes.yaml_file import read_flat, write_flat
 
 __all__ = ["NAMED", "Named", "as_yaml", "open_recipe"]
 
