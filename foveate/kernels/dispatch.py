@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.nn.modules import module as torch_module
 
+from foveate.kernels.registration import unregistered
+
 __all__ = [
     "BACKENDS",
     "GATES",
@@ -124,13 +126,14 @@ def ready(device: str, dtype: torch.dtype, family: str = "ulsam") -> Choice:
         family: ``ulsam`` or ``gates``.
     """
     names = _FAMILIES[family]
+    if family in unregistered:
+        return Choice("", unregistered[family])
     if device not in names:
         return Choice("", f"there is no backend for {device}, only for {', '.join(names)}")
     backend = importlib.import_module(names[device])
     if dtype not in backend.TYPES:
-        return Choice(
-            "", f"the backend for {device} takes {', '.join(map(_short, backend.TYPES))}, not {_short(dtype)}"
-        )
+        takes = ", ".join(map(_short, backend.TYPES))
+        return Choice("", f"the backend for {device} takes {takes}, not {_short(dtype)}")
     reason = backend.why_not(dtype)
     return Choice("", reason) if reason else Choice(names[device])
 

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from foveate.kernels.dispatch import GATES, dense, no_active_modes, passes
+from foveate.kernels.registration import registering
 
 __all__ = ["gate", "pool_channels", "pool_positions"]
 
 _library = torch.library.Library("foveate", "FRAGMENT")
-_library.define("pool_positions(Tensor x, Tensor? scores, bool most, bool mean) -> Tensor")
-_library.define("pool_channels(Tensor x, Tensor? scores) -> Tensor")
-_library.define("gate(Tensor x, Tensor? channels, Tensor? positions) -> Tensor")
+with registering("gates"):
+    _library.define("pool_positions(Tensor x, Tensor? scores, bool most, bool mean) -> Tensor")
+    _library.define("pool_channels(Tensor x, Tensor? scores) -> Tensor")
+    _library.define("gate(Tensor x, Tensor? channels, Tensor? positions) -> Tensor")
 
 
 # ---- the definitions ----
@@ -131,11 +133,12 @@ def _gate_shape(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(dense(x))
 
 
-for _name, _call, _shape in (
-    ("pool_positions", _pool_positions, _pool_positions_shape),
-    ("pool_channels", _pool_channels, _pool_channels_shape),
-    ("gate", _gate, _gate_shape),
-):
-    for _device in ("CPU", "CUDA"):
-        _library.impl(_name, _call, _device)
-    torch.library.register_fake(f"foveate::{_name}", _shape, lib=_library)
+with registering("gates"):
+    for _name, _call, _shape in (
+        ("pool_positions", _pool_positions, _pool_positions_shape),
+        ("pool_channels", _pool_channels, _pool_channels_shape),
+        ("gate", _gate, _gate_shape),
+    ):
+        for _device in ("CPU", "CUDA"):
+            _library.impl(_name, _call, _device)
+        torch.library.register_fake(f"foveate::{_name}", _shape, lib=_library)

@@ -17,20 +17,22 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from foveate.kernels.dispatch import dense, enabled, no_active_modes, passes, ready, wide
+from foveate.kernels.registration import registering
 from foveate.kernels.ulsam.reference_training import Trained, plain
 
 __all__ = ["evaluate", "fold", "infer", "train"]
 
 _library = torch.library.Library("foveate", "FRAGMENT")
-_library.define("ulsam_infer(Tensor x, Tensor folded, int groups) -> Tensor")
-_library.define(
-    "ulsam_train(Tensor x, Tensor[] parameters, Tensor[] running, float eps, float point_eps) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "ulsam_train_backward(Tensor dy, Tensor x, Tensor[] parameters, Tensor[] running, float eps, float point_eps, "
-    "Tensor map, Tensor score, Tensor mean, Tensor var) -> (Tensor, Tensor[])"
-)
+with registering("ulsam"):
+    _library.define("ulsam_infer(Tensor x, Tensor folded, int groups) -> Tensor")
+    _library.define(
+        "ulsam_train(Tensor x, Tensor[] parameters, Tensor[] running, float eps, float point_eps) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    )
+    _library.define(
+        "ulsam_train_backward(Tensor dy, Tensor x, Tensor[] parameters, Tensor[] running, float eps, float point_eps, "
+        "Tensor map, Tensor score, Tensor mean, Tensor var) -> (Tensor, Tensor[])"
+    )
 
 
 # ---- inference ----
@@ -181,16 +183,6 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return dx, small, [None] * 4, None, None
 
 
-for _device in ("CPU", "CUDA"):
-    _library.impl("ulsam_infer", _infer, _device)
-    _library.impl("ulsam_train", _train, _device)
-    _library.impl("ulsam_train_backward", _train_backward, _device)
-torch.library.register_fake("foveate::ulsam_infer", _infer_shape, lib=_library)
-torch.library.register_fake("foveate::ulsam_train", _train_shape, lib=_library)
-torch.library.register_fake("foveate::ulsam_train_backward", _train_backward_shape, lib=_library)
-torch.library.register_autograd("foveate::ulsam_train", _backward, setup_context=_save, lib=_library)
-
-
 def _flops(x: torch.Size, *_: Any, **__: Any) -> int:
     """2 for each MAC, as torch counts: DW and PW have one MAC for each element of x each."""
     return 4 * x.numel()
@@ -201,5 +193,14 @@ def _backward_flops(dy: torch.Size, *_: Any, **__: Any) -> int:
     return 8 * dy.numel()
 
 
-register_flop_formula([torch.ops.foveate.ulsam_infer, torch.ops.foveate.ulsam_train])(_flops)
-register_flop_formula(torch.ops.foveate.ulsam_train_backward)(_backward_flops)
+with registering("ulsam"):
+    for _device in ("CPU", "CUDA"):
+        _library.impl("ulsam_infer", _infer, _device)
+        _library.impl("ulsam_train", _train, _device)
+        _library.impl("ulsam_train_backward", _train_backward, _device)
+    torch.library.register_fake("foveate::ulsam_infer", _infer_shape, lib=_library)
+    torch.library.register_fake("foveate::ulsam_train", _train_shape, lib=_library)
+    torch.library.register_fake("foveate::ulsam_train_backward", _train_backward_shape, lib=_library)
+    torch.library.register_autograd("foveate::ulsam_train", _backward, setup_context=_save, lib=_library)
+    register_flop_formula([torch.ops.foveate.ulsam_infer, torch.ops.foveate.ulsam_train])(_flops)
+    register_flop_formula(torch.ops.foveate.ulsam_train_backward)(_backward_flops)
