@@ -107,7 +107,7 @@ def registered(kind: str, sizes: tuple[Any, ...], inputs: tuple[Any, ...]) -> li
 
 
 def of_timm() -> list[str]:
-    """timm's own layers: what each costs, or why it cannot be had with its defaults."""
+    """timm's own layers: what each costs, or why it could not be built with its defaults."""
     rows, failures = [], []
     for name in _timm.names():
         try:
@@ -121,7 +121,7 @@ def of_timm() -> list[str]:
             rows.append([f"`timm:{name}`", *(f"{n:,}" for n in counted), written(registry.options(f"timm:{name}"))])
     lines = table(["name", "parameters", "MACs", "options, with their defaults"], rows)
     if failures:
-        lines += ["", "These cannot be had with their defaults:", "", *table(["name", "error"], failures)]
+        lines += ["", "These could not be built with their defaults:", "", *table(["name", "error"], failures)]
     return lines
 
 

@@ -8,7 +8,7 @@ The photograph is scikit-image's "chelsea", by Stefan van der Walt, CC0. The net
 ImageNet weights of the extra ``demo``. A mechanism that was just inserted has random weights, so it is trained first,
 with all layers behind it; what stands before it is frozen. The data is Imagewoof (ten breeds of dogs; any folder
 that ``foveate.open_data`` reads will do). Its photographs are from ImageNet: the weights have seen them, and the
-accuracy that is printed is no result. What was trained is kept in ``--runs`` and not trained again.
+accuracy that is printed is not a result. What was trained is kept in ``--runs`` and not trained again.
 """
 
 from __future__ import annotations

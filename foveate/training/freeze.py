@@ -43,7 +43,7 @@ class Frozen:
         return self.modules[-1]
 
 
-class _Stop(Exception):  # noqa: N818 - it ends a pass early and is no error
+class _Stop(Exception):  # noqa: N818 - it ends a pass early and is not an error
     def __init__(self, features: object) -> None:
         super().__init__()
         self.features = features
@@ -178,6 +178,6 @@ def is_chain(model: nn.Module, frozen: Frozen, images: Tensor) -> bool:
             features = trunk_features(model, frozen, images)
             with tail(model, frozen):
                 given = model(features)
-        except Exception:  # noqa: BLE001 - a network that is no chain may fail in any way here
+        except Exception:  # noqa: BLE001 - a network that is not a chain may fail in any way here
             return False
     return given.shape == expected.shape and torch.allclose(given, expected, rtol=1e-6, atol=1e-6)
