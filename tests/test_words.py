@@ -1,4 +1,4 @@
-"""Words that readers who know PyTorch and timm need no glossary for: the project's former private ones do not come back."""
+"""No word needs a glossary of a reader who knows PyTorch and timm: the project's former private ones stay away."""
 
 import re
 from pathlib import Path
