@@ -197,3 +197,16 @@ def test_compiles_in_one_graph(make, spec, x):
     torch._dynamo.reset()
     module = make(spec)
     close(torch.compile(module, fullgraph=True, backend="aot_eager")(x), module(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is not supported in Python 3.14:DeprecationWarning")
+def test_script_works_or_says_why_not(make, spec, x):
+    module = make(spec)
+    try:
+        scripted = torch.jit.script(module)
+    except FoveateError as error:
+        assert "torch.jit.trace, torch.compile or torch.export" in str(error)
+        return
+    for given in (x, x[:, :, :3]):
+        close(scripted(given), module(given))
