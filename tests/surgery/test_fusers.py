@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.ao.quantization import QConfigMapping, fuse_modules, get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import fuse_fx, prepare_fx
-from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 import foveate as fv
@@ -81,8 +80,14 @@ def new_convolution(conv, norm):
     return made
 
 
+def by_torch_fx(model):
+    from torch.fx.experimental import optimization  # in some versions of torch the import warns
+
+    return optimization.fuse(model)
+
+
 FUSERS = {
-    "torch.fx optimization": optimization.fuse,
+    "torch.fx optimization": by_torch_fx,
     "fuse_modules": lambda model: fuse_modules(model, [list(pair) for pair in HALVES]),
     "fuse_modules with ReLU": lambda model: fuse_modules(model, [["conv1", "bn1", "act1"], ["conv2", "bn2", "act2"]]),
     "fuse_fx": fuse_fx,
