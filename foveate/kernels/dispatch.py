@@ -167,7 +167,7 @@ _global_hooks = tuple(getattr(torch_module, f"_global_{kind}_hooks") for kind in
 
 def into_a_graph() -> bool:
     """Whether torch.export or a trace writes down what runs: converters know fewer operations than torch."""
-    return is_exporting() or _is_tracing()
+    return is_exporting() or (not _is_compiling() and _is_tracing())
 
 
 def _type_of_device(x: Tensor) -> str:
