@@ -421,7 +421,7 @@ def test_command(capsys, tmp_path):
         (["overhead", "--json", "--csv", "-"], "give --csv a file"),
         (["overhead", "--csv", ""], "--csv '' is a folder"),
         (["--page", str(tmp_path)], "is a folder: name a file in it"),
-        (["--page", str(tmp_path / "cells.csv" / "page.md")], "is no folder to write in"),
+        (["--page", str(tmp_path / "cells.csv" / "page.md")], "is not a folder to write in"),
         (["overhead", "--csv", str(tmp_path)], "name a file in it"),
     ):
         code, _, err = run(capsys, "reproduce", *arguments)
