@@ -12,8 +12,9 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## the main job on real input: a pretrained network, real solar cells, attention against none
 	$(BIN)/foveate demo
 
+# One thread a process, one process for each processor: threads beyond that wait for each other.
 test: $(VENV)/.test  ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 test-versions:  ## all tests with every set of versions in tests/versions/sets.toml, in environments of their own
 	$(PYTHON) tests/versions $(VERSIONS)

@@ -54,7 +54,7 @@ for number, line in enumerate(open(sys.argv[1], "rb").read().split(b"\0\0")):
     except BaseException:
         traceback.print_exc()
 """
-WITHOUT_IMAGES = {"cost", "latency", "sites", "results", "reproduce", "demo", "serve", "--help", "--version"}
+WITHOUT_IMAGES = {"doctor", "cost", "latency", "sites", "results", "reproduce", "demo", "serve", "--help", "--version"}
 
 
 @pytest.fixture(scope="module")
