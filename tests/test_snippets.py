@@ -32,7 +32,8 @@ SMALLER = [
     (r"image_size=\d+", "image_size=32"),
     (r"--image-size \d+", "--image-size 32"),
     (r"rounds=\d+", "rounds=2"),
-    (r"foveate latency ", "foveate latency --rounds 2 "),
+    (r"foveate latency mobilenetv2_100", "foveate latency mobilenetv2_035 --rounds 2"),
+    (r"foveate cost mobilenetv2_100(.*) --time", r"foveate cost mobilenetv2_035\1 --time"),
 ]
 # Pages that a command writes, with the command's own call at the top.
 GENERATED = {"docs/imagewoof.md": "its data set is not in the repository"}

@@ -77,7 +77,9 @@ def test_a_real_signal_before_the_first_epoch(number, code, folder, tmp_path):
     """And the same command starts again: the folder that was made does not count as a run."""
     command = [sys.executable, "-m", "foveate", "train", str(folder), *SMALL, "--output", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    # A process that was started in the background of a script ignores SIGINT, and so would its children.
+    awake = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=awake)
     running.stderr.readline()  # what the data is; then torch is imported and the run prepared
     running.send_signal(number)
     _, err = running.communicate(timeout=60)
