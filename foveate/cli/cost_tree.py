@@ -173,7 +173,7 @@ def tree(cost: fv.Cost, depth: int, console: Console) -> Table:
     least = 3 + ("time" in columns)
     tables = (_table(lines, columns[:count]) for count in range(len(columns), least - 1, -1))
     fitting = (t for t in tables if console.measure(t, options=wide).maximum <= console.width)
-    return next(fitting, _table(lines, columns[:least], longest=console.width - (29 if least == 3 else 37)))
+    return next(fitting, _table(lines, columns[:least], longest=console.width - (30 if least == 3 else 38)))
 
 
 _CELLS: dict[str, Callable[[Any], str]] = {
