@@ -49,6 +49,7 @@ ATTENTION = {
     "channel": CHANNEL,
     "danet": position() + CHANNEL,
     "double": double(),
+    "identity": 0,
     "non_local": product(*[(HW, M, M // 2)] * 3, (HW, M // 2, M)) + product((HW, M // 2, HW), (HW, HW, M // 2)),
     "position": position(),
     "se": product((1, M, M // 16), (1, M // 16, M)),

@@ -15,6 +15,7 @@ from foveate.errors import FoveateError
 from foveate.spec import Spec
 
 NAMES = registry.names("attention")
+WITH_MAPS = tuple(name for name in NAMES if hasattr(registry.find(name), "attend"))
 PAGES = Path(__file__).parents[2] / "docs" / "attention"
 CHANNELS = 16
 # b batch, c channels, g groups, h w positions, k heads, n gathered features, q what looks: a position or a channel
@@ -82,6 +83,12 @@ def test_any_size_gives_the_same_shape(name):
         assert out.isfinite().all(), sides
 
 
+def test_only_the_control_has_no_map():
+    assert set(NAMES) - set(WITH_MAPS) == {"identity"}
+    assert not hasattr(registry.find("identity"), "map_axes")
+
+
+@pytest.mark.parametrize("name", WITH_MAPS)
 def test_map_has_the_declared_axes(name):
     module = make(name)
     axes = module.map_axes.split()

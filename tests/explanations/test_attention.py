@@ -60,9 +60,14 @@ def test_without_attention(model, images):
         explain(model, images)
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names() if not name.startswith("timm:")])
+@pytest.mark.parametrize("name", registry.names())
 def test_every_registered_mechanism_can_be_shown(model, images, name):
     insert(model, f"{name} after body")
+    if not hasattr(registry.find(name), "attend"):
+        with pytest.raises(FoveateError, match=r"\(Identity\).*no map of its own.*gradcam"):
+            explain(model, images)
+        assert explain(model, images, "gradcam").maps
+        return
     found = explain(model, images)
     assert found.maps or found.channels
     assert all(m.values.ndim == 3 and len(m.values) == 3 and m.values.isfinite().all() for m in found.maps)
