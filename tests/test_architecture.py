@@ -12,11 +12,12 @@ LEVELS = [
     {"errors"},
     {"model_info", "image_formats", "arguments"},
     {"spec", "images", "preserve", "scores", "io", "progress"},
-    {"registry", "kernels"},
+    {"classifier_protocol", "registry", "kernels"},
     {"attention", "pooling", "heads"},
     {"networks"},
     {"surgery"},
     {"accounting", "data", "training", "explanations", "dense"},
+    {"prediction"},
     {"studies"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

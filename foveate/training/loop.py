@@ -25,7 +25,7 @@ from foveate.training.context import RunContext
 from foveate.training.distillation import Teacher
 from foveate.training.input.pipeline import InputPipeline, SplitLoader
 from foveate.training.input.sampler import Batch, Order, images_in, of_whole
-from foveate.training.metrics import Diverged, Evaluation, measure, predict
+from foveate.training.metrics import Diverged, Evaluation, collect_scores, measure
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import compiled
@@ -192,7 +192,7 @@ class Run:
         batches = val.batches(of_whole(val.count, self.recipe.batch_size, group.rank, group.count))
         with preserve_state(self.judged, evaluation=True):
             shown = self.bar.track(batches, "evaluating", -(-val.count // group.count), images_in)
-            found = predict(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
+            found = collect_scores(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
         return replace(measure(*(group.gather(rows, val.count) for rows in found)), classes=self.classes)
 
     def end_epoch(self, position: Position, val: SplitLoader, order: Order) -> Evaluation:

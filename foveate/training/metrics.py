@@ -27,7 +27,7 @@ from foveate.training.input.sampler import Batch, images_in, of_whole
 if TYPE_CHECKING:
     from foveate.data.split import ImageData
 
-__all__ = ["Diverged", "Evaluation", "evaluate", "measure", "predict"]
+__all__ = ["Diverged", "Evaluation", "collect_scores", "evaluate", "measure"]
 
 _CALIBRATION_BINS = 15
 
@@ -139,7 +139,9 @@ def measure(logits: Tensor, labels: Tensor) -> Evaluation:
     )
 
 
-def predict(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], classes: int = 0) -> tuple[Tensor, Tensor]:
+def collect_scores(
+    forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], classes: int = 0
+) -> tuple[Tensor, Tensor]:
     """Scores (N, K) float32 and labels (N,) of all batches, without gradients; (0, classes) and (0,) of none."""
     scores, labels = [], []
     with torch.no_grad():
@@ -187,7 +189,7 @@ def evaluate(
         batches = source.stream()(of_whole(len(split), batch_size))
         shown = bar.track(batches, f"evaluating on {split.name}", len(split), images_in)
         forward = _Checked(model, split.classes, lambda inputs: model(source.normalised(inputs, device).to(dtype)))
-        scores, labels = predict(forward, shown)
+        scores, labels = collect_scores(forward, shown)
         found = measure(scores, forward.labels(labels))
     return replace(found, classes=class_names(model, scores.shape[1]) or split.classes)
 

@@ -1,0 +1,1 @@
+"""What a classifier says of images: predictions as they come, and how good they are."""
