@@ -10,11 +10,11 @@ from torch import Tensor
 from foveate.errors import FoveateError
 from foveate.explanations.result import Map
 
-__all__ = ["EACH_CLASS", "check_axes", "class_maps", "split_map"]
+__all__ = ["AVERAGED", "EACH_CLASS", "check_axes", "class_maps", "split_map"]
 
 # What one index of an axis is called in a map's name, and the axes that are averaged out of a map.
 _WORDS = {"g": "subspace", "k": "head", "n": "map"}
-_AVERAGED = {"q": "positions", "c": "channels"}
+AVERAGED = {"q": "positions", "c": "channels"}
 EACH_CLASS = 16  # with so many classes at most, each class's map is given
 
 
@@ -63,10 +63,10 @@ def split_map(values: Tensor, axes: str, site: str) -> tuple[list[Map], list[tup
         channels.append((site, (values.mean(dim=means) if means else values).cpu()))
     if not spatial:
         return [], channels
-    means = [place for place, word in enumerate(words) if word in _AVERAGED]
-    note = "".join(f", mean over {_AVERAGED[words[place]]}" for place in means)
+    means = [place for place, word in enumerate(words) if word in AVERAGED]
+    note = "".join(f", mean over {AVERAGED[words[place]]}" for place in means)
     values = values.mean(dim=means) if means else values
-    words = [word for word in words if word not in _AVERAGED]
+    words = [word for word in words if word not in AVERAGED]
     values = values.movedim((words.index("h"), words.index("w")), (-2, -1)).cpu()
     others = [word for word in words[1:] if word not in ("h", "w")]
     word = _WORDS.get(others[0], others[0]) if len(others) == 1 else "map"

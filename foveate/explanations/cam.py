@@ -25,7 +25,7 @@ from foveate.preserve import preserve_state
 from foveate.scores import check_logits
 from foveate.surgery.classifier import classifier_of
 
-__all__ = ["cam"]
+__all__ = ["cam", "class_weights"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to a channel's mean size; any other dtype: 0.05
 
@@ -45,6 +45,30 @@ def cam(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int] | 
     Raises:
         FoveateError: the network ends in another way, gives no logits, or has no class of this index.
     """
+    logits, maps, weights = class_weights(model, images, layer)
+    classes = chosen_classes(target, logits)
+    if weights is None:
+        values = maps[torch.arange(len(maps), device=maps.device), classes]
+    else:
+        values = torch.einsum("bk,bkhw->bhw", weights[classes], maps)
+    return logits, Map(f"CAM {layer.name}", values.float().cpu(), layer.name)
+
+
+def class_weights(model: nn.Module, images: Tensor, layer: Layer) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a class activation map is made of.
+
+    Args:
+        model: ends in global average pooling and one linear layer; left as found.
+        images: (B, C, H, W), normalised.
+        layer: the last feature map.
+
+    Returns:
+        The logits (B, classes), the feature maps (B, K, h, w), and the weights (classes, K) of the linear layer; None
+        in place of the weights where the feature map of a class is its map.
+
+    Raises:
+        FoveateError: the network ends in another way.
+    """
     names = _classifiers(model)
     kept: dict[str, Any] = {}
 
@@ -61,19 +85,15 @@ def cam(model: nn.Module, images: Tensor, layer: Layer, target: Sequence[int] | 
             hooks.append(model.get_submodule(names[0]).register_forward_pre_hook(keep_input))
         logits = check_logits(model(images.clone())).detach()
     maps = kept["maps"].detach()
-    classes = chosen_classes(target, logits)
     last = model.get_submodule(names[0]) if len(names) == 1 else None
     if isinstance(last, nn.Linear | nn.Conv2d) and _are_means(kept["pooled"].flatten(1), maps):
-        weights = last.weight.detach().flatten(1)[classes]
-        values = torch.einsum("bk,bkhw->bhw", weights, maps)
-    elif _are_means(logits, maps):
-        values = maps[torch.arange(len(maps), device=maps.device), classes]
-    else:
-        raise FoveateError(
-            f"cam needs global average pooling and one linear layer behind the last feature map, {layer.name!r}, and "
-            f"{type(model).__name__} has something else there: use method='gradcam' or 'hirescam'"
-        )
-    return logits, Map(f"CAM {layer.name}", values.float().cpu(), layer.name)
+        return logits, maps, last.weight.detach().flatten(1)
+    if _are_means(logits, maps):
+        return logits, maps, None
+    raise FoveateError(
+        f"cam needs global average pooling and one linear layer behind the last feature map, {layer.name!r}, and "
+        f"{type(model).__name__} has something else there: use method='gradcam' or 'hirescam'"
+    )
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:

@@ -1,0 +1,227 @@
+"""``export``: a network as a file for another runtime, kept only when it was shown to do the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from foveate.accounting.profiling.timer import Quantiles, interleaved
+from foveate.errors import FoveateError
+from foveate.exporters.format import Format, find_format
+from foveate.exporters.options import Batch, ExportOptions, Size
+from foveate.exporters.program import Program, prepare
+from foveate.exporters.result import Exported
+from foveate.exporters.sample_images import Samples, open_samples, random_samples
+from foveate.exporters.verify import Verification, failed, verify
+from foveate.images import Preprocess
+from foveate.networks.class_names import class_positions, to_outputs
+from foveate.surgery.saving.checkpoint import load
+from foveate.surgery.trace import input_size_of
+
+if TYPE_CHECKING:
+    from foveate.data.split import ImageData
+
+__all__ = ["export"]
+
+_RANDOM = 16  # images of random pixels, where there is no data
+_ROUNDS, _SECONDS = 30, 3.0  # of the timing
+
+
+def export(
+    model: nn.Module | str | os.PathLike[str],
+    format: str,  # noqa: A002 - the field's word
+    output: str | os.PathLike[str],
+    *,
+    precision: str = "fp32",
+    data: str | os.PathLike[str] | ImageData | None = None,
+    images: int = 100,
+    maps: Sequence[str] | str = (),
+    input: str = "float",  # noqa: A002 - the field's word
+    batch: Batch = "dynamic",
+    size: Size = None,
+    keep: str = "auto",
+    softmax: bool = False,
+    top: int = 0,
+    check: bool = True,
+    time: bool = True,
+    overwrite: bool = False,
+    keep_failed: bool = False,
+) -> Exported:
+    """Write a network as a file for another runtime, and check it there before it takes its name.
+
+    The file says of itself what a program needs to use it: classes, preparation of the images, plan, outputs.
+
+    Args:
+        model: a classifier, or a folder that ``fit`` or ``save`` wrote. It is left as found.
+        format: "onnx", "openvino", ...: a file of ``foveate.exporters.formats``.
+        output: a folder, or the file's own name with the format's suffix.
+        precision: "fp32", "fp16" or "int8".
+        data: images to check with, of its validation part, and to calibrate int8 with, of its training part. Without
+            it random pixels serve for the check.
+        images: at most so many of each.
+        maps: more outputs: "attention", "cam".
+        input: "float" or "uint8".
+        batch: "dynamic" or a number.
+        size: of the images; None for the model's own, "dynamic" for any.
+        keep: what int8 leaves in more bits: "auto", "none" or "attention".
+        softmax: an output with probabilities, too.
+        top: outputs with the most probable classes, so many.
+        check: whether the file is run beside the network.
+        time: whether both are timed, in turns.
+        overwrite: whether files that are there already may be replaced.
+        keep_failed: whether a file that failed a check is kept under a name that says so.
+
+    Returns:
+        The file with what was seen.
+
+    Raises:
+        FoveateError: the request cannot be met, the network cannot be written in this format, or the file does not do
+            what the network does. Nothing is left behind, and what was there before is untouched.
+    """
+    options = ExportOptions(precision, (maps,) if isinstance(maps, str) else tuple(maps), input, batch, size, keep, softmax, top)
+    form = find_format(format)
+    if images < 1:
+        raise FoveateError(f"images={images}: a file is checked with 1 image at least")
+    _check_possible(form, options)
+    notes: list[str] = []
+    if options.batch == "dynamic" and not form.dynamic_batch:
+        options = replace(options, batch=1)
+        notes.append(f"{format} takes a fixed number of images: this file takes 1 at a time")
+    form.check_installed()
+    network = model if isinstance(model, nn.Module) else load(model)
+    place = _place(Path(output), form, network, options, overwrite)
+    preprocess = _preprocess(network, options)
+    if options.precision == "int8" and data is None:
+        raise FoveateError(
+            "int8 is calibrated on real images, and none were given: data='a folder with images' (a few hundred of the "
+            "training images are enough)"
+        )
+    calibration = open_samples(data, "train", images, preprocess, options) if options.precision == "int8" and data else None
+    samples = open_samples(data, "val", images, preprocess, options) if data else random_samples(min(_RANDOM, images), preprocess, options)
+    program = prepare(
+        network,
+        options,
+        format_name=format,
+        calibration=_batches(calibration, options) if calibration else (),
+    )
+    positions = _positions(network, samples, program)
+    if calibration:
+        notes.append(f"calibrated on {calibration.description}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".foveate-export-", dir=place.parent, ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / place.name
+        try:
+            form.convert(program, path)
+        except OSError as error:
+            raise FoveateError(f"cannot write {place}: {error.strerror or error}; what was there is untouched") from error
+        seen = verify(program, form, path, samples) if check else Verification(())
+        wrong = failed(seen.checks)
+        if wrong and not keep_failed:
+            raise FoveateError(
+                f"{format} {precision}: the file does not do what the network does, and was not kept: "
+                + "; ".join(f"{each.name}: {each.value}" + (f", limit {each.limit}" if each.limit else "") for each in wrong)
+            )
+        milliseconds = _time(program, form, path, samples) if check and time and not form.runs_here() else (None, None)
+        megabytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
+        if wrong:
+            notes.append("this file FAILED a check")
+        _put(Path(folder), place.parent)
+    return Exported(
+        path=place,
+        format=format,
+        precision=precision,
+        metadata=program.metadata,
+        checks=seen.checks,
+        megabytes=megabytes,
+        difference=seen.difference,
+        agreement=seen.agreement,
+        top1=_top1(seen.logits, samples, positions),
+        network_top1=_top1(seen.expected, samples, positions),
+        milliseconds=milliseconds[0],
+        network_milliseconds=milliseconds[1],
+        images=f"checked with {samples.description}" if check else "not checked",
+        notes=(*notes, *program.notes),
+    )
+
+
+def _check_possible(form: Format, options: ExportOptions) -> None:
+    if options.precision not in form.precisions:
+        raise FoveateError(f"{form.name} is written in {', '.join(form.precisions)}, not in {options.precision}")
+    if options.size == "dynamic" and not form.dynamic_size:
+        raise FoveateError(f"{form.name} takes images of one size: give size=, or leave it out for the model's own")
+
+
+def _preprocess(network: nn.Module, options: ExportOptions) -> Preprocess:
+    preprocess = Preprocess.of(network)
+    _, height, width = input_size_of(network, None if options.size == "dynamic" else options.size)
+    return replace(preprocess, size=(height, width))
+
+
+def _place(output: Path, form: Format, network: nn.Module, options: ExportOptions, overwrite: bool) -> Path:
+    """The path of the file; one that is there is an error unless it may be replaced."""
+    if output.name.endswith(form.suffix):
+        place = output
+    elif output.suffix and not output.is_dir() and output.suffix not in ("", "."):
+        raise FoveateError(f"output={str(output)!r}: a file of {form.name} ends in {form.suffix}; or name a folder")
+    else:
+        from foveate.networks import origin_of
+
+        origin = origin_of(network)
+        name = (origin.name if origin else type(network).__name__).replace("/", "_").replace(":", "_")
+        place = output / f"{name}_{options.precision}{form.suffix}"
+    if place.exists() and not overwrite:
+        raise FoveateError(f"{place} is there already: overwrite=True (--overwrite) replaces it, or choose another name")
+    return place
+
+
+def _batches(samples: Samples, options: ExportOptions) -> tuple[torch.Tensor, ...]:
+    count = 1 if options.batch == "dynamic" else int(options.batch)
+    whole = len(samples) // count * count
+    return tuple(torch.from_numpy(samples.given[start : start + count]) for start in range(0, whole, count))
+
+
+def _positions(network: nn.Module, samples: Samples, program: Program) -> tuple[int, ...] | None:
+    """Where the classes of the data stand among the outputs."""
+    if samples.labels is None:
+        return None
+    with torch.inference_mode():
+        count = program.network.network(samples.normalised[:1]).shape[1]
+    return class_positions(network, samples.classes, count)
+
+
+def _top1(logits: torch.Tensor | None, samples: Samples, positions: tuple[int, ...] | None) -> float | None:
+    if logits is None or samples.labels is None:
+        return None
+    return float((logits.argmax(1) == to_outputs(samples.labels, positions)).float().mean())
+
+
+def _time(program: Program, form: Format, path: Path, samples: Samples) -> tuple[float, float]:
+    """Milliseconds of one image, in the file's runtime and in PyTorch, in turns, with the same number of threads."""
+    session = form.open(path, torch.get_num_threads())
+    count = 1 if program.options.batch == "dynamic" else int(program.options.batch)
+    given, normalised = samples.given[:1].repeat(count, axis=0), samples.normalised[:1].repeat(count, 1, 1, 1)
+
+    def eager() -> None:
+        with torch.inference_mode():
+            program.network.network(normalised)
+
+    rounds = interleaved((lambda: session.run(given), eager), _ROUNDS, warmup=5, seconds=_SECONDS)
+    times = [1000 * Quantiles.of([each[n] for each in rounds]).median / count for n in (0, 1)]
+    return times[0], times[1]
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Move everything that was written to its place; the file that is named comes last."""
+    for made in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime):
+        there = target / made.name
+        if made.is_dir() and there.is_dir():
+            shutil.rmtree(there)
+        made.replace(there)

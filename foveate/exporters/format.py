@@ -1,0 +1,138 @@
+"""What a format of files is: how a network becomes one, and how one is run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from foveate.errors import FoveateError, near
+
+if TYPE_CHECKING:
+    from foveate.exporters.program import Program
+
+__all__ = ["Arrays", "Format", "Session", "find_format", "format_names", "format_of_file"]
+
+_FOLDER = "foveate.exporters.formats"
+Arrays = tuple[np.ndarray[Any, Any], ...]
+
+
+class Session(Protocol):
+    """A file, opened in its own runtime."""
+
+    metadata: Mapping[str, Any]
+    """What the file says of itself, as ``foveate.exporters.metadata`` wrote it."""
+
+    def run(self, images: np.ndarray[Any, Any]) -> Arrays:
+        """Give images to the network.
+
+        Args:
+            images: in the layout and type that the metadata names, as many as it takes.
+
+        Returns:
+            Its outputs in the order of the metadata.
+        """
+        ...
+
+
+class Format(ABC):
+    """One format. It is a class without state: a file of its own in ``formats`` is all that a new format needs.
+
+    Attributes:
+        name: as the user writes it.
+        suffix: of the file that is named first; a format may write others beside it.
+        requires: module to import -> distribution to install.
+        extra: of foveate's own that brings them; None where the user's own environment must hold them.
+        precisions: those that it can be written in.
+        dynamic_batch: whether one file takes any number of images.
+        dynamic_size: whether one file takes images of any size.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    requires: ClassVar[Mapping[str, str]] = {}
+    extra: ClassVar[str | None] = "export"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    dynamic_batch: ClassVar[bool] = True
+    dynamic_size: ClassVar[bool] = True
+
+    @abstractmethod
+    def convert(self, program: Program, path: Path) -> None:
+        """Write the network.
+
+        Args:
+            program: the network with all that is known of it.
+            path: of the file, in a folder of its own; files beside it are kept, too.
+
+        Raises:
+            FoveateError: the format cannot hold this network.
+        """
+
+    @abstractmethod
+    def open(self, path: Path, threads: int | None = None) -> Session:
+        """Open a file of this format.
+
+        Args:
+            path: of the file that ``convert`` wrote.
+            threads: to compute with; None for the runtime's own choice.
+
+        Raises:
+            FoveateError: it is not such a file.
+        """
+
+    def foreign_operations(self, path: Path) -> tuple[str, ...]:
+        """Operations in a file that its runtime does not know, such as ``aten::`` ones that a converter left."""
+        return ()
+
+    def runs_here(self) -> str:
+        """Why files of this format cannot be run on this machine; an empty text where they can."""
+        return ""
+
+    def missing(self) -> tuple[str, ...]:
+        """Distributions that are to be installed first."""
+        return tuple(sorted({d for module, d in self.requires.items() if importlib.util.find_spec(module) is None}))
+
+    def check_installed(self) -> None:
+        """Make sure that what the format needs is installed.
+
+        Raises:
+            FoveateError: it is not; the message says how to install it.
+        """
+        missing = self.missing()
+        if missing:
+            how = f"'foveate[{self.extra}]'" if self.extra else " ".join(missing)
+            raise FoveateError(f"{self.name} needs {', '.join(missing)}: pip install {how}")
+
+
+def format_names() -> tuple[str, ...]:
+    """Every format, by the files in the folder."""
+    package = importlib.import_module(_FOLDER)
+    return tuple(sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")))
+
+
+def find_format(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        FoveateError: there is none.
+    """
+    if name not in format_names():
+        raise FoveateError(f"there is no export format {name!r}; {near(name, format_names())}")
+    module = importlib.import_module(f"{_FOLDER}.{name}")
+    made: Callable[[], Format] = getattr(module, module.__all__[0])
+    return made()
+
+
+def format_of_file(path: Path) -> Format | None:
+    """The format that a file is of, by its suffix; None for any other file."""
+    for name in format_names():
+        found = find_format(name)
+        if path.name.endswith(found.suffix):
+            return found
+    return None

@@ -1,0 +1,118 @@
+"""ONNX: the file that most runtimes read, run by onnxruntime on Linux, Windows, macOS, Android, iOS and in browsers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from foveate.errors import FoveateError, first_line
+from foveate.exporters.format import Arrays, Format, Session
+from foveate.exporters.metadata import from_texts, to_texts
+from foveate.exporters.program import Program, quiet, reason, where
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Onnx", "to_onnx"]
+
+_DOMAINS = ("", "ai.onnx", "com.microsoft")  # the standard's operations, and onnxruntime's own
+LARGEST = 2**31  # bytes of one file: beyond it a protocol buffer cannot be read
+
+
+class Onnx(Format):
+    """Open Neural Network Exchange."""
+
+    name, suffix = "onnx", ".onnx"
+    requires = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}  # noqa: RUF012
+    precisions = ("fp32", "fp16")
+
+    def convert(self, program: Program, path: Path) -> None:
+        """See :meth:`Format.convert`."""
+        model = to_onnx(program)
+        if model.ByteSize() >= LARGEST:
+            raise FoveateError(
+                f"the network takes {model.ByteSize() / 1e9:.1f} GB, and one ONNX file holds 2.1 GB at most: use pt2"
+            )
+        path.write_bytes(model.SerializeToString())
+
+    def open(self, path: Path, threads: int | None = None) -> Session:
+        """See :meth:`Format.open`."""
+        return _Session(path, threads)
+
+    def foreign_operations(self, path: Path) -> tuple[str, ...]:
+        """Operations of other domains than ONNX's and onnxruntime's."""
+        import onnx
+
+        found = onnx.load(path, load_external_data=False)
+        nodes = [*found.graph.node, *(node for function in found.functions for node in function.node)]
+        return tuple(sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in _DOMAINS}))
+
+
+def to_onnx(program: Program) -> onnx.ModelProto:
+    """The network as an ONNX graph with its description, in 32 or 16 bit.
+
+    Args:
+        program: its precision is looked at; "int8" gives the 32 bit graph that is quantized later.
+
+    Raises:
+        FoveateError: an operation of the network has no ONNX form; the message names it, and the attention it is in.
+    """
+    if program.options.precision == "fp16":
+        program = copy.copy(program)
+        program.network = copy.deepcopy(program.network).half_precision()
+    exported = program.exported()
+    try:
+        with quiet(), torch.no_grad():
+            made = torch.onnx.export(
+                exported,
+                dynamo=True,
+                verbose=False,
+                input_names=[program.input_name],
+                output_names=program.output_names,
+            )
+        if made is None:
+            raise RuntimeError("torch gave no graph")
+        model: onnx.ModelProto = made.model_proto
+    except Exception as error:  # torch raises what it likes
+        where_ = where(str(error), program.sites)
+        raise FoveateError(f"the network cannot be exported to ONNX{where_}: {reason(error)}") from error
+    _name_axes(model, program.metadata["input"]["shape"])
+    for key, text in to_texts(program.metadata).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, text
+    return model
+
+
+def _name_axes(model: onnx.ModelProto, shape: list[int | str]) -> None:
+    """Call the dynamic axes what they are: torch's exporter calls them ``s77``."""
+    axes = model.graph.input[0].type.tensor_type.shape.dim
+    names = {axis.dim_param: name for axis, name in zip(axes, shape, strict=True) if isinstance(name, str)}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in names:
+                axis.dim_param = names[axis.dim_param]
+
+
+class _Session:
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class of its own for each fault
+            raise FoveateError(f"{path} cannot be opened by onnxruntime: {first_line(error)}") from error
+        self.metadata: dict[str, Any] = from_texts(self._session.get_modelmeta().custom_metadata_map, path)
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, images: np.ndarray[Any, Any]) -> Arrays:
+        try:
+            return tuple(self._session.run(None, {self._input: images}))
+        except Exception as error:  # onnxruntime has a class of its own for each fault
+            raise FoveateError(f"onnxruntime cannot run the network on {images.shape}: {first_line(error)}") from error

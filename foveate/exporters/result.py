@@ -1,0 +1,124 @@
+"""What ``export`` gives: the file, what was checked, and how good and how fast it is."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.exporters.verify import Check
+
+__all__ = ["Contribution", "Exported"]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one attention module adds, out - x, in the file beside the network, where the next layer reads it.
+
+    Args:
+        site: where it stands.
+        correlation: Pearson's, over all images, channels and positions.
+        error: norm of the difference divided by the norm of what the network's module adds.
+        remedy: what was done for it; an empty text for nothing.
+    """
+
+    site: str
+    correlation: float
+    error: float
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and checked.
+
+    Args:
+        path: of the file.
+        format: its name.
+        precision: "fp32", "fp16" or "int8".
+        metadata: what the file says of itself.
+        checks: what was looked at, one by one.
+        megabytes: of all that was written, 10^6 bytes.
+        difference: the largest difference of two logits, relative to the largest logit; None where it did not run.
+        agreement: share of the images for which file and network predict the same class.
+        top1: the file's share of right predictions; None without labels.
+        network_top1: the network's, on the same images.
+        agreement_without: share of predictions that stay when every attention module is switched off in the network.
+        contributions: what each attention module adds, in the file.
+        milliseconds: median of one image in the file's runtime; None where it was not timed.
+        network_milliseconds: the same of the network in PyTorch, timed in turns with it.
+        images: which images were looked at.
+        notes: what was done otherwise than asked, and what was found.
+    """
+
+    path: Path
+    format: str
+    precision: str
+    metadata: Mapping[str, Any] = field(repr=False)
+    checks: tuple[Check, ...] = field(repr=False)
+    megabytes: float
+    difference: float | None = None
+    agreement: float | None = None
+    top1: float | None = None
+    network_top1: float | None = None
+    agreement_without: float | None = None
+    contributions: tuple[Contribution, ...] = ()
+    milliseconds: float | None = None
+    network_milliseconds: float | None = None
+    images: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ran(self) -> bool:
+        """Whether the file was run on this machine."""
+        return self.difference is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        numbers = (
+            *("precision", "megabytes", "difference", "agreement", "top1", "network_top1", "agreement_without"),
+            *("milliseconds", "network_milliseconds", "images"),
+        )
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            **{name: getattr(self, name) for name in numbers},
+            "checks": [vars(check) for check in self.checks],
+            "contributions": [vars(each) for each in self.contributions],
+            "notes": list(self.notes),
+            "metadata": dict(self.metadata),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.path} ({self.format} {self.precision}, {self.megabytes:.2f} MB)"]
+        lines += [f"  {_sign(check)} {check.name}: {check.value}{_limit(check)}" for check in self.checks]
+        for each in self.contributions:
+            remedy = f"; {each.remedy}" if each.remedy else ""
+            lines.append(f"  attention at {each.site}: correlation {each.correlation:.3f}{remedy}")
+        if self.top1 is not None:
+            lines.append(f"  top-1 {self.top1:.3f}, the network {self.network_top1:.3f}")
+        if self.milliseconds is not None and self.network_milliseconds is not None:
+            lines.append(f"  {self.milliseconds:.2f} ms an image, PyTorch {self.network_milliseconds:.2f} ms")
+        lines += [f"  {note}" for note in (self.images, *self.notes) if note]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{_sign(check)}</td><td>{html.escape(check.name)}</td><td>{html.escape(check.value)}</td>"
+            f"<td>{html.escape(check.limit)}</td></tr>"
+            for check in self.checks
+        )
+        head, *rest = str(self).splitlines()
+        after = "<br>".join(html.escape(line.strip()) for line in rest[len(self.checks) :])
+        table = f"<table><tr><th></th><th>check</th><th>seen</th><th>limit</th></tr>{rows}</table>"
+        return f"<p><b>{html.escape(head)}</b></p>{table}<p>{after}</p>"
+
+
+def _sign(check: Check) -> str:
+    return {True: "ok", False: "FAILED", None: "not run"}[check.passed]
+
+
+def _limit(check: Check) -> str:
+    return f" (limit {check.limit})" if check.limit else ""

@@ -1,0 +1,109 @@
+"""Images to check and to calibrate with: of a data set, prepared as the model wants them, or random ones."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveate.data.opening import open_data
+from foveate.data.split import ImageData, Split
+from foveate.errors import FoveateError
+from foveate.exporters.options import ExportOptions
+from foveate.images import Preprocess
+
+__all__ = ["Samples", "as_given", "open_samples", "random_samples", "spread_evenly"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some images, twice.
+
+    Args:
+        normalised: (N, C, H, W) float32, as the network takes them.
+        given: the same images as the file takes them, an array of the same length.
+        labels: (N,) positions among ``classes``; None where the images have none.
+        classes: of the data set.
+        description: where they come from.
+    """
+
+    normalised: Tensor
+    given: np.ndarray[Any, Any]
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.normalised)
+
+
+def open_samples(
+    data: str | os.PathLike[str] | ImageData, part: str, count: int, preprocess: Preprocess, options: ExportOptions
+) -> Samples:
+    """Images of one part of a data set, spread evenly over it.
+
+    Args:
+        data: what ``open_data`` takes.
+        part: "train" or "val"; where it has no images, the other one.
+        count: at most so many.
+        preprocess: the model's own.
+        options: whether the file takes pixels.
+
+    Raises:
+        FoveateError: the data has no images, or one of them cannot be read.
+    """
+    opened = data if isinstance(data, ImageData) else open_data(data)
+    split: Split = getattr(opened, part)
+    if not len(split):
+        split = opened.val if part == "train" else opened.train
+    if not len(split):
+        raise FoveateError(f"{opened.name} has no images to export with: give a folder with images")
+    chosen = spread_evenly(len(split), count)
+    pictures = [split.load(index) for index in chosen]
+    normalised = torch.stack([preprocess(picture) for picture in pictures])
+    return Samples(
+        normalised,
+        _pixels(pictures, preprocess) if options.input == "uint8" else normalised.numpy(),
+        torch.tensor([split.label(index) for index in chosen]),
+        opened.classes,
+        f"{len(chosen)} images of {opened.name}, {split.name}",
+    )
+
+
+def random_samples(count: int, preprocess: Preprocess, options: ExportOptions) -> Samples:
+    """Random pixels, the same each time, where there is no data."""
+    height, width = preprocess.size
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (count, height, width, len(preprocess.mean)), dtype=np.uint8, endpoint=False
+    )
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    normalised = (torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255 - mean) / std
+    given = pixels if options.input == "uint8" else normalised.contiguous().numpy()
+    return Samples(normalised, given, None, (), f"{count} images of random pixels: no data was given")
+
+
+def as_given(normalised: Tensor, metadata: dict[str, Any], preprocess: Preprocess) -> np.ndarray[Any, Any]:
+    """Normalised images as an exported file takes them: as they are, or the pixels that they were made of."""
+    if metadata["input"]["type"] != "uint8":
+        return normalised.float().contiguous().numpy()
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    pixels = ((normalised * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def spread_evenly(length: int, count: int) -> list[int]:
+    """At most ``count`` positions of a sequence, at equal distances: classes that stand in order are all met."""
+    count = min(length, count)
+    return [index * length // count for index in range(count)]
+
+
+def _pixels(pictures: list[Image.Image], preprocess: Preprocess) -> np.ndarray[Any, Any]:
+    views = [preprocess.view(picture) for picture in pictures]
+    if len(preprocess.mean) == 1:
+        return np.stack([np.asarray(view.convert("L"))[..., None] for view in views])
+    return np.stack([np.asarray(view) for view in views])

@@ -1,0 +1,226 @@
+"""Whether a file does what the network does: it is opened in its own runtime, and both are given the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.exporters.format import Arrays, Format, Session
+from foveate.exporters.program import Program
+from foveate.exporters.sample_images import Samples
+
+__all__ = ["LIMITS", "Check", "Verification", "failed", "run_in_batches", "verify"]
+
+LIMITS = {"fp32": 1e-3, "fp16": 3e-2}
+"""Of the largest difference of two logits, relative to the largest logit; int8 is judged by its predictions."""
+MAP_LIMITS = {"fp32": 1e-4, "fp16": 2e-2}
+"""Of the largest difference of two values of a map, relative to the map's largest value where that is above 1."""
+LEAST_AGREEMENT = 0.5
+"""Of an int8 file with the network, below which it is taken to be broken."""
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Args:
+        name: what.
+        passed: None where it was not looked at.
+        value: what was seen, in words.
+        limit: what was asked, in words.
+    """
+
+    name: str
+    passed: bool | None
+    value: str
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was seen of a file.
+
+    Args:
+        checks: one by one.
+        difference: the largest difference of two logits, relative to the largest logit.
+        agreement: share of the images for which file and network predict the same class.
+        logits: (N, K) of the file; None where it does not run here.
+        expected: (N, K) of the network.
+    """
+
+    checks: tuple[Check, ...]
+    difference: float | None = None
+    agreement: float | None = None
+    logits: Tensor | None = None
+    expected: Tensor | None = None
+
+
+def verify(program: Program, form: Format, path: Path, samples: Samples) -> Verification:
+    """Look at a file in each way that this machine can.
+
+    Args:
+        program: what the file was made of.
+        form: its format.
+        path: of the file.
+        samples: the images to look at.
+
+    Returns:
+        What was seen; a check that failed is in it, and raises nothing.
+    """
+    expected = _expected(program, samples)
+    foreign = form.foreign_operations(path)
+    checks = [Check("operations", not foreign, ", ".join(foreign) or "all known to the runtime")]
+    unable = form.runs_here()
+    if unable:
+        checks.append(Check("run", None, f"converted, not run: {unable}"))
+        return Verification(tuple(checks), expected=expected[0])
+    try:
+        session = form.open(path, torch.get_num_threads())
+        checks.append(_metadata_check(session, program))
+        found, checks_of_batches = _batches(session, program, samples)
+        checks += checks_of_batches
+        if program.options.size == "dynamic":
+            checks.append(_other_size(session, program, samples))
+    except FoveateError as error:
+        return Verification((*checks, Check("run", False, str(error))), expected=expected[0])
+    logits, numbers = _compare_logits(program, found[0], expected[0])
+    checks += numbers.checks
+    # What is of the predicted class is another thing where another class is predicted.
+    same = logits.argmax(1) == expected[0].argmax(1) if logits.shape == expected[0].shape else None
+    for index, name in enumerate(program.output_names[1:], start=1):
+        if same is not None and bool(same.any()):
+            checks += _compare_output(program, name, found[index], expected[index], same)
+    return Verification(tuple(checks), numbers.difference, numbers.agreement, logits, expected[0])
+
+
+def _expected(program: Program, samples: Samples) -> tuple[Tensor, ...]:
+    """The network's outputs; the logits of the images as the model's own preparation gives them."""
+    outputs: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode():
+        for start in range(0, len(samples), _BATCH):
+            part = slice(start, start + _BATCH)
+            given = program.network(torch.from_numpy(samples.given[part]))
+            logits = program.network.network(samples.normalised[part])
+            outputs.append((logits, *given[1:]))
+    return tuple(torch.cat([each[n] for each in outputs]).clone() for n in range(len(outputs[0])))
+
+
+def run_in_batches(session: Session, images: np.ndarray[Any, Any], batch: int) -> Arrays:
+    """All images, so many at a time; the last batch is filled up with its last image."""
+    outputs: list[Arrays] = []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        count = len(part)
+        if count < batch:
+            part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
+        outputs.append(tuple(output[:count] for output in session.run(np.ascontiguousarray(part))))
+    return tuple(np.concatenate([each[n] for each in outputs]) for n in range(len(outputs[0])))
+
+
+def _batches(session: Session, program: Program, samples: Samples) -> tuple[Arrays, list[Check]]:
+    """All images in batches, and, where the batch is dynamic, that an image does not depend on its neighbours."""
+    if program.options.batch != "dynamic":
+        return run_in_batches(session, samples.given, int(program.options.batch)), []
+    found = run_in_batches(session, samples.given, min(_BATCH, len(samples)))
+    checks = []
+    for count in (1, 3):
+        few = samples.given[: min(len(samples), 2 * count)]
+        alone = run_in_batches(session, few, count)
+        given = found[0][: len(few)]
+        difference = _relative(torch.from_numpy(alone[0]), torch.from_numpy(given))
+        # Integers that are quantized do not depend on the batch either, so one limit serves.
+        limit = LIMITS.get(program.options.precision, LIMITS["fp16"])
+        checks.append(Check(f"batch of {count}", difference <= limit, _number(difference), _number(limit)))
+    return found, checks
+
+
+def _other_size(session: Session, program: Program, samples: Samples) -> Check:
+    """Images of another size than that at which the network was followed."""
+    given = samples.given[:2]
+    axes = (1, 2) if program.options.input == "uint8" else (2, 3)
+    padding = [(0, 32 * (axes.index(axis) + 1)) if axis in axes else (0, 0) for axis in range(4)]
+    wide = np.pad(given, padding)
+    with torch.inference_mode():
+        expected = program.network(torch.from_numpy(wide))[0]
+    batch = program.options.batch
+    found = run_in_batches(session, wide, len(wide) if batch == "dynamic" else int(batch))
+    difference = _relative(torch.from_numpy(found[0]), expected)
+    limit = LIMITS.get(program.options.precision, LIMITS["fp16"])
+    shape = "x".join(str(wide.shape[axis]) for axis in axes)
+    return Check(f"size {shape}", difference <= limit, _number(difference), _number(limit))
+
+
+@dataclass(frozen=True)
+class _Logits:
+    difference: float
+    agreement: float
+    checks: list[Check]
+
+
+def _compare_logits(program: Program, given: np.ndarray[Any, Any], expected: Tensor) -> tuple[Tensor, _Logits]:
+    logits = torch.from_numpy(np.ascontiguousarray(given)).float()
+    if logits.shape != expected.shape or not bool(torch.isfinite(logits).all()):
+        what = f"shape {tuple(logits.shape)}" if logits.shape != expected.shape else "NaN or infinite values"
+        return logits, _Logits(math.inf, 0.0, [Check("logits", False, what, f"{tuple(expected.shape)}, finite")])
+    difference = _relative(logits, expected)
+    agreement = float((logits.argmax(1) == expected.argmax(1)).float().mean())
+    checks = []
+    limit = LIMITS.get(program.options.precision)
+    if limit is not None:
+        checks.append(Check("logits", difference <= limit, _number(difference), _number(limit)))
+    least = LEAST_AGREEMENT if limit is None else None
+    passed = agreement >= least if least is not None else True
+    checks.append(Check("agreement", passed, f"{agreement:.3f}", "" if least is None else f"{least:.3f}"))
+    return logits, _Logits(difference, agreement, checks)
+
+
+def _compare_output(
+    program: Program, name: str, given: np.ndarray[Any, Any], expected: Tensor, same: Tensor
+) -> list[Check]:
+    """One more output; class numbers and maps of an int8 file follow its own predictions and are not compared."""
+    if program.options.precision == "int8":
+        return []
+    found = torch.from_numpy(np.ascontiguousarray(given))
+    if found.shape != expected.shape:
+        return [Check(name, False, f"shape {tuple(found.shape)}", f"{tuple(expected.shape)}")]
+    found, expected = found[same], expected[same]
+    if name == "top_classes":
+        # Of two classes with almost the same probability either may come first.
+        same = float((found[:, 0] == expected[:, 0]).float().mean())
+        return [Check(name, same >= 0.99 or program.options.precision != "fp32", f"{same:.3f} of the first", "0.990")]
+    limit = MAP_LIMITS[program.options.precision]
+    scale = max(1.0, float(expected.abs().max()))
+    difference = float((found.float() - expected.float()).abs().max()) / scale
+    return [Check(name, difference <= limit, _number(difference), _number(limit))]
+
+
+def _metadata_check(session: Session, program: Program) -> Check:
+    written, read = program.metadata, dict(session.metadata)
+    wrong = [key for key, value in written.items() if read.get(key) != value]
+    return Check("metadata", not wrong, ", ".join(wrong) if wrong else "read back as written")
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    if found.shape != expected.shape:
+        return math.inf
+    difference = float((found.double() - expected.double()).abs().max())
+    return difference / max(float(expected.double().abs().max()), 1e-12) if math.isfinite(difference) else math.inf
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}"
+
+
+def failed(checks: Sequence[Check]) -> list[Check]:
+    """Those that did not pass."""
+    return [check for check in checks if check.passed is False]
