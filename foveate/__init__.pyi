@@ -12,6 +12,8 @@ from .data import open_data as open_data
 from .errors import FoveateError as FoveateError
 from .explanations.explain import explain as explain
 from .explanations.result import Explanation as Explanation
+from .exporters.export import export as export
+from .exporters.result import Exported as Exported
 from .images import open_image as open_image
 from .kernels.dispatch import use_fused as use_fused
 from .registry import build as build

@@ -17,6 +17,7 @@ LEVELS = [
     {"networks"},
     {"surgery"},
     {"accounting", "data", "training", "explanations", "dense"},
+    {"exporters"},
     {"prediction"},
     {"studies"},
 ]

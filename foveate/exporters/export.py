@@ -86,7 +86,9 @@ def export(
         FoveateError: the request cannot be met, the network cannot be written in this format, or the file does not do
             what the network does. Nothing is left behind, and what was there before is untouched.
     """
-    options = ExportOptions(precision, (maps,) if isinstance(maps, str) else tuple(maps), input, batch, size, keep, softmax, top)
+    options = ExportOptions(
+        precision, (maps,) if isinstance(maps, str) else tuple(maps), input, batch, size, keep, softmax, top
+    )
     form = find_format(format)
     if images < 1:
         raise FoveateError(f"images={images}: a file is checked with 1 image at least")
@@ -104,8 +106,14 @@ def export(
             "int8 is calibrated on real images, and none were given: data='a folder with images' (a few hundred of the "
             "training images are enough)"
         )
-    calibration = open_samples(data, "train", images, preprocess, options) if options.precision == "int8" and data else None
-    samples = open_samples(data, "val", images, preprocess, options) if data else random_samples(min(_RANDOM, images), preprocess, options)
+    calibration = (
+        open_samples(data, "train", images, preprocess, options) if options.precision == "int8" and data else None
+    )
+    samples = (
+        open_samples(data, "val", images, preprocess, options)
+        if data
+        else random_samples(min(_RANDOM, images), preprocess, options)
+    )
     program = prepare(
         network,
         options,
@@ -121,13 +129,17 @@ def export(
         try:
             form.convert(program, path)
         except OSError as error:
-            raise FoveateError(f"cannot write {place}: {error.strerror or error}; what was there is untouched") from error
+            raise FoveateError(
+                f"cannot write {place}: {error.strerror or error}; what was there is untouched"
+            ) from error
         seen = verify(program, form, path, samples) if check else Verification(())
         wrong = failed(seen.checks)
         if wrong and not keep_failed:
             raise FoveateError(
                 f"{format} {precision}: the file does not do what the network does, and was not kept: "
-                + "; ".join(f"{each.name}: {each.value}" + (f", limit {each.limit}" if each.limit else "") for each in wrong)
+                + "; ".join(
+                    f"{each.name}: {each.value}" + (f", limit {each.limit}" if each.limit else "") for each in wrong
+                )
             )
         milliseconds = _time(program, form, path, samples) if check and time and not form.runs_here() else (None, None)
         megabytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
@@ -178,7 +190,9 @@ def _place(output: Path, form: Format, network: nn.Module, options: ExportOption
         name = (origin.name if origin else type(network).__name__).replace("/", "_").replace(":", "_")
         place = output / f"{name}_{options.precision}{form.suffix}"
     if place.exists() and not overwrite:
-        raise FoveateError(f"{place} is there already: overwrite=True (--overwrite) replaces it, or choose another name")
+        raise FoveateError(
+            f"{place} is there already: overwrite=True (--overwrite) replaces it, or choose another name"
+        )
     return place
 
 

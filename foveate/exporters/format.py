@@ -8,7 +8,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -23,12 +23,16 @@ _FOLDER = "foveate.exporters.formats"
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
 
-class Session(Protocol):
-    """A file, opened in its own runtime."""
+class Session(ABC):
+    """A file, opened in its own runtime.
 
-    metadata: Mapping[str, Any]
-    """What the file says of itself, as ``foveate.exporters.metadata`` wrote it."""
+    Attributes:
+        metadata: what the file says of itself, as ``foveate.exporters.metadata`` wrote it.
+    """
 
+    metadata: dict[str, Any]
+
+    @abstractmethod
     def run(self, images: np.ndarray[Any, Any]) -> Arrays:
         """Give images to the network.
 
@@ -37,8 +41,10 @@ class Session(Protocol):
 
         Returns:
             Its outputs in the order of the metadata.
+
+        Raises:
+            FoveateError: the runtime does not take them.
         """
-        ...
 
 
 class Format(ABC):
@@ -88,6 +94,7 @@ class Format(ABC):
 
     def foreign_operations(self, path: Path) -> tuple[str, ...]:
         """Operations in a file that its runtime does not know, such as ``aten::`` ones that a converter left."""
+        del path
         return ()
 
     def runs_here(self) -> str:

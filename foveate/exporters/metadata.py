@@ -1,4 +1,4 @@
-"""What an exported file says of itself: classes, preparation, plan, outputs; plain JSON values, read back as written."""
+"""What an exported file says of itself: classes, preparation, plan, outputs; JSON values, read back as written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ from foveate.io import json_text, state_digest
 from foveate.networks import origin_of
 from foveate.surgery.insert import plan_of
 
-__all__ = ["PREFIX", "check_metadata", "describe", "from_texts", "preprocess_of", "read_sidecar", "sidecar", "to_texts", "write_sidecar"]
+__all__ = [
+    "PREFIX",
+    "check_metadata",
+    "describe",
+    "from_texts",
+    "preprocess_of",
+    "read_sidecar",
+    "sidecar",
+    "to_texts",
+    "write_sidecar",
+]
 
 PREFIX = "foveate."
 _KEYS = {
@@ -120,7 +130,9 @@ def preprocess_of(metadata: Mapping[str, Any], path: Path) -> Preprocess:
         FoveateError: what the file says cannot be.
     """
     try:
-        given = {key: tuple(v) if isinstance(v, list) else v for key, v in metadata["preprocess"].items()}
+        given: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in metadata["preprocess"].items()
+        }
         return Preprocess(**given)
     except (TypeError, FoveateError) as error:
         raise FoveateError(f"{path}: it does not say how its images are prepared: {error}") from error

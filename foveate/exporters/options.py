@@ -53,19 +53,16 @@ class ExportOptions:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("input", self.input, INPUTS)
         _one_of("keep", self.keep, KEEPS)
-        maps = (self.maps,) if isinstance(self.maps, str) else tuple(self.maps)
-        for name in maps:
+        for name in self.maps:
             _one_of("maps", name, MAPS)
-        object.__setattr__(self, "maps", tuple(dict.fromkeys(maps)))
+        object.__setattr__(self, "maps", tuple(dict.fromkeys(self.maps)))
         if self.batch != "dynamic" and not _is_positive(self.batch):
             raise FoveateError(f"batch={self.batch!r}: give 'dynamic' or how many images the file takes, 1 or more")
-        sides = list(self.size) if isinstance(self.size, Sequence) and not isinstance(self.size, str) else [self.size]
+        sides = list(self.size) if isinstance(self.size, tuple | list) else [self.size]
         if self.size not in (None, "dynamic") and (len(sides) > 2 or not all(map(_is_positive, sides))):
             raise FoveateError(
                 f"size={self.size!r}: give a side in pixels, (height, width), or 'dynamic' for images of any size"
             )
-        if isinstance(self.size, list):
-            object.__setattr__(self, "size", tuple(self.size))
         if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 0:
             raise FoveateError(f"top={self.top!r}: give how many classes the file names, 0 for none")
 

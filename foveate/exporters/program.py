@@ -57,6 +57,8 @@ class DeployableNetwork(nn.Module):
         self.network = network
         self.pixels, self.softmax, self.top = options.input == "uint8", options.softmax, options.top
         self.maps = list(maps)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, -1, 1, 1), persistent=False)
         self.dtype = torch.float32
@@ -200,7 +202,9 @@ def prepare(
     """
     channels, height, width = input_size_of(unwrapped(model), None if options.size == "dynamic" else options.size)
     preprocess = Preprocess.of(unwrapped(model))
-    preprocess = Preprocess((height, width), preprocess.mean, preprocess.std, preprocess.interpolation, preprocess.crop_pct)
+    preprocess = Preprocess(
+        (height, width), preprocess.mean, preprocess.std, preprocess.interpolation, preprocess.crop_pct
+    )
     with preserve_state(model), guarded(model), torch.inference_mode(False), torch.no_grad():
         network = copied(unwrapped(model), data=True).cpu().float().requires_grad_(False)
         count = 2 if options.batch == "dynamic" else int(options.batch)

@@ -97,7 +97,7 @@ def _name_axes(model: onnx.ModelProto, shape: list[int | str]) -> None:
                 axis.dim_param = names[axis.dim_param]
 
 
-class _Session:
+class _Session(Session):
     def __init__(self, path: Path, threads: int | None) -> None:
         import onnxruntime
 
@@ -108,7 +108,7 @@ class _Session:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class of its own for each fault
             raise FoveateError(f"{path} cannot be opened by onnxruntime: {first_line(error)}") from error
-        self.metadata: dict[str, Any] = from_texts(self._session.get_modelmeta().custom_metadata_map, path)
+        self.metadata = from_texts(self._session.get_modelmeta().custom_metadata_map, path)
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray[Any, Any]) -> Arrays:

@@ -38,6 +38,7 @@ class Pt2(Format):
 
     def open(self, path: Path, threads: int | None = None) -> Session:
         """See :meth:`Format.open`; torch's own number of threads counts."""
+        del threads
         return _Session(path)
 
     def foreign_operations(self, path: Path) -> tuple[str, ...]:
@@ -48,15 +49,15 @@ class Pt2(Format):
         return tuple(sorted(name for name in names if not name.startswith(("aten.", "prims.", "higher_order."))))
 
 
-class _Session:
+class _Session(Session):
     def __init__(self, path: Path) -> None:
-        texts = {f"{PREFIX}{key}": "" for key in _keys(path)}
+        texts: dict[str, Any] = {f"{PREFIX}{key}": "" for key in _keys(path)}
         try:
             with quiet():
                 loaded = torch.export.load(path, extra_files=texts)
         except Exception as error:  # torch raises what it likes on a damaged file
             raise FoveateError(f"{path} cannot be opened as a .pt2 file: {first_line(error)}") from error
-        self.metadata: dict[str, Any] = from_texts(
+        self.metadata = from_texts(
             {key: text.decode() if isinstance(text, bytes) else text for key, text in texts.items()}, path
         )
         self._module = loaded.module()
