@@ -14,6 +14,7 @@ from .explanations.explain import explain as explain
 from .explanations.result import Explanation as Explanation
 from .exporters.export import export as export
 from .exporters.result import Exported as Exported
+from .families.family import Family as Family
 from .images import open_image as open_image
 from .kernels.dispatch import use_fused as use_fused
 from .registry import build as build
@@ -38,6 +39,7 @@ from .studies.reporting.report import report as report
 from .studies.reproduction.reproduce import reproduce as reproduce
 from .studies.reproduction.results import Reproduction as Reproduction
 from .surgery import create_model as create_model
+from .surgery.families import resolve_family as resolve_family
 from .surgery.fuse import fuse as fuse
 from .surgery.insert import attentions as attentions
 from .surgery.insert import insert as insert

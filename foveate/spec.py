@@ -11,15 +11,17 @@ A plan is data: parsing it executes nothing and imports no torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from foveate.arguments import checked_class
 from foveate.errors import FoveateError, near
 
-__all__ = ["Literal", "Placement", "Plan", "Spec"]
+__all__ = ["VERBS", "Literal", "Parser", "Placement", "Plan", "Spec", "literal_text"]
 
 Literal: TypeAlias = bool | int | float | str | None
+Value = TypeVar("Value")
 
 VERBS = ("after", "replacing", "as pool", "as head")
 _KEYWORDS: dict[str, Literal] = {"True": True, "False": False, "None": None, "true": True, "false": False, "none": None}
@@ -30,7 +32,7 @@ _TOKEN = re.compile(
       |(?P<number>[+-]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?)(?![\w.*:])
       |(?P<string>'(?:[^'\\\n]|\\['\\])*'|"(?:[^"\\\n]|\\["\\])*")
       |(?P<word>(?:\#\d+|[\w*][\w.*:-]*))
-      |(?P<mark>[();,=])""",
+      |(?P<mark>[();,=|])""",
     re.VERBOSE | re.ASCII,
 )
 
@@ -41,7 +43,8 @@ class _Token(NamedTuple):
     start: int
 
 
-def _literal_text(value: Literal) -> str:
+def literal_text(value: Literal) -> str:
+    """A literal as it is written in a plan."""
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return repr(value)
@@ -61,7 +64,7 @@ class Spec:
     options: tuple[tuple[str, Literal], ...] = ()
 
     def __str__(self) -> str:
-        inside = ", ".join(f"{key}={_literal_text(value)}" for key, value in self.options)
+        inside = ", ".join(f"{key}={literal_text(value)}" for key, value in self.options)
         return f"{self.name}({inside})" if inside else self.name
 
     @property
@@ -80,7 +83,7 @@ class Spec:
         Raises:
             FoveateError: the text is not a spec; the message names the position.
         """
-        parser = _Parser(text)
+        parser = Parser(text)
         spec = parser.spec()
         parser.end()
         return spec
@@ -133,7 +136,7 @@ class Plan:
             return text
         if not isinstance(text, str):
             raise FoveateError(f"a plan is text such as 'se after blocks.2.1', not {type(text).__name__}")
-        parser = _Parser(text)
+        parser = Parser(text)
         placements = [parser.placement()]
         while parser.take(";"):
             if parser.at_end():
@@ -143,11 +146,21 @@ class Plan:
         return cls(tuple(placements))
 
 
-class _Parser:
-    def __init__(self, text: str) -> None:
-        self.text = text
+class Parser:
+    """Reads text from left to right; a family's parser reads more (``family``).
+
+    Args:
+        text: the whole text.
+        kind: what it is called in messages: "plan" or "family".
+
+    Raises:
+        FoveateError: the text is too long, or holds a character that means nothing.
+    """
+
+    def __init__(self, text: str, kind: str = "plan") -> None:
+        self.text, self.kind = text, kind
         if len(text) > _MAX_LENGTH:
-            raise FoveateError(f"a plan of {len(text)} characters is too long: the limit is {_MAX_LENGTH}")
+            raise FoveateError(f"a {kind} of {len(text)} characters is too long: the limit is {_MAX_LENGTH}")
         self.tokens: list[_Token] = []
         self.index = 0
         position = 0
@@ -155,23 +168,29 @@ class _Parser:
             match = _TOKEN.match(text, position)
             if match is None:
                 raise self.error(f"{text[position]!r} means nothing here", position)
+            if match.group() == "|" and kind == "plan":
+                raise self.error("'|' separates the alternatives of a family, and a plan has none", position)
             if match.lastgroup != "space":
                 self.tokens.append(_Token(match.lastgroup or "", match.group(), position))
             position = match.end()
 
     def error(self, what: str, position: int | None = None) -> FoveateError:
+        """What cannot be read, with its position and what stands there."""
         if position is None:
             position = self.tokens[self.index].start if self.index < len(self.tokens) else len(self.text)
         before, after = self.text[max(0, position - 30) : position], self.text[position : position + 30]
-        return FoveateError(f"cannot read the plan: {what}, at position {position}: {before!r} <here> {after!r}")
+        return FoveateError(f"cannot read the {self.kind}: {what}, at position {position}: {before!r} <here> {after!r}")
 
     def peek(self) -> _Token | None:
+        """The next token; None at the end."""
         return self.tokens[self.index] if self.index < len(self.tokens) else None
 
     def at_end(self) -> bool:
+        """Whether all was read."""
         return self.index == len(self.tokens)
 
     def take(self, text: str) -> bool:
+        """Read a mark or a word if it comes next."""
         token = self.peek()
         if token is not None and token.text == text and token.kind in ("mark", "word"):
             self.index += 1
@@ -179,6 +198,7 @@ class _Parser:
         return False
 
     def word(self, what: str) -> str:
+        """Read a word; ``what`` says in the error what is expected."""
         token = self.peek()
         if token is None or token.kind != "word":
             raise self.error(f"{what} is expected" + (f", not {token.text!r}" if token else ", but the text ends"))
@@ -186,11 +206,14 @@ class _Parser:
         return token.text
 
     def end(self) -> None:
+        """Make sure that nothing is left over."""
         token = self.peek()
         if token is not None:
-            raise self.error(f"{token.text!r} is left over")
+            hint = " ('any of' and 'some of' stand in a family, not in a plan)" if token.text == "of" else ""
+            raise self.error(f"{token.text!r} is left over{hint}")
 
     def literal(self) -> Literal:
+        """Read a value."""
         token = self.peek()
         if token is None:
             raise self.error("a value is expected, but the text ends")
@@ -211,12 +234,17 @@ class _Parser:
         return value
 
     def spec(self) -> Spec:
+        """Read a spec."""
+        return Spec(*self.name_and_options(self.literal))
+
+    def name_and_options(self, value: Callable[[], Value]) -> tuple[str, tuple[tuple[str, Value], ...]]:
+        """Read a name and its options, whose values ``value`` reads."""
         start = self.index
         name = self.word("the name of a mechanism")
         if not re.fullmatch(r"(?:[A-Za-z_]\w*:)?[A-Za-z_][\w-]*(?:\.\w+)*", name, re.ASCII):
             self.index = start
             raise self.error(f"{name!r} is not the name of a mechanism")
-        options: dict[str, Literal] = {}
+        options: dict[str, Value] = {}
         if self.take("("):
             while not self.take(")"):
                 at = self.index
@@ -229,27 +257,38 @@ class _Parser:
                 if key in options:
                     self.index = at
                     raise self.error(f"option {key!r} is given twice")
-                options[key] = self.literal()
+                options[key] = value()
                 if not self.take(",") and (self.peek() is None or self.peek().text != ")"):  # type: ignore[union-attr]
                     raise self.error("',' or ')' is expected")
-        return Spec(name, tuple(options.items()))
+        return name, tuple(options.items())
 
-    def placement(self) -> Placement:
-        spec = self.spec()
-        verb = self.word(f"'after', 'replacing', 'as pool' or 'as head' after {str(spec)!r}")
+    def verb(self, behind: str) -> str:
+        """Read a verb."""
+        verb = self.word(f"'after', 'replacing', 'as pool' or 'as head' after {behind!r}")
         if verb == "as":
             verb = "as " + self.word("'pool' or 'head'")
         if verb not in VERBS:
             self.index -= 1
             raise self.error(f"{verb!r} is not a verb; {near(verb, VERBS)}")
+        return verb
+
+    def placement(self) -> Placement:
+        """Read a placement."""
+        spec = self.spec()
+        verb = self.verb(str(spec))
         if verb == "as pool" or (verb == "as head" and not self.take("on")):
             return Placement(spec, verb)
+        return Placement(spec, verb, self.sites())
+
+    def sites(self) -> tuple[str, ...]:
+        """Read a list of site patterns."""
         sites = [self.site()]
         while self.take(","):
             sites.append(self.site())
-        return Placement(spec, verb, tuple(sites))
+        return tuple(sites)
 
     def site(self) -> str:
+        """Read a site pattern."""
         token = self.peek()
         if token is None or token.kind not in ("word", "number"):
             return self.word("a site")

@@ -12,7 +12,7 @@ LEVELS = [
     {"errors"},
     {"model_info", "image_formats", "arguments"},
     {"spec", "images", "preserve", "scores", "io", "progress"},
-    {"classifier_protocol", "registry", "kernels"},
+    {"classifier_protocol", "families", "registry", "kernels"},
     {"attention", "pooling", "heads"},
     {"networks"},
     {"surgery"},
@@ -166,7 +166,8 @@ def fresh(code: str) -> str:
 
 
 def test_import_costs_no_torch():
-    code = "import sys, foveate; foveate.Plan, foveate.Recipe, foveate.names(); print('torch' in sys.modules)"
+    used = "foveate.Plan, foveate.Family, foveate.Recipe, foveate.names()"
+    code = f"import sys, foveate; {used}; print('torch' in sys.modules)"
     assert fresh(code) == "False"
 
 
