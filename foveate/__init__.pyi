@@ -13,7 +13,11 @@ from .errors import FoveateError as FoveateError
 from .explanations.explain import explain as explain
 from .explanations.result import Explanation as Explanation
 from .exporters.export import export as export
+from .exporters.opened import ExportedClassifier as ExportedClassifier
+from .exporters.opened import open_exported as open_exported
 from .exporters.result import Exported as Exported
+from .exporters.table import ExportTable as ExportTable
+from .exporters.table import export_all as export_all
 from .families.family import Family as Family
 from .images import open_image as open_image
 from .kernels.dispatch import use_fused as use_fused

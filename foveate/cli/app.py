@@ -22,6 +22,7 @@ from foveate.cli.compare import compare, results
 from foveate.cli.data import data
 from foveate.cli.doctor import doctor
 from foveate.cli.explain import explain
+from foveate.cli.export import export
 from foveate.cli.latency import latency
 from foveate.cli.options import ModelOptions, open_network, say
 from foveate.cli.reproduce import reproduce
@@ -41,6 +42,7 @@ app = App(
 
 app.command(audit)
 app.command(explain)
+app.command(export)
 app.command(data)
 app.command(train)
 app.command(compare)

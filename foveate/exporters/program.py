@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from foveate.surgery.model_copy import copied, guarded
 from foveate.surgery.record import record_of, unwrapped
 from foveate.surgery.trace import input_size_of
 
-__all__ = ["AttentionSite", "DeployableNetwork", "Program", "prepare", "quiet", "reason", "where"]
+__all__ = ["AttentionSite", "DeployableNetwork", "Program", "blame", "prepare", "quiet", "reason", "where"]
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,29 @@ def where(text: str, sites: Sequence[AttentionSite]) -> str:
         if site.module in text:
             return f" in the attention at {site.site}"
     return ""
+
+
+def blame(exported: torch.export.ExportedProgram, error: Exception, sites: Sequence[AttentionSite]) -> str:
+    """Which operation a converter stopped at, and in which attention module, as far as its error names a node.
+
+    Args:
+        exported: the graph that was converted.
+        error: the converter's.
+        sites: where attention stands.
+    """
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__) is not None and inner not in chain:
+        chain.append(inner)
+    text = " ".join(map(str, chain))
+    with quiet(), torch.no_grad():  # converters work on torch's smaller set of operations
+        graph = exported.run_decompositions().graph
+    named = {f"%{node.name}": node for node in graph.nodes if node.op == "call_function"}
+    # The first node in the text is the one, those behind it are its inputs.
+    for word in re.findall(r"%\w+", text):
+        if word in named:
+            inside = where(str(named[word].meta.get("nn_module_stack", "")), sites)
+            return f"it has no form for the operation {named[word].target}{inside}"
+    return reason(error)
 
 
 def reason(error: Exception) -> str:

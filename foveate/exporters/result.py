@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.exporters.opened import ExportedClassifier, open_exported
 from foveate.exporters.verify import Check
 
 __all__ = ["Contribution", "Exported"]
@@ -74,6 +75,10 @@ class Exported:
     def ran(self) -> bool:
         """Whether the file was run on this machine."""
         return self.difference is not None
+
+    def open(self) -> ExportedClassifier:
+        """The file in its own runtime: what ``predict`` and ``evaluate`` take in the network's place."""
+        return open_exported(self.path)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,7 @@ def random_samples(count: int, preprocess: Preprocess, options: ExportOptions) -
     return Samples(normalised, given, None, (), f"{count} images of random pixels: no data was given")
 
 
-def as_given(normalised: Tensor, metadata: dict[str, Any], preprocess: Preprocess) -> np.ndarray[Any, Any]:
+def as_given(normalised: Tensor, metadata: Mapping[str, Any], preprocess: Preprocess) -> np.ndarray[Any, Any]:
     """Normalised images as an exported file takes them: as they are, or the pixels that they were made of."""
     if metadata["input"]["type"] != "uint8":
         return normalised.float().contiguous().numpy()

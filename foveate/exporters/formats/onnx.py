@@ -12,7 +12,7 @@ import torch
 from foveate.errors import FoveateError, first_line
 from foveate.exporters.format import Arrays, Format, Session
 from foveate.exporters.metadata import from_texts, to_texts
-from foveate.exporters.program import Program, quiet, reason, where
+from foveate.exporters.program import Program, blame, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -78,8 +78,9 @@ def to_onnx(program: Program) -> onnx.ModelProto:
             raise RuntimeError("torch gave no graph")
         model: onnx.ModelProto = made.model_proto
     except Exception as error:  # torch raises what it likes
-        where_ = where(str(error), program.sites)
-        raise FoveateError(f"the network cannot be exported to ONNX{where_}: {reason(error)}") from error
+        raise FoveateError(
+            f"the network cannot be exported to ONNX: {blame(exported, error, program.sites)}"
+        ) from error
     _name_axes(model, program.metadata["input"]["shape"])
     for key, text in to_texts(program.metadata).items():
         entry = model.metadata_props.add()

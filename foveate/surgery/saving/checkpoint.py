@@ -30,7 +30,7 @@ from foveate.surgery.apply import undo
 from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.presets import PRESETS
 from foveate.surgery.record import plans_within, record_of, unwrapped
-from foveate.surgery.saving.weights_file import CONFIG, as_text, read, write_model_files
+from foveate.surgery.saving.weights_file import CONFIG, as_text, model_folder, read, write_model_files
 from foveate.surgery.trace import input_size_of
 from foveate.surgery.wrappers import KEY
 
@@ -182,7 +182,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, stri
     """Build a saved model anew: first the network, then the plan, then the weights. Nothing in the files is executed.
 
     Args:
-        folder: one that ``save`` or ``save_pretrained`` wrote.
+        folder: one that ``save`` or ``save_pretrained`` wrote, or a training run's, of which the best model is taken.
         model: the plain network, for one that neither timm nor torchvision can build by name; it is changed in place.
         strict: refuse weights that do not fit in every key and shape, and a network that is not rebuilt as it was.
             Without it what fits is loaded, and one warning and ``load_report(model)`` say what did not.
@@ -194,7 +194,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, stri
         FoveateError: the folder holds no such model, its files are damaged, or the weights do not fit; a ``model``
             that was given is left as found.
     """
-    path, state, config = read(Path(folder))
+    path, state, config = read(model_folder(Path(folder)))
     preparation = checked_preparation(path, config)
     network = _rebuild(path, config, state) if model is None else model
     if plan_of(network) is not None:

@@ -16,9 +16,18 @@ from torch import Tensor
 from foveate.errors import FoveateError, first_line
 from foveate.io import Content, json_text, state_digest, write_files
 
-__all__ = ["CONFIG", "SUMS", "WEIGHTS", "as_text", "read", "write_model_files"]
+__all__ = ["CONFIG", "SUMS", "WEIGHTS", "as_text", "model_folder", "read", "write_model_files"]
 
 WEIGHTS, CONFIG, SUMS, HEADER = "model.safetensors", "config.json", "SHA256SUMS", "foveate"
+
+
+_OF_A_RUN = ("model_best", "last")  # what a training run keeps, the better first
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of a saved model itself: of a training run's folder the best model that it holds, else the last."""
+    inside = [folder / name for name in _OF_A_RUN if (folder / name / WEIGHTS).exists()]
+    return inside[0] if inside and not (folder / WEIGHTS).exists() else folder
 
 
 def _digest(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:

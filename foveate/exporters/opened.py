@@ -1,0 +1,107 @@
+"""An exported file as a classifier: what ``predict``, ``evaluate`` and ``latency`` take in a network's place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError, near
+from foveate.exporters.format import Arrays, Session, format_names, format_of_file
+from foveate.exporters.metadata import preprocess_of
+from foveate.exporters.sample_images import as_given
+from foveate.images import Preprocess
+
+__all__ = ["ExportedClassifier", "is_exported", "open_exported"]
+
+
+class ExportedClassifier:
+    """A file that ``export`` wrote, opened in its runtime; a :class:`foveate.classifier_protocol.Classifier`.
+
+    Args:
+        path: of the file.
+        session: the opened file.
+        format_name: of the file.
+
+    Attributes:
+        path: of the file.
+        format: its format's name.
+        metadata: what the file says of itself.
+    """
+
+    def __init__(self, path: Path, session: Session, format_name: str) -> None:
+        self.path, self.format, self._session = path, format_name, session
+        self.metadata: Mapping[str, Any] = session.metadata
+        self._preprocess = preprocess_of(session.metadata, path)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """A name for each of the K outputs, or None."""
+        return tuple(map(str, self.metadata["classes"])) or None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How images are prepared."""
+        return self._preprocess
+
+    @property
+    def batch(self) -> int | None:
+        """The number of images in a call, or None for any number."""
+        first = self.metadata["input"]["shape"][0]
+        return first if isinstance(first, int) else None
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The scores before the softmax.
+
+        Args:
+            images: (B, C, H, W) float32, normalised; where the file takes pixels they are made of these again.
+
+        Returns:
+            (B, K) float32.
+
+        Raises:
+            FoveateError: the runtime does not take them.
+        """
+        return torch.from_numpy(np.ascontiguousarray(self.run(as_given(images, self.metadata, self.preprocess))[0]))
+
+    def run(self, images: np.ndarray[Any, Any]) -> Arrays:
+        """All outputs of the file, for images as it takes them, in the order of ``metadata["outputs"]``."""
+        return self._session.run(images)
+
+    def __repr__(self) -> str:
+        return f"<{self.metadata['architecture']} in {self.path}, {self.metadata['precision']}>"
+
+
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is, by its suffix, a file of a format that ``export`` writes."""
+    return format_of_file(Path(path)) is not None
+
+
+def open_exported(path: str | os.PathLike[str], threads: int | None = None) -> ExportedClassifier:
+    """Open a file that ``export`` wrote. Nothing in it is executed but the network's own operations.
+
+    Args:
+        path: of the file.
+        threads: to compute with; None for the runtime's own choice.
+
+    Raises:
+        FoveateError: there is no such file, foveate did not write it, or its runtime is not installed or cannot run it
+            on this machine.
+    """
+    path = Path(path)
+    form = format_of_file(path)
+    if form is None:
+        raise FoveateError(f"{path} is not an exported network; formats that are read: {', '.join(format_names())}")
+    if not path.exists():
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise FoveateError(f"there is no file {path}; in {path.parent} {near(path.name, beside)}")
+    form.check_installed()
+    unable = form.runs_here()
+    if unable:
+        raise FoveateError(f"{path} cannot be run on this machine: {unable}")
+    return ExportedClassifier(path, form.open(path, threads), form.name)

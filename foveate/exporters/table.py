@@ -1,0 +1,123 @@
+"""One network in several formats and precisions: a row for each, also for what failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from foveate.data.opening import open_data
+from foveate.data.split import ImageData
+from foveate.errors import FoveateError
+from foveate.exporters.export import export
+from foveate.exporters.format import find_format
+from foveate.exporters.options import PRECISIONS
+from foveate.exporters.result import Exported
+from foveate.io import write_csv
+from foveate.surgery.saving.checkpoint import load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ExportRow", "ExportTable", "export_all"]
+
+
+@dataclass(frozen=True)
+class ExportRow:
+    """One file, or why there is none.
+
+    Args:
+        format: asked for.
+        precision: asked for.
+        status: "ok", "converted, not run", or "failed".
+        reason: why it failed, in one line; else empty.
+        exported: the file; None where it failed.
+    """
+
+    format: str
+    precision: str
+    status: str
+    reason: str = ""
+    exported: Exported | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row's numbers by column."""
+        made = self.exported
+        row: dict[str, Any] = {"format": self.format, "precision": self.precision, "status": self.status}
+        for name in ("megabytes", "difference", "agreement", "agreement_without", "top1", "network_top1"):
+            row[name] = getattr(made, name, None)
+        lowest = min((each.correlation for each in made.contributions), default=None) if made else None
+        row["lowest_correlation"] = lowest
+        row |= {name: getattr(made, name, None) for name in ("milliseconds", "network_milliseconds")}
+        return {**row, "path": str(made.path) if made else "", "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class ExportTable:
+    """Rows in the order in which they were asked for."""
+
+    rows: tuple[ExportRow, ...]
+
+    @property
+    def failed(self) -> tuple[ExportRow, ...]:
+        """What was not written."""
+        return tuple(row for row in self.rows if row.status == "failed")
+
+    def write_csv(self, path: str | os.PathLike[str]) -> Path:
+        """A line for each row.
+
+        Raises:
+            FoveateError: the file cannot be written.
+        """
+        return write_csv(Path(path), [row.to_dict() for row in self.rows])
+
+
+def export_all(
+    model: nn.Module | str | os.PathLike[str],
+    formats: Sequence[str],
+    output: str | os.PathLike[str],
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    data: str | os.PathLike[str] | ImageData | None = None,
+    started: Callable[[str, str], object] = lambda _format, _precision: None,
+    options: Mapping[str, Any] | None = None,
+) -> ExportTable:
+    """Export a network in each format and precision; what fails is a row, and the others go on.
+
+    Args:
+        model: a classifier, or a folder that ``fit`` or ``save`` wrote.
+        formats: their names.
+        output: a folder.
+        precisions: in each format.
+        data: images to check and to calibrate with; opened once.
+        started: is told format and precision before each.
+        options: more arguments of ``export``, the same for all.
+
+    Raises:
+        FoveateError: a format or precision does not exist, the model or the data cannot be opened, or nothing is asked.
+    """
+    if not formats or not precisions:
+        raise FoveateError("export needs a format and a precision at least, such as onnx and fp32")
+    for name in formats:
+        find_format(name)
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise FoveateError(f"precision {precision!r} is not known; there are: {', '.join(PRECISIONS)}")
+    network = model if isinstance(model, nn.Module) else load(model)
+    opened = data if data is None or isinstance(data, ImageData) else open_data(data)
+    rows = []
+    for name in dict.fromkeys(formats):
+        for precision in dict.fromkeys(precisions):
+            started(name, precision)
+            try:
+                made = export(network, name, output, precision=precision, data=opened, **(options or {}))
+            except FoveateError as error:
+                rows.append(ExportRow(name, precision, "failed", str(error)))
+                continue
+            status = "ok" if made.ran or not made.checks else "converted, not run"
+            rows.append(ExportRow(name, precision, status, exported=made))
+    return ExportTable(tuple(rows))

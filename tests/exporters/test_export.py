@@ -1,0 +1,325 @@
+"""Every mechanism, pool and head of the registry as ONNX and .pt2; a file that differs from the network is not kept."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate.errors import FoveateError
+from foveate.exporters import export as export_module
+from foveate.exporters.format import format_names
+from foveate.exporters.formats.onnx import Onnx
+from foveate.images import Preprocess
+from foveate.registry import names
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SIZE = 64
+PLAN = "ulsam(groups=4) after layer3; cbam after layer2; se after layer1"
+
+
+def randomised(model):
+    """Many attention modules start as the identity: with other weights they do something."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def network(plan="", name="test_resnet", classes=5):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=classes).eval()
+    return randomised(fv.insert(model, plan, input_size=SIZE) if plan else model)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network(PLAN)
+
+
+@pytest.fixture(scope="module")
+def everywhere():
+    """One network with every mechanism, each after a block of its own."""
+    model = timm.create_model("mobilenetv3_large_075", num_classes=5)
+    blocks = [
+        site.name for site in fv.sites(model, SIZE) if site.name.startswith("blocks.") and site.name.count(".") == 2
+    ]
+    specs = [*names("attention"), "sparse(causal=True)", "ulsam(groups=8)"]
+    assert len(specs) <= len(blocks)
+    return network("; ".join(map("{} after {}".format, specs, blocks)), "mobilenetv3_large_075")
+
+
+AXES = [("onnx", {"size": "dynamic"}), ("onnx", {"size": SIZE, "batch": 1}), ("pt2", {"size": SIZE})]
+
+
+@pytest.mark.parametrize("form, axes", AXES, ids=str)
+def test_every_mechanism(everywhere, form, axes, tmp_path):
+    made = fv.export(everywhere, form, tmp_path, images=3, time=False, **axes)
+    assert made.difference < 1e-4, made
+    assert all(check.passed for check in made.checks), made
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+@pytest.mark.parametrize("end", [f"{n} as head" for n in names("heads")] + [f"{n} as pool" for n in names("pooling")])
+def test_heads_and_pools(end, form, tmp_path):
+    size = "dynamic" if form == "onnx" else SIZE
+    made = fv.export(network(end), form, tmp_path, size=size, images=3, time=False)
+    assert made.difference < 1e-5, made
+
+
+def test_it_is_left_as_found(model, tmp_path):
+    model.train()
+    state, numbers = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    hooks = {name: len(module._forward_hooks) for name, module in model.named_modules()}
+    fv.export(model, "onnx", tmp_path, size=SIZE, maps=("cam", "attention"), images=2, time=False)
+    assert model.training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert {name: len(module._forward_hooks) for name, module in model.named_modules()} == hooks
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.eval()
+
+
+@pytest.fixture(scope="module")
+def complete(model, folder, tmp_path_factory):
+    """A file with everything: pixels in, probabilities, classes and maps out, checked on a data set."""
+    place = tmp_path_factory.mktemp("complete")
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": ["left", "right", "up", "down", "none"]}
+    return fv.export(
+        *(model, "onnx", place / "net.onnx"),
+        size=SIZE,
+        data=folder,
+        maps=("cam", "attention"),
+        input="uint8",
+        softmax=True,
+        top=2,
+    )
+
+
+def test_pixels_give_the_same_logits(model, complete, folder):
+    """The normalisation in the file is that of the model's own preparation, on a picture of another size."""
+    prepare = Preprocess.of(model, SIZE)
+    paths = sorted((folder / "val" / "left").iterdir())[:3]
+    pictures = [Image.open(path) for path in paths]
+    pixels = np.stack([np.asarray(prepare.view(picture)) for picture in pictures])
+    with torch.no_grad():
+        expected = model(torch.stack([prepare(picture) for picture in pictures]))
+    opened = complete.open()
+    outputs = dict(zip((each["name"] for each in opened.metadata["outputs"]), opened.run(pixels), strict=True))
+    assert np.abs(outputs["logits"] - expected.numpy()).max() < 1e-5
+    assert np.allclose(outputs["probabilities"].sum(axis=1), 1, atol=1e-5)
+    assert (outputs["top_classes"][:, 0] == expected.argmax(1).numpy()).all()
+    # The same through the door that `predict` uses: normalised images.
+    again = opened.logits(torch.stack([prepare(picture) for picture in pictures]))
+    assert torch.equal(again, torch.from_numpy(outputs["logits"]))
+    assert opened.classes == ("left", "right", "up", "down", "none")
+    assert opened.preprocess == prepare
+    assert opened.batch is None
+
+
+def test_maps_are_those_of_explain(model, complete, folder):
+    paths = [str(path) for path in sorted((folder / "val" / "right").iterdir())[:2]]
+    pixels = np.stack([np.asarray(Preprocess.of(model, SIZE).view(Image.open(path))) for path in paths])
+    opened = complete.open()
+    described = opened.metadata["outputs"]
+    outputs = {each["name"]: value for each, value in zip(described, opened.run(pixels), strict=True)}
+    cam = fv.explain(model, paths, "cam", image_size=SIZE).maps[0].values.numpy()
+    assert np.abs(outputs["cam"] - cam).max() < 1e-4 * max(1, np.abs(cam).max())
+    own = fv.explain(model, paths, "attention", image_size=SIZE).maps
+    sites = {each["site"]: each["name"] for each in described if each["name"].startswith("attention")}
+    assert set(sites) == {found.module for found in own} == {"layer3", "layer2"}
+    for site, name in sites.items():
+        planes = np.stack([found.values.numpy() for found in own if found.module == site], axis=1)
+        assert outputs[name].shape == planes.shape
+        assert np.abs(outputs[name] - planes).max() < 1e-4
+
+
+def test_what_it_says_of_itself(model, complete):
+    """Everything that a program needs is in the file alone, and nothing was lost on the way."""
+    texts = {entry.key: entry.value for entry in onnx.load(complete.path).metadata_props}
+    found = {key.removeprefix("foveate."): json.loads(text) for key, text in texts.items()}
+    assert found == complete.metadata
+    assert found["plan"] == str(fv.plan_of(model))
+    assert found["input"]["shape"] == ["batch", SIZE, SIZE, 3]
+    assert len(found["weights_sha256"]) == 64
+    assert [
+        axis.dim_param or axis.dim_value for axis in onnx.load(complete.path).graph.input[0].type.tensor_type.shape.dim
+    ] == [*("batch", SIZE, SIZE, 3)]
+    assert {check.name for check in complete.checks} >= {
+        "operations",
+        "metadata",
+        "batch of 1",
+        "batch of 3",
+        "logits",
+        "cam",
+    }
+    assert complete.agreement == 1
+    assert "<table>" in complete._repr_html_()
+    assert json.loads(json.dumps(complete.to_dict()))["agreement"] == 1
+
+
+def test_top1_is_counted_by_class_names(model, complete, folder):
+    """The data has two of the model's five classes; labels are compared by name."""
+    assert complete.network_top1 is not None
+    assert complete.top1 == complete.network_top1
+    evaluation = fv.evaluate(model, fv.open_data(folder).val, image_size=SIZE)
+    assert complete.top1 == pytest.approx(evaluation.top1)
+
+
+def test_half_precision(model, tmp_path):
+    half = fv.export(model, "onnx", tmp_path, precision="fp16", size=SIZE, images=4, time=False)
+    whole = fv.export(model, "onnx", tmp_path, size=SIZE, images=4, time=False)
+    assert half.megabytes < 0.7 * whole.megabytes
+    assert 0 < half.difference < 3e-2
+    assert half.path != whole.path
+
+
+def test_fixed_batch(model, tmp_path):
+    made = fv.export(model, "onnx", tmp_path, batch=4, size=(SIZE, 96), images=6, time=True)
+    opened = made.open()
+    assert opened.batch == 4
+    assert made.metadata["input"]["shape"] == [4, 3, SIZE, 96]
+    assert made.milliseconds > 0
+    assert made.network_milliseconds > 0
+
+
+class Broken(Onnx):
+    """Writes a file with one weight changed."""
+
+    def convert(self, program, path):
+        super().convert(program, path)
+        found = onnx.load(path)
+        weight = max(found.graph.initializer, key=lambda each: len(each.raw_data))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.reshape(-1)[:50] += 1
+        weight.raw_data = values.tobytes()
+        onnx.save(found, path)
+
+
+def test_a_file_that_differs_is_not_kept(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "find_format", lambda name: Broken())
+    with pytest.raises(FoveateError, match="does not do what the network does.*logits"):
+        fv.export(model, "onnx", tmp_path / "new", size=SIZE, images=3, time=False)
+    assert not list((tmp_path / "new").iterdir())
+    kept = fv.export(model, "onnx", tmp_path / "new", size=SIZE, images=3, time=False, keep_failed=True)
+    assert kept.path.exists()
+    assert any("FAILED" in note for note in kept.notes)
+
+
+class Full(Onnx):
+    """There is no space."""
+
+    def convert(self, program, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk(model, tmp_path, monkeypatch):
+    (tmp_path / "net.onnx").write_text("mine")
+    monkeypatch.setattr(export_module, "find_format", lambda name: Full())
+    with pytest.raises(FoveateError, match="No space left"):
+        fv.export(model, "onnx", tmp_path / "net.onnx", size=SIZE, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    assert (tmp_path / "net.onnx").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"format": "onx"}, "did you mean 'onnx'"),
+        ({"precision": "fp8"}, "precision='fp8' is not known"),
+        ({"format": "pt2", "precision": "int8"}, "pt2 is written in"),
+        ({"maps": ("atention",)}, "did you mean 'attention'"),
+        ({"maps": "gradcam"}, "maps='gradcam' is not known"),
+        ({"input": "bytes"}, "input='bytes'"),
+        ({"batch": 0}, "batch=0"),
+        ({"size": "large"}, "size='large'"),
+        ({"size": (32, 0)}, "size="),
+        ({"top": 9}, "top=9: the model has 5 classes"),
+        ({"images": 0}, "images=0"),
+        ({"output": "net.tflite"}, "ends in .onnx"),
+        ({"data": "no/such/folder"}, "no/such/folder"),
+    ],
+)
+def test_bad_requests(model, tmp_path, options, message):
+    given = {"format": "onnx", "output": tmp_path / "out", "size": SIZE, "images": 2, "time": False, **options}
+    if isinstance(given["output"], str):
+        given["output"] = tmp_path / given["output"]
+    with pytest.raises(FoveateError, match=message) as caught:
+        fv.export(model, given.pop("format"), given.pop("output"), **given)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_data_of_other_classes(model, folder, tmp_path):
+    other = network(classes=3)
+    with pytest.raises(FoveateError, match="3 classes without names and the data has 2"):
+        fv.export(other, "onnx", tmp_path, data=folder, size=SIZE)
+
+
+def test_an_existing_file_stays(model, tmp_path):
+    (tmp_path / "test_resnet_fp32.onnx").write_text("mine")
+    with pytest.raises(FoveateError, match="is there already"):
+        fv.export(model, "onnx", tmp_path, size=SIZE)
+    assert (tmp_path / "test_resnet_fp32.onnx").read_text() == "mine"
+
+
+def test_maps_that_do_not_exist(tmp_path):
+    with pytest.raises(FoveateError, match="no inserted attention has a spatial map"):
+        fv.export(network("se after layer2"), "onnx", tmp_path, size=SIZE, maps="attention")
+    with pytest.raises(FoveateError, match="cam needs global average pooling"):
+        fv.export(network("attention_pool as pool"), "onnx", tmp_path, size=SIZE, maps="cam")
+
+
+class Eigen(torch.nn.Module):
+    """An operation without a form in ONNX."""
+
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        return x * torch.linalg.svdvals(x.flatten(2))[:, :1, None, None]
+
+
+def test_an_operation_that_no_format_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("foveate.registry._REGISTERED", {})
+    fv.register("eigen", Eigen)
+    with pytest.raises(FoveateError, match="ONNX.*svd.* in the attention at layer2") as caught:
+        fv.export(network("eigen after layer2"), "onnx", tmp_path, size=SIZE)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_from_elsewhere(tmp_path):
+    torch.onnx.export(
+        torch.nn.Conv2d(3, 4, 1).eval(), (torch.randn(1, 3, 8, 8),), tmp_path / "a.onnx", dynamo=True, verbose=False
+    )
+    with pytest.raises(FoveateError, match="was not exported by foveate"):
+        fv.open_exported(tmp_path / "a.onnx")
+    (tmp_path / "b.onnx").write_bytes(b"not a model")
+    with pytest.raises(FoveateError, match="cannot be opened by onnxruntime"):
+        fv.open_exported(tmp_path / "b.onnx")
+    (tmp_path / "c.pt2").write_bytes(b"not a model")
+    with pytest.raises(FoveateError, match="cannot be opened as a .pt2 file"):
+        fv.open_exported(tmp_path / "c.pt2")
+    with pytest.raises(FoveateError, match="there is no file.*b.onnx"):
+        fv.open_exported(tmp_path / "bb.onnx")
+    with pytest.raises(FoveateError, match="is not an exported network"):
+        fv.open_exported(tmp_path / "model.h5")
+
+
+@pytest.mark.parametrize("name", format_names())
+def test_a_missing_package_is_one_line(name, model, tmp_path, monkeypatch):
+    """Every format that needs packages says how to install them."""
+    monkeypatch.setattr("foveate.exporters.format.importlib.util.find_spec", lambda module: None)
+    form = export_module.find_format(name)
+    if form.requires:
+        with pytest.raises(FoveateError, match=f"{name} needs .*: pip install"):
+            fv.export(model, name, tmp_path, size=SIZE)
