@@ -267,7 +267,8 @@ class Preprocess:
         else:
             height = max(height, int(width * image.height / image.width))
         picture = transform.resize(image, [height, width], InterpolationMode(self.interpolation))
-        return transform.center_crop(picture, list(self.size))
+        cropped: Image.Image = transform.center_crop(picture, list(self.size))
+        return cropped
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Prepare one image.
@@ -285,7 +286,8 @@ class Preprocess:
         if len(self.mean) == 1:
             picture = picture.convert("L")
         tensor = transform.to_dtype(transform.pil_to_tensor(picture), torch.float32, scale=True)
-        return transform.normalize(tensor, list(self.mean), list(self.std))
+        normalised: torch.Tensor = transform.normalize(tensor, list(self.mean), list(self.std))
+        return normalised
 
 
 def _input_channels(model: torch.nn.Module) -> int:

@@ -84,7 +84,7 @@ def training_memory(
         images = images_for(net, size, batch_size)
         live.track([images])
         with torch.enable_grad(), LiveMemoryMode(live):
-            total(run(net, images)).backward()
+            torch.autograd.backward(total(run(net, images)))
         trained = [p for p in net.parameters() if p.requires_grad]
         state = optimizer_tensors * sum(p.numel() * p.element_size() for p in trained)
         return sum(own.values()) + state + live.peak

@@ -31,9 +31,10 @@ def names() -> tuple[str, ...]:
 
 def _layer(name: str) -> Callable[..., nn.Module] | None:
     try:
-        return get_attn(name)
+        layer: Callable[..., nn.Module] | None = get_attn(name)
     except AssertionError:
         return None
+    return layer
 
 
 def _options(layer: Callable[..., nn.Module]) -> Iterator[inspect.Parameter]:

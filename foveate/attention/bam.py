@@ -83,7 +83,8 @@ class BAM(nn.Module):
         channels = self.channel(x.mean(dim=(2, 3)))[:, :, None, None]
         positions = self.spatial(x)
         scores = channels + positions if self.combine == "sum" else channels * positions
-        return scores.sigmoid()
+        found: Tensor = scores.sigmoid()
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """The map times x, added to x."""

@@ -87,7 +87,7 @@ class CBAM(nn.Module):
     def attend_channels(self, x: Tensor) -> Tensor:
         """Mc, (B, m, 1, 1)."""
         if self.channel_pool == "max":
-            scores = self.fc2(F.relu(self.fc1(x.amax(dim=(2, 3)))))
+            scores: Tensor = self.fc2(F.relu(self.fc1(x.amax(dim=(2, 3)))))
         else:
             scores = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3)))))
             if self.channel_pool == "both":
@@ -100,7 +100,8 @@ class CBAM(nn.Module):
             planes = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
         else:
             planes = self.squeeze(x)
-        return self.bn(self.conv(planes)).sigmoid()
+        scores: Tensor = self.bn(self.conv(planes))
+        return scores.sigmoid()
 
     def attend(self, x: Tensor) -> Tensor:
         """Mc * Ms, each computed from what the order gives it, (B, m, h, w)."""
@@ -151,7 +152,8 @@ class CBAM(nn.Module):
         """What the sigmoid of Mc gets, (B, m); the MLP takes both pools as one batch."""
         most, mean = self.channel_pool != "avg", self.channel_pool != "max"
         pooled = gates_op.pool_positions(x, positions, most=most, mean=mean)
-        first, *others = self.fc2(F.relu(self.fc1(pooled))).unbind(1)
+        scores: Tensor = self.fc2(F.relu(self.fc1(pooled)))
+        first, *others = scores.unbind(1)
         return sum(others, start=first)
 
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:

@@ -60,7 +60,7 @@ class ChannelAttention(nn.Module):
         """The output, x + gamma y."""
         rows = x.flatten(2).contiguous()
         y = softmax_attention(self._queries(rows), rows, rows, 1.0)
-        return x + self.gamma * y.unflatten(2, x.shape[2:])
+        return x + self.gamma * torch.unflatten(y, 2, x.shape[2:])
 
     def _queries(self, rows: Tensor) -> Tensor:
         return rows if self.form == "nearest" else -rows

@@ -55,5 +55,5 @@ class DANet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """P(x) + C(x), minus x where x counts once."""
-        both = self.position(x) + self.channel(x)
+        both: Tensor = self.position(x) + self.channel(x)
         return both if self.residual == "each" else both - x

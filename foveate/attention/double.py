@@ -13,6 +13,7 @@ of size N x N is ever built.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
@@ -50,14 +51,16 @@ class DoubleAttention(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """The gathering maps B, (B, c_n, h, w)."""
-        return self.theta(x).flatten(2).softmax(dim=2).unflatten(2, x.shape[2:])
+        scores: Tensor = self.theta(x).flatten(2)
+        return torch.unflatten(scores.softmax(dim=2), 2, x.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, x + W Z."""
         features = self.phi(x).flatten(2)
         gathered = features @ self.attend(x).flatten(2).transpose(1, 2)
         handed_out = gathered @ self.rho(x).softmax(dim=1).flatten(2)
-        return x + self.out(handed_out.unflatten(2, x.shape[2:]))
+        change: Tensor = self.out(torch.unflatten(handed_out, 2, x.shape[2:]))
+        return x + change
 
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """Parameters and MACs as the ULSAM paper's table counts them: 2mt and 2mthw, two of the four convolutions."""

@@ -101,7 +101,7 @@ class NonLocal(nn.Module):
             pairs = (a.unsqueeze(2) + b.unsqueeze(1)).relu() / keys.shape[1]
         else:
             pairs = softmax_map(queries, keys, self.scale)
-        return pairs.unflatten(2, phi.shape[2:])
+        return torch.unflatten(pairs, 2, phi.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, x + BN(W y)."""
@@ -113,7 +113,8 @@ class NonLocal(nn.Module):
             y = relu_pairs(*self._halves(queries, keys), values / keys.shape[1])
         else:
             y = softmax_attention(queries, keys, values, self.scale)
-        return x + self.bn(self.out(y.transpose(1, 2).unflatten(2, x.shape[2:])))
+        change: Tensor = self.bn(self.out(torch.unflatten(y.transpose(1, 2), 2, x.shape[2:])))
+        return x + change
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         source = _pool(x) if self.sub_sample == "before" else x

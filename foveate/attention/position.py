@@ -56,11 +56,11 @@ class PositionAttention(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """softmax(q . k) of all pairs, (B, N, h, w): N^2 numbers for each image."""
         pairs = softmax_map(flatten_positions(self.query_conv(x)), flatten_positions(self.key_conv(x)), 1.0)
-        return pairs.unflatten(2, x.shape[2:])
+        return torch.unflatten(pairs, 2, x.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, x + gamma y."""
         queries, keys = flatten_positions(self.query_conv(x)), flatten_positions(self.key_conv(x))
         values = flatten_positions(self.value_conv(x))
         y = softmax_attention(queries, keys, values, 1.0)
-        return x + self.gamma * y.transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.gamma * torch.unflatten(y.transpose(1, 2), 2, x.shape[2:])

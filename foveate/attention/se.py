@@ -50,7 +50,8 @@ class SE(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """The channel weights s, (B, m)."""
-        return self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3))))).sigmoid()
+        scores: Tensor = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3)))))
+        return scores.sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         """s * x."""

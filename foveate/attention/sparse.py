@@ -101,7 +101,7 @@ class StridedSparseAttention(nn.Module):
             between = x + self._merge(self._local(q, k, v, x), x, 0)
             second_q, second_k, _ = self._heads(between, 1)
             maps = [pattern_map(q, k, local), pattern_map(second_q, second_k, strided)]
-        return torch.cat(maps, dim=1).unflatten(3, x.shape[2:])
+        return torch.unflatten(torch.cat(maps, dim=1), 3, x.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         """The attention added to x, in one step or two."""
@@ -154,9 +154,10 @@ class StridedSparseAttention(nn.Module):
         """q, k and v, each (B, heads, N, d)."""
         q, k, v = flatten_positions(self.qkv[step](x)).chunk(3, dim=2)
         by_head = (self.heads, -1)
-        q, k, v = q.unflatten(2, by_head), k.unflatten(2, by_head), v.unflatten(2, by_head)
+        q, k, v = (torch.unflatten(t, 2, by_head) for t in (q, k, v))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _merge(self, rows: Tensor, x: Tensor, step: int) -> Tensor:
         """(B, heads, N, d) -> (B, m, h, w), through W."""
-        return self.out[step](rows.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
+        y: Tensor = self.out[step](torch.unflatten(rows.transpose(2, 3).flatten(1, 2), 2, x.shape[2:]))
+        return y

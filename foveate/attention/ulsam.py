@@ -16,7 +16,7 @@ Where ``foveate.kernels.ulsam.op`` has a fused kernel for the input, ``forward``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ class ULSAM(nn.Module):
         self.bn_dws = nn.BatchNorm2d(channels, momentum=momentum)
         self.conv_point = nn.Conv2d(channels, groups, 1, groups=groups)
         self.bn_point = nn.BatchNorm2d(groups, momentum=momentum)
-        self.register_load_state_dict_pre_hook(_join_subspaces)
+        register_hook: Callable[[Callable[..., None]], object] = self.register_load_state_dict_pre_hook
+        register_hook(_join_subspaces)
 
     def attend(self, x: Tensor) -> Tensor:
         """The maps A, (B, g, h, w)."""
@@ -122,7 +123,7 @@ class ULSAM(nn.Module):
         with torch.no_grad():
             for norm in (norm for norm in norms if norm.training):
                 count = norm.num_features
-                mean, var, observed = observed.split([count, count, observed.numel() - 2 * count])
+                mean, var, observed = torch.split(observed, [count, count, observed.numel() - 2 * count])
                 if norm.num_batches_tracked is not None:
                     norm.num_batches_tracked.add_(1)
                 norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)

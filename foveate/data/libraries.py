@@ -92,7 +92,7 @@ class _Encoded:
 
 def _column(rows: Any, kind: str, usual: str, name: str) -> str:
     features = rows.features
-    fitting = [column for column, feature in features.items() if type(feature).__name__ == kind]
+    fitting: list[str] = [column for column, feature in features.items() if type(feature).__name__ == kind]
     if usual in features and (usual in fitting or not fitting):
         return usual
     if not fitting:

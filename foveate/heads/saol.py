@@ -240,7 +240,7 @@ def _classify(scores: Tensor, labels: Tensor, share: Tensor | None, smoothing: f
     labels = labels.to(scores.device)
     if share is None:
         return F.cross_entropy(scores, labels, label_smoothing=smoothing)
-    plain, mixed = scores.split(len(labels))
+    plain, mixed = torch.split(scores, len(labels))
     own = F.cross_entropy(mixed, labels, label_smoothing=smoothing)
     foreign = F.cross_entropy(mixed, labels.roll(1), label_smoothing=smoothing)
     return (F.cross_entropy(plain, labels, label_smoothing=smoothing) + (1 - share) * own + share * foreign) / 2

@@ -10,8 +10,8 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -146,10 +146,12 @@ def _has_backend(device: str, dtype: torch.dtype, family: str) -> bool:
     return bool(ready.__wrapped__(device, dtype, family).backend)
 
 
-_has_backend_constant = torch.compiler.assume_constant_result(_has_backend)
+Function = TypeVar("Function", bound=Callable[..., object])
+_constant_in_graphs: Callable[[Function], Function] = torch.compiler.assume_constant_result  # torch has no types here
+_has_backend_constant = _constant_in_graphs(_has_backend)
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def is_exporting() -> bool:
     """Whether torch.export traces this. torch 2.11 says so of torch.compile, too, where it is not asked outside."""
     return torch.compiler.is_exporting()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-__all__ = ["registering", "unregistered"]
+__all__ = ["library", "registering", "unregistered"]
 
 logger = logging.getLogger("foveate")
 
 unregistered: dict[str, str] = {}
 """Family of operations -> why this torch does not have them."""
+
+
+def library() -> torch.library.Library:
+    """A part of torch's namespace ``foveate``; what it registers lasts as long as it does."""
+    make: Callable[[str, str], torch.library.Library] = torch.library.Library  # torch does not annotate it
+    return make("foveate", "FRAGMENT")
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def pattern_map(q: Tensor, k: Tensor, pattern: Tensor) -> Tensor:
     Returns:
         (B, heads, n, n); each row sums to 1.
     """
-    scores = (q / q.shape[3] ** 0.5) @ k.transpose(2, 3)
+    scores: Tensor = (q / q.shape[3] ** 0.5) @ k.transpose(2, 3)
     return scores.masked_fill(~pattern.to(q.device), float("-inf")).softmax(dim=3)
 
 
@@ -88,7 +88,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, 
 
     def cut(rows: Tensor) -> Tensor:
         """(B * heads, blocks, size, d)."""
-        return _fill(rows, rest).unflatten(2, (blocks, size)).flatten(0, 1)
+        return torch.unflatten(_fill(rows, rest), 2, (blocks, size)).flatten(0, 1)
 
     def around(rows: Tensor) -> Tensor:
         """(B * heads, blocks, 2 or 3 times size, d): each block between its neighbours, zeros outside."""
@@ -106,7 +106,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, 
     back = query - key
     seen = (back < size) & (back >= 0 if causal else back > -size) & (key >= 0) & (key < n)
     out = F.scaled_dot_product_attention(cut(q), around(k), around(v), attn_mask=seen[None])
-    return out.unflatten(0, (-1, heads)).flatten(2, 3)[:, :, :n]
+    return torch.unflatten(out, 0, (-1, heads)).flatten(2, 3)[:, :, :n]
 
 
 def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool, parts: int | None = None) -> Tensor:
@@ -130,10 +130,10 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool
 
     def upright(x: Tensor) -> Tensor:
         """(B * heads, columns, rows, d)."""
-        return _fill(x, rest).unflatten(2, (rows, columns)).transpose(2, 3).flatten(0, 1)
+        return torch.unflatten(_fill(x, rest), 2, (rows, columns)).transpose(2, 3).flatten(0, 1)
 
     real = None
     if not (causal or _is_zero(rest)):  # causal: what was filled in comes last and is seen by nobody
         real = (torch.arange(rows * columns, device=q.device) < n).view(1, rows, columns).transpose(1, 2).unsqueeze(2)
     out = F.scaled_dot_product_attention(upright(q), upright(k), upright(v), attn_mask=real, is_causal=causal)
-    return out.transpose(1, 2).flatten(1, 2)[:, :n].unflatten(0, (-1, heads))
+    return torch.unflatten(out.transpose(1, 2).flatten(1, 2)[:, :n], 0, (-1, heads))

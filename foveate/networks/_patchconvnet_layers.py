@@ -78,7 +78,8 @@ class Block(nn.Module):
         """Add the block's change to x."""
         y = F.gelu(self.pointwise1(self.norm(x)))
         y = self.se(F.gelu(self.depthwise(y)))
-        return x + self.drop_path(self.scale(self.pointwise2(y)))
+        change: Tensor = self.drop_path(self.scale(self.pointwise2(y)))
+        return x + change
 
 
 class ClassLinear(nn.Linear):

@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import EfficientNet, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 
 # timm's builder is private, and the only thing in timm that knows MobileNetV1's layers: a copy of them here could
 # drift from mobilenetv1_100 and its keys. tests/networks/test_mobilenetv1.py tells when timm renames it.
 from timm.models.efficientnet import _gen_mobilenet_v1
+from torch import nn
+
+from foveate.networks._timm_registry import register_model
 
 __all__: list[str] = []
 
@@ -36,12 +39,14 @@ default_cfgs = generate_default_cfgs({"mobilenetv1_075.untrained": _cfg(), "mobi
 
 
 @register_model
-def mobilenetv1_075(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
+def mobilenetv1_075(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV1 with 0.75 of the channels: 2,585,560 parameters with 1000 classes."""
-    return _gen_mobilenet_v1("mobilenetv1_075", 0.75, pretrained=pretrained, **kwargs)
+    model: nn.Module = _gen_mobilenet_v1("mobilenetv1_075", 0.75, pretrained=pretrained, **kwargs)
+    return model
 
 
 @register_model
-def mobilenetv1_050(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
+def mobilenetv1_050(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV1 with 0.5 of the channels: 1,331,592 parameters with 1000 classes."""
-    return _gen_mobilenet_v1("mobilenetv1_050", 0.5, pretrained=pretrained, **kwargs)
+    model: nn.Module = _gen_mobilenet_v1("mobilenetv1_050", 0.5, pretrained=pretrained, **kwargs)
+    return model

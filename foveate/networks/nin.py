@@ -21,10 +21,11 @@ from itertools import pairwise
 from typing import Any
 
 from timm.layers import SelectAdaptivePool2d
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
+from foveate.networks._timm_registry import register_model
 
 __all__ = ["MLPConv", "NetworkInNetwork"]
 
@@ -61,7 +62,8 @@ class MLPConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool, drop out, convolve."""
-        return self.mlp(self.conv(self.drop(self.pool(x))))
+        y: Tensor = self.mlp(self.conv(self.drop(self.pool(x))))
+        return y
 
 
 class NetworkInNetwork(nn.Module):
@@ -119,7 +121,8 @@ class NetworkInNetwork(nn.Module):
         """(B, 192, h, w) -> (B, K), or the pooled features (B, 192)."""
         if not pre_logits:
             x = self.class_act(self.classifier(x))
-        return self.global_pool(x)
+        y: Tensor = self.global_pool(x)
+        return y
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, K)."""
@@ -183,4 +186,7 @@ default_cfgs = generate_default_cfgs(
 def nin_cifar(pretrained: bool = False, **kwargs: Any) -> NetworkInNetwork:
     """Network in Network for 32 x 32 images: 966,986 parameters with 10 classes."""
     feature_cfg = {"out_indices": (0, 1, 2)}
-    return build_model_with_cfg(NetworkInNetwork, "nin_cifar", pretrained, feature_cfg=feature_cfg, **kwargs)
+    model: NetworkInNetwork = build_model_with_cfg(
+        NetworkInNetwork, "nin_cifar", pretrained, feature_cfg=feature_cfg, **kwargs
+    )
+    return model

@@ -19,13 +19,14 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
 from foveate.networks._patchconvnet_layers import NORMS, PATCH, STEMS, Block, ClassLinear, build_stem
 from foveate.networks._patchconvnet_weights import checkpoint_filter_fn
+from foveate.networks._timm_registry import register_model
 from foveate.pooling.attention_pool import AttentionPool
 from foveate.pooling.gap import GlobalAveragePool
 
@@ -101,9 +102,8 @@ class PatchConvNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> the last map, (B, C, ceil(H/16), ceil(W/16)); ``pool.attend`` reads it."""
         x = self.stem(x)
-        if self.grad_checkpointing:
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
+        y: Tensor = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return y
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, h, w) -> (B, K), or the pooled features (B, C); with a token per class these are (B, K, C)."""
@@ -157,6 +157,7 @@ class PatchConvNet(nn.Module):
         prune_head: bool = True,
     ) -> list[int]:
         """Take out what ``forward_intermediates`` does not need; returns the indices from the beginning."""
+        wanted: list[int]
         wanted, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         if prune_head:

@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 from timm.layers import ConvNormAct, SelectAdaptivePool2d
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
 from foveate.heads.ltpa import LearnToPayAttention
+from foveate.networks._timm_registry import register_model
 
 __all__ = ["VGGLearnToPayAttention"]
 
@@ -41,9 +42,12 @@ def _pool() -> nn.MaxPool2d:
     return nn.MaxPool2d(2, 2, ceil_mode=True)
 
 
-def _conv(in_channels: int, channels: int, drop: float = 0.0) -> ConvNormAct:
+def _conv(in_channels: int, channels: int, drop: float = 0.0) -> nn.Module:
     # timm puts the dropout between batch norm and ReLU, where it is the same as behind the ReLU.
-    return ConvNormAct(in_channels, channels, 3, bias=True, drop_layer=partial(nn.Dropout, drop) if drop else None)
+    layer: nn.Module = ConvNormAct(
+        in_channels, channels, 3, bias=True, drop_layer=partial(nn.Dropout, drop) if drop else None
+    )
+    return layer
 
 
 def _convs(in_channels: int, channels: int, count: int, drop: float) -> list[nn.Module]:
@@ -126,7 +130,8 @@ class VGGLearnToPayAttention(nn.Module):
         """What ``forward_features`` gives -> (B, K), or the attended vectors, joined, (B, head_hidden_size)."""
         maps, pooled = self._split(x)
         if not pre_logits and self.num_classes > 0:
-            return self.head(maps, pooled)
+            logits: Tensor = self.head(maps, pooled)
+            return logits
         vectors = [ready(vector) for ready, vector in zip(self.head.ready, self.head._look(maps, pooled), strict=True)]
         return torch.cat(vectors, 1)
 
@@ -195,4 +200,7 @@ def vgg_ltpa(pretrained: bool = False, **kwargs: Any) -> VGGLearnToPayAttention:
         names = tuple(f"head.classifiers.{index}" for index in range(len(_CHANNELS)))
         kwargs["pretrained_cfg_overlay"] = {"classifier": names, **(kwargs.get("pretrained_cfg_overlay") or {})}
     feature_cfg = {"out_indices": (0, 1, 2, 3)}
-    return build_model_with_cfg(VGGLearnToPayAttention, "vgg_ltpa", pretrained, feature_cfg=feature_cfg, **kwargs)
+    model: VGGLearnToPayAttention = build_model_with_cfg(
+        VGGLearnToPayAttention, "vgg_ltpa", pretrained, feature_cfg=feature_cfg, **kwargs
+    )
+    return model

@@ -98,10 +98,10 @@ class AttentionPool(nn.Module):
         u, q = self._ask(x)
         k = self._split(self.key(u))
         q = q.expand(x.shape[0], -1, -1, -1)
-        pairs = softmax_map(q.flatten(0, 1), k.flatten(0, 1), q.shape[3] ** -0.5).unflatten(0, k.shape[:2])
+        pairs = torch.unflatten(softmax_map(q.flatten(0, 1), k.flatten(0, 1), q.shape[3] ** -0.5), 0, k.shape[:2])
         if self.classes is None:
-            return pairs[:, :, 0, 1:].unflatten(2, x.shape[2:])
-        maps = pairs.transpose(1, 2).unflatten(3, x.shape[2:])
+            return torch.unflatten(pairs[:, :, 0, 1:], 2, x.shape[2:])
+        maps = torch.unflatten(pairs.transpose(1, 2), 3, x.shape[2:])
         return maps.squeeze(2) if self.heads == 1 else maps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class AttentionPool(nn.Module):
 
     def _finish(self, answers: Tensor) -> Tensor:
         """From what the tokens get, (B, heads, 1 or K, d), to the pooled vectors."""
-        t = self.token + self.gamma_1 * self.proj(answers.transpose(1, 2).flatten(2))
+        t: Tensor = self.token + self.gamma_1 * self.proj(answers.transpose(1, 2).flatten(2))
         t = t + self.gamma_2 * self.fc2(F.gelu(self.fc1(self.norm2(t))))
         t = self.norm(t)
         return t.squeeze(1) if self.classes is None else t
@@ -136,10 +136,11 @@ class AttentionPool(nn.Module):
     def _look(self, u: Tensor, q: Tensor) -> Tensor:
         """What the tokens get, (B, heads, 1 or K, d), with Wk and Wv moved out of the sums over positions."""
         by_head = (self.heads, -1)
-        asked = (q @ self.key.weight.unflatten(0, by_head)).flatten(1, 2)  # (1, heads * K, C)
-        seen = softmax_attention(asked.expand(u.shape[0], -1, -1), u, u, q.shape[3] ** -0.5).unflatten(1, q.shape[1:3])
-        out = seen @ self.value.weight.unflatten(0, by_head).transpose(1, 2)
-        return out if self.value.bias is None else out + self.value.bias.unflatten(0, by_head).unsqueeze(1)
+        asked = (q @ torch.unflatten(self.key.weight, 0, by_head)).flatten(1, 2)  # (1, heads * K, C)
+        seen = softmax_attention(asked.expand(u.shape[0], -1, -1), u, u, q.shape[3] ** -0.5)
+        seen = torch.unflatten(seen, 1, q.shape[1:3])
+        out = seen @ torch.unflatten(self.value.weight, 0, by_head).transpose(1, 2)
+        return out if self.value.bias is None else out + torch.unflatten(self.value.bias, 0, by_head).unsqueeze(1)
 
     def _ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """u, (B, N or 1 + N, C), and the tokens' queries, the same for each image: (1, heads, 1 or K, d)."""
@@ -151,7 +152,7 @@ class AttentionPool(nn.Module):
 
     def _split(self, rows: Tensor) -> Tensor:
         """(B, n, C) -> (B, heads, n, d)."""
-        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(rows, 2, (self.heads, -1)).transpose(1, 2)
 
 
 _KEY_AND_VALUE = Built({"key": nn.Linear, "value": nn.Linear}, {})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ def _host_of(model: nn.Module, name: str, target: str) -> str:
     """
     while isinstance(model.get_submodule(name), _CONTAINERS):
         if not name:
-            layers = [
+            layers: list[str] = [
                 inner
                 for inner, module in model.get_submodule(target).named_modules(prefix=target)
                 if not isinstance(module, _CONTAINERS) and next(module.children(), None) is None
@@ -203,7 +203,8 @@ def apply_steps(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, i
     placed = tuple(Placed(s.site, s.verb, paths[id(s)], s.spec, s.maps, s.per_class) for s in steps)
     record = Record(placed, removed, size)
     setattr(model, ATTRIBUTE, record)
-    model.register_load_state_dict_pre_hook(_accept_weights_without_attention)
+    register_hook: Callable[[Callable[..., None]], object] = model.register_load_state_dict_pre_hook
+    register_hook(_accept_weights_without_attention)
     guard(model)
     return record
 

@@ -14,6 +14,7 @@ A head that finds no maps of its own pass says so. It never reads those of anoth
 from __future__ import annotations
 
 import threading
+from collections.abc import MutableMapping
 from typing import Any, TypeAlias
 
 import torch
@@ -49,7 +50,7 @@ class _Thread(threading.local):
 
 _THREAD = _Thread()
 # forward_features may run in one thread and forward_head in another. Entries go with their tensors.
-_MAPS_OF_FEATURES = WeakIdKeyDictionary()
+_MAPS_OF_FEATURES: MutableMapping[Tensor, dict[int, Tensor | None]] = WeakIdKeyDictionary()
 
 
 def _whole(key: str) -> ForwardPass | None:

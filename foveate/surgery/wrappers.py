@@ -65,7 +65,7 @@ class PoolGate(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> what the pool gives: (B, C), or (B, K, C) with features for each class."""
-        pooled = self.mechanism(x)
+        pooled: Tensor = self.mechanism(x)
         mean = x.mean(dim=(-2, -1))
         mean = mean.unsqueeze(1) if pooled.ndim == 3 else mean
         return mean + self.gate * (pooled - mean)
@@ -151,7 +151,7 @@ class PerClass(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (B, K)."""
-        features = x.flatten(1).unflatten(0, (-1, self.out_features))
+        features = torch.unflatten(x.flatten(1), 0, (-1, self.out_features))
         scores = torch.einsum("bkd,kd->bk", features, self.weight)
         return scores if self.bias is None else scores + self.bias
 

@@ -89,7 +89,7 @@ class ProcessGroup:
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             with self._communicating():
                 torch.distributed.all_reduce(flat)
-            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view(gradient.shape))
         return message[0]
 

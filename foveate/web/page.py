@@ -62,6 +62,7 @@ def page(explorer: Explorer) -> gr.Blocks:
     def audit(name: str, plan: str) -> list[list[str]]:
         return [[str(getattr(row, field)) for field in _AUDIT] for row in explorer.audit(name, plan).rows]
 
+    blocks: gr.Blocks
     with gr.Blocks(title="foveate", analytics_enabled=False) as blocks:
         gr.Markdown("# foveate\nWhat a network looks at, and what its attention costs.")
         state = gr.State()

@@ -1,5 +1,8 @@
 """Live memory: the bytes of the tensors that exist, from the weak references of their storages."""
 
+# torch does not annotate TorchDispatchMode's constructor, nor __init_subclass__.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import functools

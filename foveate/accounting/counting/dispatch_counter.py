@@ -4,6 +4,9 @@ Every operation that reaches the dispatcher is looked up in the tables of ``form
 other operations is taken apart by the dispatcher before, so nothing counts twice.
 """
 
+# torch does not annotate TorchDispatchMode's constructor, nor __init_subclass__.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import logging

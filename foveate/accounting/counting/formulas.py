@@ -13,7 +13,7 @@ or masked attention counts all pairs. Whoever adds an operation with ``torch.lib
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ def _per_input(count: int) -> Formula:
 
 def _batch_norm(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
     """x * a + b with the running statistics; with the batch's own as the other norms."""
-    x, weight, training = args[0], args[1], args[5]
+    x: Tensor = args[0]
+    weight, training = args[1], args[5]
     return x.numel() * ((5 + 2 * (weight is not None)) if training else 2)
 
 
@@ -56,7 +57,7 @@ def _pool(dims: int) -> Formula:
     """Every output element looks at the whole kernel."""
 
     def formula(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
-        kernel = args[1]
+        kernel: Sequence[int] = args[1]
         return _first(out).numel() * (math.prod(kernel) if len(kernel) == dims else kernel[0] ** dims)
 
     return formula
@@ -73,7 +74,8 @@ def _adaptive_pool(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> 
 
 def _pairs(args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> int:
     """Fused attention: for each pair the scale and the five of softmax, and one for the mask."""
-    query, key = args[0], args[1]
+    query: Tensor = args[0]
+    key: Tensor = args[1]
     mask = kwargs.get("attn_mask") if "attn_mask" in kwargs else next((a for a in args[3:4] if a is not None), None)
     return math.prod(query.shape[:3]) * key.shape[2] * (6 + isinstance(mask, Tensor))
 
@@ -82,24 +84,28 @@ def _sort(axis: int) -> Formula:
     """log2 n comparisons for each of the n along the axis, which is the argument at that place."""
 
     def formula(args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> int:
-        along = args[axis] if len(args) > axis else kwargs.get("dim", -1)
-        return args[0].numel() * math.ceil(math.log2(max(2, args[0].shape[along])))
+        x: Tensor = args[0]
+        along: int = args[axis] if len(args) > axis else kwargs.get("dim", -1)
+        return x.numel() * math.ceil(math.log2(max(2, x.shape[along])))
 
     return formula
 
 
 def _deformed(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
     """Deformable convolution: every value that it multiplies is a bilinear one, and with a mask a product."""
-    x, weight, masked = args[0], args[1], args[-1]
-    return x.shape[0] * x.shape[1] * weight[0, 0].numel() * out[0, 0].numel() * (8 + masked)
+    x: Tensor = args[0]
+    filters: Tensor = args[1][0, 0]
+    places: Tensor = out[0, 0]
+    masked: bool = args[-1]
+    return x.shape[0] * x.shape[1] * filters.numel() * places.numel() * (8 + masked)
 
 
 def _ulsam(norm: int) -> Formula:
     """ULSAM in one operation: norm, ReLU, pool and the weighted sum of x; norm, ReLU and softmax of each map."""
 
     def formula(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
-        x = args[0]
-        groups = args[2] if isinstance(args[2], int) else _first(out[1:]).shape[1]
+        x: Tensor = args[0]
+        groups: int = args[2] if isinstance(args[2], int) else _first(out[1:]).shape[1]
         return x.numel() * (norm + 1 + 9 + 2) + groups * x.numel() // x.shape[1] * (norm + 1 + 5)
 
     return formula
@@ -220,8 +226,9 @@ def rule_of(func: Any) -> Rule:
         elements = _per_nothing
     elif elements is None and torch.Tag.pointwise in func.tags:
         elements = _per_output(1)
+    name_of: Callable[[], str] = func.name  # with the overload; torch does not annotate it
     # Not func._can_decompose(): torch has decompositions in Python for leaves, too.
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(name_of(), "CompositeImplicitAutograd")
     product = macs is not None or (not view and is_product(plain))
     return Rule(name, macs, product, elements, view, composite)
 

@@ -109,12 +109,14 @@ def _attention(
         attn_mask = torch.where(attn_mask, zero, hidden)
     if query.shape[3] == value.shape[3]:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return flash(*rows, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+        y: Tensor = flash(*rows, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+        return y
     if attn_mask is not None:
         attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in rows)
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-    return efficient(*rows, attn_mask, gradient, 0.0, is_causal, scale=scale)[0]
+    out: Tensor = efficient(*rows, attn_mask, gradient, 0.0, is_causal, scale=scale)[0]
+    return out
 
 
 def _like_the_first(args: tuple[Any, ...]) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 __all__ = ["ATTENTION", "PRODUCTS", "Formula", "is_product", "macs_of"]
@@ -46,12 +47,16 @@ def _size_of(first: int) -> Formula:
 
 def _convolution(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
     """Each element of the output sums one filter's products; each of a transposed one's input spreads over one."""
-    x, weight, transposed = args[0], args[1], args[6]
-    return (x if transposed else out).numel() * weight[0].numel()
+    one_filter: Tensor = args[1][0]
+    spread: Tensor = args[0] if args[6] else out
+    return spread.numel() * one_filter.numel()
 
 
 def _attention(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
     """(B, heads, L, E) queries with (B, heads or fewer, S, E) keys and (.., S, F) values: L x S x (E + F) a head."""
+    query: Tensor
+    key: Tensor
+    value: Tensor
     query, key, value = args[:3]
     return query.numel() // query.shape[-1] * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 

@@ -11,21 +11,23 @@ definitions below. There are no gradients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.kernels.dispatch import GATES, dense, no_active_modes, passes
-from foveate.kernels.registration import registering
+from foveate.kernels.registration import library, registering
 
 __all__ = ["gate", "pool_channels", "pool_positions"]
 
-_library = torch.library.Library("foveate", "FRAGMENT")
+_library = library()
 with registering("gates"):
-    _library.define("pool_positions(Tensor x, Tensor? scores, bool most, bool mean) -> Tensor")
-    _library.define("pool_channels(Tensor x, Tensor? scores) -> Tensor")
-    _library.define("gate(Tensor x, Tensor? channels, Tensor? positions) -> Tensor")
+    _define: Callable[[str], object] = _library.define  # torch does not annotate it
+    _define("pool_positions(Tensor x, Tensor? scores, bool most, bool mean) -> Tensor")
+    _define("pool_channels(Tensor x, Tensor? scores) -> Tensor")
+    _define("gate(Tensor x, Tensor? channels, Tensor? positions) -> Tensor")
 
 
 # ---- the definitions ----
@@ -99,19 +101,22 @@ def gate(x: Tensor, channels: Tensor | None = None, positions: Tensor | None = N
 def _pool_positions(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
     if x.device.type not in GATES:
         return pool_positions_plain(x, scores, most, mean)
-    return passes(x, "gates").pool_positions(dense(x), _ready(scores), most, mean)
+    pooled: Tensor = passes(x, "gates").pool_positions(dense(x), _ready(scores), most, mean)
+    return pooled
 
 
 def _pool_channels(x: Tensor, scores: Tensor | None) -> Tensor:
     if x.device.type not in GATES:
         return pool_channels_plain(x, scores)
-    return passes(x, "gates").pool_channels(dense(x), _ready(scores))
+    pooled: Tensor = passes(x, "gates").pool_channels(dense(x), _ready(scores))
+    return pooled
 
 
 def _gate(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> Tensor:
     if x.device.type not in GATES:
         return gate_plain(dense(x), channels, positions)
-    return passes(x, "gates").gate(dense(x), _ready(channels), _ready(positions))
+    out: Tensor = passes(x, "gates").gate(dense(x), _ready(channels), _ready(positions))
+    return out
 
 
 def _ready(scores: Tensor | None) -> Tensor | None:
@@ -134,11 +139,12 @@ def _gate_shape(x: Tensor, *_: Any) -> Tensor:
 
 
 with registering("gates"):
+    _implement: Callable[[str, Callable[..., object], str], object] = _library.impl
     for _name, _call, _shape in (
         ("pool_positions", _pool_positions, _pool_positions_shape),
         ("pool_channels", _pool_channels, _pool_channels_shape),
         ("gate", _gate, _gate_shape),
     ):
         for _device in ("CPU", "CUDA"):
-            _library.impl(_name, _call, _device)
+            _implement(_name, _call, _device)
         torch.library.register_fake(f"foveate::{_name}", _shape, lib=_library)

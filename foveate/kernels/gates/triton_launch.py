@@ -31,7 +31,7 @@ def _kernel(name: str) -> Any:
 
 def _launch(kernel: str, x: Tensor, grid: int, *arguments: Any, **constants: int) -> None:
     """Run a kernel on the device of x."""
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.get_device()):
         _kernel(kernel)[(grid,)](*arguments, **constants, num_warps=4, enable_fp_fusion=True)
 
 
@@ -66,7 +66,7 @@ def pool_channels(x: Tensor, scores: Tensor | None) -> Tensor:
     Returns:
         (B, 2, h, w), the maximum first.
     """
-    return _pool(x, scores, True, True, over_positions=False).unflatten(2, x.shape[2:])
+    return torch.unflatten(_pool(x, scores, True, True, over_positions=False), 2, x.shape[2:])
 
 
 def _pool(x: Tensor, scores: Tensor | None, most: bool, mean: bool, over_positions: bool) -> Tensor:

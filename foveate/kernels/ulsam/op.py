@@ -9,7 +9,7 @@ What computes them is a backend's, see ``dispatch``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,19 +17,20 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from foveate.kernels.dispatch import dense, enabled, no_active_modes, passes, ready, wide
-from foveate.kernels.registration import registering
+from foveate.kernels.registration import library, registering
 from foveate.kernels.ulsam.reference_training import Trained, plain
 
 __all__ = ["evaluate", "fold", "infer", "train"]
 
-_library = torch.library.Library("foveate", "FRAGMENT")
+_library = library()
 with registering("ulsam"):
-    _library.define("ulsam_infer(Tensor x, Tensor folded, int groups) -> Tensor")
-    _library.define(
+    _define: Callable[[str], object] = _library.define  # torch does not annotate it
+    _define("ulsam_infer(Tensor x, Tensor folded, int groups) -> Tensor")
+    _define(
         "ulsam_train(Tensor x, Tensor[] parameters, Tensor[] running, float eps, float point_eps) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
-    _library.define(
+    _define(
         "ulsam_train_backward(Tensor dy, Tensor x, Tensor[] parameters, Tensor[] running, float eps, float point_eps, "
         "Tensor map, Tensor score, Tensor mean, Tensor var) -> (Tensor, Tensor[])"
     )
@@ -49,7 +50,8 @@ def fold(vectors: Sequence[Tensor], groups: int, eps: float, point_eps: float) -
     """
     fused = enabled() and not torch.compiler.is_compiling() and _are_float32(vectors)
     if fused and ready(vectors[0].device.type, torch.float32).backend:
-        return passes(vectors[0]).fold(vectors, groups, eps, point_eps)
+        folded: Tensor = passes(vectors[0]).fold(vectors, groups, eps, point_eps)
+        return folded
     kind = wide(vectors[0])
     w, b, weight, bias, mean, var, pw, pb, pweight, pbias, pmean, pvar = (v.flatten().to(kind) for v in vectors)
     factor = weight * torch.rsqrt(var + eps)
@@ -87,7 +89,8 @@ def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
     x = dense(x)
     if folded.dtype is not torch.float32 or x.dtype is torch.float64:
         folded = folded.to(wide(x))
-    return passes(x).infer(x, folded, groups)
+    out: Tensor = passes(x).infer(x, folded, groups)
+    return out
 
 
 # ---- training ----
@@ -133,11 +136,13 @@ class _Step(torch.autograd.Function):
 
 
 def _train(x: Tensor, *rest: Any) -> Trained:
-    return passes(x).train_forward(x, *rest)
+    made: Trained = passes(x).train_forward(x, *rest)
+    return made
 
 
 def _train_backward(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
-    return passes(x).train_backward(dy, x, *rest)
+    gradients: tuple[Tensor, list[Tensor]] = passes(x).train_backward(dy, x, *rest)
+    return gradients
 
 
 # ---- shapes without data, gradients ----
@@ -194,10 +199,11 @@ def _backward_flops(dy: torch.Size, *_: Any, **__: Any) -> int:
 
 
 with registering("ulsam"):
+    _implement: Callable[[str, Callable[..., object], str], object] = _library.impl
     for _device in ("CPU", "CUDA"):
-        _library.impl("ulsam_infer", _infer, _device)
-        _library.impl("ulsam_train", _train, _device)
-        _library.impl("ulsam_train_backward", _train_backward, _device)
+        _implement("ulsam_infer", _infer, _device)
+        _implement("ulsam_train", _train, _device)
+        _implement("ulsam_train_backward", _train_backward, _device)
     torch.library.register_fake("foveate::ulsam_infer", _infer_shape, lib=_library)
     torch.library.register_fake("foveate::ulsam_train", _train_shape, lib=_library)
     torch.library.register_fake("foveate::ulsam_train_backward", _train_backward_shape, lib=_library)

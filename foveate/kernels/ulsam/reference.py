@@ -35,7 +35,7 @@ def reweight(x: Tensor, attention: Tensor) -> Tensor:
     Returns:
         (B, C, h, w), in the memory format of x.
     """
-    split = x.unflatten(1, (attention.shape[1], -1))  # a view in either memory format
+    split = torch.unflatten(x, 1, (attention.shape[1], -1))  # a view in either memory format
     weights = attention.unsqueeze(2)
     if not torch._jit_internal.is_scripting():
         graph = into_a_graph()

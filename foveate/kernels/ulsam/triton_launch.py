@@ -103,7 +103,7 @@ def _launch(kernel: str, x: Tensor, grid: tuple[int, ...], *arguments: Any, warp
     """Run a kernel on the device of x. Those of tiles get constants of x: how its positions can be read together."""
     if "POSITIONS" in tile:
         tile |= {"LAST": int(not x.is_contiguous()), "EVEN": math.gcd(x.shape[2] * x.shape[3], 16)}
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.get_device()):
         _kernel(kernel)[grid](*arguments, **tile, num_warps=warps, enable_fp_fusion=True)
 
 
@@ -171,7 +171,7 @@ def infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
         _launch("forward.infer", x, (batch * groups,), *tensors, *_sizes(x, groups), warps=8, **tile)
         return out
     images = max(1, cache // (2 * channels * height * width * x.element_size()))
-    for some, some_out in zip(x.split(images), out.split(images), strict=True):
+    for some, some_out in zip(torch.split(x, images), torch.split(out, images), strict=True):
         attention = spatial_softmax(scores(some, folded, groups).relu_())
         _by_group("forward.reweight", some, groups, some, attention, some_out, **_tile(x, channels // groups))
     return out

@@ -64,7 +64,7 @@ class MapStatistics:
             self.squares = [torch.zeros_like(total) for total in self.sums]
         self.images += len(maps[0]) if maps else 0
         for total, square, values in zip(self.sums, self.squares, maps, strict=True):
-            for part in values.split(max(1, _AT_ONCE // values[0].numel())):
+            for part in torch.split(values, max(1, _AT_ONCE // values[0].numel())):
                 doubles = part.double()
                 self._uniformity(doubles)
                 total += doubles.sum(dim=0)
@@ -132,7 +132,7 @@ class ContributionStatistics:
     def see(self, plain: Tensor, output: Tensor) -> None:
         """Add a batch: what stands in the module's place without it, and what the module gives; alike in shape."""
         images = max(1, _AT_ONCE // plain[0].numel())
-        for part in zip(plain.detach().split(images), output.detach().split(images), strict=True):
+        for part in zip(torch.split(plain.detach(), images), torch.split(output.detach(), images), strict=True):
             self._add(*(values.double() for values in part))
 
     def _add(self, plain: Tensor, output: Tensor) -> None:

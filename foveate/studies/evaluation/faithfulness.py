@@ -138,7 +138,7 @@ def _of_model(
 
     def scores(images: Tensor) -> Tensor:
         with preserve_state(model, evaluation=True, no_grad=True):
-            return torch.cat([check_logits(model(part.clone())).float() for part in images.split(batch_size)])
+            return torch.cat([check_logits(model(part.clone())).float() for part in torch.split(images, batch_size)])
 
     def probabilities(images: Tensor) -> Tensor:
         return scores(images).softmax(dim=1)

@@ -142,7 +142,7 @@ class LowPrecision:
     def _add(self, name: str, *values: Tensor) -> None:
         sums = self.sums.setdefault(name, _Sums())
         images = max(1, _AT_ONCE // values[0][0].numel())
-        for part in zip(*(value.split(images) for value in values), strict=True):
+        for part in zip(*(torch.split(value, images) for value in values), strict=True):
             sums.add(*part)
 
     def _copy(self, dtype: torch.dtype) -> nn.Module:

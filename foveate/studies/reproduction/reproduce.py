@@ -126,11 +126,16 @@ def _call(subject: Mapping[str, Any]) -> str:
     return f"{subject['of']}({', '.join(arguments)})"
 
 
+def _measured(subject: Mapping[str, Any], column: Column, counting: str) -> int:
+    number: int = getattr(count(subject, counting), column.measure)
+    return number
+
+
 def _value(subject: Mapping[str, Any], column: Column, counting: str) -> Decimal:
     """What the column's measure of a subject is, in its unit."""
-    value = Decimal(getattr(count(subject, counting), column.measure))
+    value = Decimal(_measured(subject, column, counting))
     if column.relative_to is not None:
-        return value / getattr(count(column.relative_to, counting), column.measure)
+        return value / _measured(column.relative_to, column, counting)
     return value / column.scale
 
 

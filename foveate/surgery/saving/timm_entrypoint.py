@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.models import load_pretrained, register_model
+from timm.models import load_pretrained
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line, near
 from foveate.model_info import pretrained_config, update_pretrained_config
 from foveate.networks import create_model
+from foveate.networks._timm_registry import register_model
 from foveate.networks.create import KEPT_OPTIONS
 from foveate.surgery.insert import insert
 from foveate.surgery.saving.checkpoint import (

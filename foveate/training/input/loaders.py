@@ -218,7 +218,8 @@ def _transform(augment: Augment, preprocess: Preprocess) -> Any:
 def _pixels(image: Image.Image, preprocess: Preprocess) -> Tensor:
     from torchvision.transforms.v2 import functional as transform
 
-    return transform.pil_to_tensor(image.convert("L") if len(preprocess.mean) == 1 else image)
+    pixels: Tensor = transform.pil_to_tensor(image.convert("L") if len(preprocess.mean) == 1 else image)
+    return pixels
 
 
 def _collate(items: list[tuple[Tensor, int] | FoveateError]) -> Batch | FoveateError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,10 +52,9 @@ class SplitLoader:
     def scores(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Scores (B, K) for a prepared batch."""
         inputs = _in_memory_format(inputs, self.channels_last)
-        if self.trunk is None:
-            return model(inputs)
-        with tail(model, self.trunk):
-            return model(inputs)
+        with tail(model, self.trunk) if self.trunk is not None else contextlib.nullcontext():
+            scores: Tensor = model(inputs)
+        return scores
 
     def forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Scores (B, K) for a batch."""
