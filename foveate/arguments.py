@@ -93,9 +93,9 @@ def checked_class(kind: C) -> C:
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
+    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
         _check(kind.__name__, init, signature, (self, *args), kwargs)
         init(self, *args, **kwargs)
 
-    kind.__init__ = __init__  # type: ignore[misc]  # that is what the decorator is for
+    kind.__init__ = checked_init  # type: ignore[misc]  # that is what the decorator is for
     return kind

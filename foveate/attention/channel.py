@@ -44,7 +44,7 @@ class ChannelAttention(nn.Module):
 
     map_axes = "b q c"
 
-    def __init__(self, channels: int, *, form: str = "nearest") -> None:  # noqa: ARG002
+    def __init__(self, channels: int, *, form: str = "nearest") -> None:
         super().__init__()
         if form not in FORMS:
             raise FoveateError(f"channel(form={form!r}) does not exist; {near(form, FORMS)}")

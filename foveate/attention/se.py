@@ -66,7 +66,7 @@ class SE(nn.Module):
         means = gates_op.pool_positions(x, most=False, mean=True)[:, 0]
         return gates_op.gate(x, self.fc2(F.relu(self.fc1(means))))
 
-    def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:  # noqa: ARG002
+    def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """Parameters and MACs as the paper counts them: 2 m^2 / r each."""
         return (2 * channels**2 // self.reduction,) * 2
 

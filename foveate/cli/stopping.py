@@ -36,7 +36,7 @@ def stop_on_sigterm() -> None:
     if "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
         return
 
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal gives them
+    def stop(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, stop)

@@ -62,7 +62,7 @@ class Scan:
         """Count every file below a folder as not used; links to folders are not followed."""
         for here, folders, files in os.walk(folder):
             folders.sort()
-            self.unused.add(reason, (self.name(os.path.join(here, file)) for file in sorted(files)))  # noqa: PTH118 - a Path for each file costs time
+            self.unused.add(reason, (self.name(os.path.join(here, file)) for file in sorted(files)))
 
     def leave_out_files(self, folder: Path, reason: str) -> None:
         """Count the files that lie in a folder itself, except a description of the data set."""
@@ -87,7 +87,7 @@ class Scan:
             raise FoveateError(f"{folder} cannot be read: {error.strerror}") from error
         for entry in entries:
             # Resolving every path would cost more than the rest of the scan.
-            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_folder, entry.name)  # noqa: PTH118
+            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_folder, entry.name)
             if entry.name[0] == "." or is_system(entry.name):
                 if entry.is_dir():
                     self.leave_out(Path(entry.path), "in hidden folders and folders of the system")

@@ -33,7 +33,7 @@ class Piece:
             FoveateError: the file cannot be read, or is shorter than it was.
         """
         try:
-            with open(self.path, "rb") as file:  # noqa: PTH123 - a Path for each image costs time
+            with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 found = file.read(self.size)
         except OSError as error:

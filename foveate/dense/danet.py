@@ -93,7 +93,7 @@ class DANetDecoder(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        strides: Sequence[int],  # noqa: ARG002
+        strides: Sequence[int],
         classes: int,
         *,
         reduction: int = 8,

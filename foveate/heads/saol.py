@@ -116,7 +116,7 @@ class SpatiallyAttentiveOutput(nn.Module):
         positions = self.places(torch.cat([*resized, reduced[-1]], 1))
         return scores.flatten(1).log_softmax(1).reshape(scores.shape), positions.log_softmax(1)
 
-    def attend(self, maps: Sequence[Tensor], pooled: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002 - heads are called alike
+    def attend(self, maps: Sequence[Tensor], pooled: Tensor) -> tuple[Tensor, ...]:
         """A, of the last feature map: one map (B, h, w), which sums to 1."""
         return (self._spatial(maps)[0].exp(),)
 

@@ -155,7 +155,7 @@ class NetworkInNetwork(nn.Module):
         like = self.block3.conv.weight
         self.classifier = classifier.to(like.device, like.dtype).train(self.training)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of the parameters' names that belong to one layer, for a learning rate for each layer."""
         return {"stem": r"^block1", "blocks": r"^block(\d+)"}
 

@@ -118,7 +118,7 @@ class PatchConvNet(nn.Module):
         self,
         x: Tensor,
         indices: int | Sequence[int] | None = None,
-        norm: bool = False,  # noqa: ARG002 - the blocks' outputs have no norm
+        norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
@@ -153,7 +153,7 @@ class PatchConvNet(nn.Module):
     def prune_intermediate_layers(
         self,
         indices: int | Sequence[int] = 1,
-        prune_norm: bool = False,  # noqa: ARG002 - the blocks' outputs have no norm
+        prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
         """Take out what ``forward_intermediates`` does not need; returns the indices from the beginning."""
@@ -218,7 +218,7 @@ class PatchConvNet(nn.Module):
         """Compute the blocks again in the backward pass, instead of keeping what they compute."""
         self.grad_checkpointing = enable
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of the parameters' names that belong to one layer, for a learning rate for each layer."""
         return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^pool\.|^norm\.", (99999,))]}
 

@@ -166,7 +166,7 @@ class VGGLearnToPayAttention(nn.Module):
         classifiers = nn.ModuleList(nn.Linear(width, num_classes) for width in self._widths if num_classes > 0)
         self.head.classifiers = classifiers.to(self.fc.weight.device, self.fc.weight.dtype).train(self.training)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of the parameters' names that belong to one layer, for a learning rate for each layer."""
         return {"stem": r"^block1", "blocks": r"^block(\d+)"}
 

@@ -26,7 +26,7 @@ class GlobalAveragePool(nn.Module):
 
     map_axes = "b h w"
 
-    def __init__(self, channels: int) -> None:  # noqa: ARG002 - pools are built alike
+    def __init__(self, channels: int) -> None:
         super().__init__()
 
     def attend(self, x: Tensor) -> Tensor:

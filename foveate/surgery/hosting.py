@@ -149,7 +149,7 @@ def refuse_script() -> nn.Module:
     )
 
 
-def refuse_lost_attention(model: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG001 - torch calls a hook so
+def refuse_lost_attention(model: nn.Module, _args: tuple[Any, ...]) -> None:
     """Before a forward pass: raise where attention was inserted and is not called any more.
 
     Raises:

@@ -121,7 +121,7 @@ def _run(model: nn.Module, size: tuple[int, int, int], *, shapes_only: bool) -> 
     handles = []
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG001
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             entry = traces[name]
             entry.calls += 1
             entry.in_shape = _shape(args[0]) if len(args) == 1 else None

@@ -149,7 +149,8 @@ def read_state(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             header = json.loads(metadata[_HEADER])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            names = file.keys()
+            tensors = {key: file.get_tensor(key) for key in names}
         if metadata[_SUM] != _digest(tensors, metadata[_HEADER]):
             raise ValueError("another SHA-256")
     except (OSError, SafetensorError, ValueError, KeyError) as error:

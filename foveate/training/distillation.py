@@ -1,6 +1,7 @@
-"""Learning from a teacher's scores: Hinton et al., Distilling the Knowledge in a Neural Network,
-https://arxiv.org/abs/1503.02531.
-"""  # noqa: D205
+"""Learning from a teacher's scores.
+
+Hinton et al., Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531.
+"""
 
 from __future__ import annotations
 

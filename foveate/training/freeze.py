@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +136,7 @@ def trunk_features(model: nn.Module, frozen: Frozen, images: Tensor) -> Tensor:
         FoveateError: it gives no single tensor for each image.
     """
 
-    def stop(module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG001
+    def stop(_module: nn.Module, _args: object, output: object) -> None:
         raise _Stop(output)
 
     try:

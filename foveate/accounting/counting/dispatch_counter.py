@@ -9,6 +9,7 @@ other operations is taken apart by the dispatcher before, so nothing counts twic
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from dataclasses import dataclass, field
@@ -76,11 +77,15 @@ class _Counter(TorchDispatchMode):
         self.live = LiveMemory(model_storages(model))
         self.rules: dict[Any, Rule] = {}
 
-    def enter(self, name: str) -> None:
+    def enter(self, name: str, *_: object) -> None:
         """A module begins. In another thread this counter sees none of its operations."""
         self.stack.append(name)
         if threading.get_ident() != self.thread:
             self.counts[name].unsupported.add(_OTHER_THREAD)
+
+    def leave(self, *_: object) -> None:
+        """The module that began last ends."""
+        self.stack.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -150,12 +155,11 @@ def count_operations(model: nn.Module, size: tuple[int, int, int], *, fused: boo
     handles = []
     for name, module in model.named_modules():
         if name and not fused and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-            enter = lambda _module, _args, name=name: counter.enter(name)  # noqa: E731
-            leave = lambda _module, _args, _output: counter.stack.pop() and None  # noqa: E731
             # Around everything that belongs to the module, the hook that calls its attention included. A module that
             # fails is left, too: what contains it may go on.
+            enter = functools.partial(counter.enter, name)
             handles.append(module.register_forward_pre_hook(enter, prepend=True))
-            handles.append(module.register_forward_hook(leave, always_call=True))
+            handles.append(module.register_forward_hook(counter.leave, always_call=True))
     images = images_for(model, size)
     counter.live.track([images])
     try:

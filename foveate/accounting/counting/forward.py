@@ -73,7 +73,7 @@ class _AsOnTheDevice(TorchFunctionMode):
 
 
 def _batch_norm(
-    input: Tensor,  # noqa: A002 - the names are torch's
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,

@@ -67,7 +67,7 @@ def _compilers() -> Iterator[tuple[str, ...]]:
 
 def _first_line_of(command: list[str]) -> str:
     try:
-        output = subprocess.run(  # noqa: S603 - a compiler that was found on the path
+        output = subprocess.run(
             command, check=False, capture_output=True, text=True, errors="replace", timeout=_SECONDS
         )
     except (OSError, subprocess.SubprocessError) as error:

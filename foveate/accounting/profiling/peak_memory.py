@@ -7,6 +7,7 @@ top.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -82,9 +83,7 @@ def _in_a_process(job: dict[str, object]) -> int:
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", __name__]
-    done = subprocess.run(  # noqa: S603 - our own program
-        command, input=json.dumps(job), env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, input=json.dumps(job), env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"its process ended with code {done.returncode}"]
         raise FoveateError(f"peak memory cannot be measured: {lines[-1]}")
@@ -97,8 +96,7 @@ def _main() -> None:
     setting, size, network = BenchmarkConfig(**job["setting"]), tuple(job["size"]), Path(job["network"])
     torch.set_num_threads(setting.threads)
     if setting.backend == "onnxruntime":
-        import onnxruntime  # noqa: F401 - its own memory is not the network's
-
+        importlib.import_module("onnxruntime")  # its own memory is not the network's
         before = now()
         run = session(network, random_images(size, setting), setting.threads)
         print(_peak(run) - before)

@@ -126,11 +126,11 @@ def _ready(scores: Tensor | None) -> Tensor | None:
 # ---- shapes without data ----
 
 
-def _pool_positions_shape(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:  # noqa: ARG001
+def _pool_positions_shape(x: Tensor, _scores: Tensor | None, most: bool, mean: bool) -> Tensor:
     return x.new_empty((x.shape[0], most + mean, x.shape[1]))
 
 
-def _pool_channels_shape(x: Tensor, scores: Tensor | None) -> Tensor:  # noqa: ARG001
+def _pool_channels_shape(x: Tensor, _scores: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], 2, *x.shape[2:]))
 
 

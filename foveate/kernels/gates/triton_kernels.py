@@ -7,7 +7,6 @@ An element stands at ``k * by_kept + r * by_reduced``; one of the two steps is 1
 # Triton has no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-any-unimported
 # mypy: disable-error-code="import-untyped, import-not-found"
-# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def train_backward(
     running: list[Tensor],
     eps: float,
     point_eps: float,
-    map: Tensor,  # noqa: A002
+    attention: Tensor,
     score: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -197,12 +197,12 @@ def train_backward(
     """Gradients of x and of the parameters, from dy and what ``train_forward`` gave."""
     x = dense(x)
     dy = in_the_strides_of(x, dy)
-    vectors, kind, groups = _vectors(x, [*parameters, *running]), wide(x), map.shape[1]
+    vectors, kind, groups = _vectors(x, [*parameters, *running]), wide(x), attention.shape[1]
     scratch = _take()
     setting = _setting(*_sizes(x, groups, _backward_scratch(x), scratch))
     dx, work = torch.empty_like(x), _work(x, setting)
     gradients = [torch.empty(p.shape, dtype=kind) for p in parameters]
-    maps = [tensor.data_ptr() for tensor in (map, score, mean, var, dx)]
+    maps = [tensor.data_ptr() for tensor in (attention, score, mean, var, dx)]
     given, wanted = _addresses(vectors), _addresses(gradients)
     _functions(x.dtype).train_backward(
         *(setting, x.data_ptr(), dy.data_ptr(), given, eps, point_eps, *maps, wanted, work.data_ptr())

@@ -79,7 +79,7 @@ def train_backward(
     running: list[Tensor],
     eps: float,
     point_eps: float,
-    map: Tensor,  # noqa: A002
+    attention: Tensor,
     score: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -88,7 +88,7 @@ def train_backward(
     x = dense(x)
     dy = in_the_strides_of(x, dy)
     backend, vectors, known = passes(x), _vectors(x, parameters), _vectors(x, running)
-    groups, n = map.shape[1], x.numel() // x.shape[1]
+    groups, n = attention.shape[1], x.numel() // x.shape[1]
     batch, point_batch = mean.numel() > 0, not known[2].numel()
     if not batch:
         mean, var = known[:2]
@@ -97,14 +97,14 @@ def train_backward(
     weight, bias = vectors[6:]
     normal, *saved = torch.native_batch_norm(score, weight, bias, seen[0], seen[1], point_batch, 0.0, point_eps)
     dnormal = torch._softmax_backward_data(
-        backend.map_gradient(x, dy, groups).flatten(2), map.flatten(2), 2, score.dtype
+        backend.map_gradient(x, dy, groups).flatten(2), attention.flatten(2), 2, score.dtype
     ).view_as(score)
     dscore, dpoint_weight, dpoint_bias = torch.ops.aten.native_batch_norm_backward(
         dnormal.masked_fill_(normal <= 0, 0), score, vectors[6], *seen, *saved, point_batch, point_eps, [True] * 3
     )
     # The large ones.
     folded = _folded(vectors, mean, var, eps, batch)
-    dx, with_x, plain, dpoint = backend.gradients(x, dy, folded, map, dscore.contiguous(), mean)
+    dx, with_x, plain, dpoint = backend.gradients(x, dy, folded, attention, dscore.contiguous(), mean)
     w, b, weight = vectors[:3]
     if batch:  # with_x is centred already: the gradient of scale, through the shift, too
         r = torch.rsqrt(w * w * var + eps)

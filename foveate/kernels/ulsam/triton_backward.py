@@ -8,7 +8,6 @@ dz is the gradient of what enters the first ReLU. Outside the image stands 0, wh
 # Triton has no types, and the letters are those of the formulas.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-any-unimported
 # mypy: disable-error-code="import-untyped, import-not-found"
-# ruff: noqa: N803, ARG001
 
 from __future__ import annotations
 

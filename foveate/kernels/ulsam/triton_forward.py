@@ -7,7 +7,6 @@ is 1. Tiles are (channels, positions). Everything is computed in float32.
 # Triton has no types, and the letters are those of the formulas.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-any-unimported
 # mypy: disable-error-code="import-untyped, import-not-found"
-# ruff: noqa: N803, ARG001
 
 from __future__ import annotations
 

@@ -97,13 +97,13 @@ def write_report(
     page = _template().render(
         title=title,
         policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        style=Markup(STYLE),  # noqa: S704 - ours
+        style=Markup(STYLE),
         comparison=comparison(rows),
         lines=lines(rows),
         verdicts=has_verdicts(rows),
         legend_texts=_LEGEND,
-        cost_plots=[Markup(scatter(points, width)) for width in _WIDTHS] if points else [],  # noqa: S704 - it escapes
-        seed_plots=[Markup(differences(changes, width)) for width in _WIDTHS] if changes else [],  # noqa: S704 - it escapes
+        cost_plots=[Markup(scatter(points, width)) for width in _WIDTHS] if points else [],
+        seed_plots=[Markup(differences(changes, width)) for width in _WIDTHS] if changes else [],
         runs=runs(rows, seeds or range(longest)),
         statistics=statistics(rows),
         margins=margins(rows),

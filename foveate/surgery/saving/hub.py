@@ -40,7 +40,7 @@ def save_pretrained(
     *,
     metrics: Mapping[str, float] | None = None,
     dataset: str | None = None,
-    license: str | None = None,  # noqa: A002 - the hub's word
+    license: str | None = None,
     cost: object = None,
     sections: Mapping[str, str] | None = None,
     info: Mapping[str, object] | None = None,

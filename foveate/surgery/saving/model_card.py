@@ -34,7 +34,7 @@ def model_card(
     *,
     metrics: Mapping[str, float] | None = None,
     dataset: str | None = None,
-    license: str | None = None,  # noqa: A002 - the hub's word
+    license: str | None = None,
     cost: object = None,
     sections: Mapping[str, str] | None = None,
 ) -> ModelCard:

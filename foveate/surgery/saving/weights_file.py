@@ -103,7 +103,8 @@ def read(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             config = json.loads((file.metadata() or {}).get(HEADER, "null"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            names = file.keys()
+            state = {key: file.get_tensor(key) for key in names}
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise FoveateError(f"{path} is not a safetensors file that can be read: {first_line(error)}") from error
     if not isinstance(config, dict):
