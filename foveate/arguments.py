@@ -14,7 +14,7 @@ from foveate.errors import FoveateError, near
 __all__ = ["UnknownName", "WrongArguments", "checked_call", "checked_class", "no_attribute"]
 
 C = TypeVar("C", bound=type)
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 _RENAMED = {"evaluate": {"split": "data"}}  # keywords of an older version, by function
 
 
@@ -31,7 +31,7 @@ def no_attribute(name: str, exist: Collection[str]) -> UnknownName:
     return UnknownName(f"foveate has no {name!r}; {near(name, exist)}")
 
 
-def _home_of(name: str, function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> str | None:
+def _home_of(name: str, function: Callable[..., object], parameters: Mapping[str, inspect.Parameter]) -> str | None:
     """Where a name belongs that is a field of one of the arguments, such as ``recipe=Recipe(epochs=...)``."""
     for parameter in parameters.values():
         for word in re.findall(r"\w+", str(parameter.annotation)):
@@ -43,10 +43,10 @@ def _home_of(name: str, function: Callable[..., Any], parameters: Mapping[str, i
 
 def _check(
     called: str,
-    function: Callable[..., Any],
+    function: Callable[..., object],
     signature: inspect.Signature,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
 ) -> None:
     parameters = {name: p for name, p in signature.parameters.items() if name != "self"}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -76,7 +76,7 @@ def checked_call(name: str, function: F) -> F:
     renamed = _RENAMED.get(name, {})
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         for old in renamed.keys() & kwargs.keys():
             warnings.warn(f"{name}({old}=...) is {name}({renamed[old]}=...) now", DeprecationWarning, stacklevel=2)
             kwargs[renamed[old]] = kwargs.pop(old)
@@ -93,7 +93,7 @@ def checked_class(kind: C) -> C:
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+    def checked_init(self: object, *args: object, **kwargs: object) -> None:
         _check(kind.__name__, init, signature, (self, *args), kwargs)
         init(self, *args, **kwargs)
 

@@ -21,7 +21,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from foveate.errors import FoveateError
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Content",
+    "JsonObject",
+    "Row",
     "csv_text",
     "json_text",
     "markdown_table",
@@ -41,6 +43,12 @@ __all__ = [
     "write_csv",
     "write_files",
 ]
+
+JsonObject: TypeAlias = dict[str, Any]
+"""What JSON holds in braces: values are texts, numbers, truth values, lists, such objects, or None."""
+
+Row: TypeAlias = Mapping[str, Any]
+"""One row of a table, by column: such values, too."""
 
 Content = bytes | str | Callable[[Path], object]
 """Of a file: bytes, text (written as UTF-8), or a function that writes to the path it is given."""
@@ -199,7 +207,7 @@ def write_atomically(path: Path, content: Content, *, advice: str = "choose anot
 
 
 def csv_text(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, *, digits: int | None = None
+    rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None, *, digits: int | None = None
 ) -> str:
     """A heading and one line for each row, as CSV with line feeds; None is an empty cell.
 
@@ -219,7 +227,7 @@ def csv_text(
     return text.getvalue()
 
 
-def _harmless(cell: Any) -> Any:
+def _harmless(cell: object) -> object:
     """A cell that no spreadsheet computes: text that begins as a formula gets an apostrophe before it."""
     if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or _NUMBER.fullmatch(cell):
         return cell
@@ -227,7 +235,7 @@ def _harmless(cell: Any) -> Any:
 
 
 def write_csv(
-    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, *, digits: int | None = None
+    path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None, *, digits: int | None = None
 ) -> Path:
     """Write rows as ``csv_text`` gives them, whole or not at all.
 
@@ -240,7 +248,7 @@ def write_csv(
     return write_atomically(path, csv_text(rows, columns, digits=digits))
 
 
-def json_text(value: Any, *, indent: int | None = 2) -> str:
+def json_text(value: object, *, indent: int | None = 2) -> str:
     """JSON that people can read; bytes of a file name that are not UTF-8 are written as codes, and read back."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
     return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

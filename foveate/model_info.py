@@ -31,21 +31,21 @@ def pretrained_config(model: nn.Module) -> dict[str, Any]:
     Returns:
         A new dictionary; an empty one for a model without a description. Values that are None are left out.
     """
-    held: Any = getattr(unwrapped(model), ATTRIBUTES[0], None)
+    held: object = getattr(unwrapped(model), ATTRIBUTES[0], None)
     fields = held if isinstance(held, Mapping) else getattr(held, "__dict__", {})
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def update_pretrained_config(model: nn.Module, fields: Mapping[str, Any]) -> None:
+def update_pretrained_config(model: nn.Module, fields: Mapping[str, object]) -> None:
     """Write into timm's description of a network, in place of the values that it had.
 
     The description keeps its kind, a dictionary or timm's dataclass, and is a new object: timm's networks may share
     one. A model without one gets a dictionary.
     """
     model = unwrapped(model)
-    held: Any = getattr(model, ATTRIBUTES[0], None)
+    held: object = getattr(model, ATTRIBUTES[0], None)
     if dataclasses.is_dataclass(held) and not isinstance(held, type):
-        config: Any = dataclasses.replace(held, **fields)
+        config: object = dataclasses.replace(held, **fields)
     elif held is None or isinstance(held, Mapping):
         config = {**(held or {}), **fields}
     else:

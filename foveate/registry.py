@@ -26,7 +26,7 @@ _FOLDERS = {"attention": "foveate.attention", "pooling": "foveate.pooling", "hea
 # What an entry of each registry is called, and the sizes that its constructor takes before the options.
 _WORDS = {"attention": "mechanism", "pooling": "pool", "heads": "head"}
 _SIZES = {"attention": ("channels",), "pooling": ("channels",), "heads": ("channels", "features", "classes")}
-_REGISTERED: dict[tuple[str, str], Callable[..., Any]] = {}
+_REGISTERED: dict[tuple[str, str], Callable[..., object]] = {}
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def names(kind: str = "attention") -> tuple[str, ...]:
     return tuple(sorted({*_in_folder(kind), *(name for of, name in _REGISTERED if of == kind)}))
 
 
-def register(name: str, constructor: Callable[..., Any] | None = None, *, kind: str = "attention") -> Any:
+def register(name: str, constructor: Callable[..., object] | None = None, *, kind: str = "attention") -> Any:
     """Make a mechanism of one's own available by name, as a call or as a class decorator.
 
     Args:
@@ -92,7 +92,7 @@ def find(name: str, kind: str = "attention") -> Callable[..., Any]:
         timms = " (timm's own: 'timm:NAME')" if kind == "attention" else ""
         raise FoveateError(f"no {_WORDS[kind]} is called {name!r}; {near(name, names(kind))}{timms}")
     module = importlib.import_module(f"{_FOLDERS[kind]}.{name}")
-    constructor: Callable[..., Any] = getattr(module, module.__all__[0])
+    constructor: Callable[..., object] = getattr(module, module.__all__[0])
     return constructor
 
 
@@ -112,7 +112,7 @@ def _check_type(spec: Spec, key: str, value: object, default: object) -> None:
         raise FoveateError(f"{spec}: {key}={value!r} is not of type {kind}; the default is {key}={default!r}")
 
 
-def build(spec: Spec | str, *sizes: Any, kind: str = "attention") -> nn.Module:
+def build(spec: Spec | str, *sizes: object, kind: str = "attention") -> nn.Module:
     """Build a mechanism, a pool or a head.
 
     Args:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from foveate.errors import FoveateError
 __all__ = ["check_labels", "check_logits", "class_numbers", "predicted_classes", "top_classes"]
 
 
-def check_logits(output: Any) -> Tensor:
+def check_logits(output: object) -> Tensor:
     """The logits in a model's output.
 
     Raises:

@@ -19,6 +19,7 @@ from foveate.accounting.profiling.peak_memory import measured_peak
 from foveate.accounting.profiling.runners import BenchmarkConfig, device_of, dtype_of, ready
 from foveate.accounting.profiling.timer import Quantiles, interleaved
 from foveate.errors import FoveateError, first_line
+from foveate.io import JsonObject
 from foveate.preserve import preserve_state
 from foveate.surgery.apply import undo
 from foveate.surgery.insert import plan_of
@@ -56,9 +57,9 @@ class Timing:
         """By the median of the seconds."""
         return self.setting.batch_size / self.seconds.median
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Plain data, flat: quantiles have a key for each of their numbers."""
-        found: dict[str, Any] = asdict(self.setting)
+        found: dict[str, object] = asdict(self.setting)
         for name in ("seconds", "reference_seconds", "ratio"):
             quantiles = getattr(self, name)
             for part in fields(Quantiles):
@@ -94,7 +95,7 @@ class Latency:
     versions: str
     notes: tuple[str, ...] = ()
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[JsonObject]:
         """Plain data, flat: one for each setting, with the device."""
         whole = {"reference": self.reference, "device": self.device, "versions": self.versions}
         return [{**timing.as_dict(), **whole} for timing in self.timings]
@@ -217,7 +218,7 @@ class _Networks:
     ) -> Callable[[], object]:
         """A function that runs one of the networks once; whatever goes wrong, the error says in which."""
 
-        def refused(do: Callable[[], Any]) -> Any:
+        def refused(do: Callable[[], object]) -> Any:
             try:
                 return do()
             except FoveateError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from timm.layers import get_attn
 from torch import nn
@@ -58,7 +57,7 @@ def constructor(name: str) -> Callable[..., nn.Module]:
     if layer is None:
         raise FoveateError(f"timm has no attention layer {name!r}; {near(name, names(), most=30)}")
 
-    def build(channels: int, **options: Any) -> nn.Module:
+    def build(channels: int, **options: object) -> nn.Module:
         return layer(channels, **options)
 
     first = inspect.Parameter("channels", inspect.Parameter.POSITIONAL_OR_KEYWORD)

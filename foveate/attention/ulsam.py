@@ -89,7 +89,7 @@ class ULSAM(nn.Module):
             return ulsam_op.evaluate(x, vectors, self.groups, norm.eps, point_norm.eps)
         return self._train(x, vectors, (norm, point_norm))
 
-    def _choose(self, x: Tensor) -> tuple[Choice, list[Any]]:
+    def _choose(self, x: Tensor) -> tuple[Choice, list[object]]:
         """The backend for x or why there is none; and what ``ulsam_op.fold`` takes, as it is now: nothing is kept."""
         choice = choose(x, "ulsam", self, _BUILT)
         if not choice.backend:

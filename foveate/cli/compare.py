@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -18,6 +18,7 @@ from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_image
 from foveate.cli.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
 from foveate.errors import FoveateError
+from foveate.io import JsonObject
 
 __all__ = ["compare", "results"]
 
@@ -114,7 +115,7 @@ def _show(found: fv.Comparison, *, json: bool) -> None:
 
 
 @contextmanager
-def _helpers(count: int, request: dict[str, Any]) -> Iterator[None]:
+def _helpers(count: int, request: dict[str, object]) -> Iterator[None]:
     """Other processes that share the grid; they end with this one."""
     context = multiprocessing.get_context("spawn")
     started = [context.Process(target=_help, args=(request,)) for _ in range(count)]
@@ -129,7 +130,7 @@ def _helpers(count: int, request: dict[str, Any]) -> Iterator[None]:
             process.join()
 
 
-def _help(request: dict[str, Any]) -> None:
+def _help(request: JsonObject) -> None:
     keep_freed_memory()
     try:
         fv.compare(**request, progress=False)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import foveate as fv
 from foveate.cli import csv_lines
 from foveate.errors import FoveateError
+from foveate.io import JsonObject
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 __all__ = ["as_json", "changes", "check", "totals", "tree", "write_csv"]
+
+_Row: TypeAlias = Any  # of fv.Cost.modules, whose class the facade does not name
 
 _MARKS = {"added": "+ ", "removed": "- ", "": ""}
 _STYLES = {"added": "green", "removed": "red", "": ""}
@@ -52,10 +55,10 @@ def _columns(cost: fv.Cost) -> dict[str, fv.Cost]:
     return {"with the plan": cost, "without": cost.baseline, "difference": cost - cost.baseline}
 
 
-def as_json(cost: fv.Cost) -> dict[str, Any]:
+def as_json(cost: fv.Cost) -> JsonObject:
     """Every number, and of an exact cost both countings, each module and the operations that are not counted."""
     names = list(_LABELS) if cost.modules else [*_PAPER, "activations"]
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for heading, column in _columns(cost).items():
         found[key := (heading or "cost").replace(" ", "_")] = {name: getattr(column, name) for name in names}
         if column.paper is not None:
@@ -68,7 +71,7 @@ def as_json(cost: fv.Cost) -> dict[str, Any]:
     return found
 
 
-def _plain(row: Any) -> dict[str, Any]:
+def _plain(row: _Row) -> JsonObject:
     """A row as data; without its time where none was measured."""
     return {key: value for key, value in asdict(row).items() if value is not None}
 
@@ -155,7 +158,7 @@ def changes(cost: fv.Cost) -> Table | None:
     return table
 
 
-def _inside(row: Any, other: Any) -> bool:
+def _inside(row: _Row, other: _Row) -> bool:
     return bool(row.change == other.change and row.name.startswith(f"{other.name}."))
 
 
@@ -176,7 +179,7 @@ def tree(cost: fv.Cost, depth: int, console: Console) -> Table:
     return next(fitting, _table(lines, columns[:least], longest=console.width - (30 if least == 3 else 38)))
 
 
-_CELLS: dict[str, Callable[[Any], str]] = {
+_CELLS: dict[str, Callable[[_Row], str]] = {
     "parameters": lambda row: _short(row.params),
     "MACs": lambda row: _short(row.macs),
     "share": lambda row: f"{row.share:.1%}",
@@ -186,7 +189,7 @@ _CELLS: dict[str, Callable[[Any], str]] = {
 }
 
 
-def _table(lines: list[tuple[str, str, Any]], columns: list[str], longest: int | None = None) -> Table:
+def _table(lines: list[tuple[str, str, _Row]], columns: list[str], longest: int | None = None) -> Table:
     """The tree, with some columns of numbers, and names up to a length."""
     from rich.table import Table
     from rich.text import Text
@@ -204,7 +207,7 @@ def _table(lines: list[tuple[str, str, Any]], columns: list[str], longest: int |
 
 @dataclass
 class _Node:
-    row: Any  # a ModuleCost
+    row: _Row
     parts: list[_Node] = field(default_factory=list)
 
     def changes(self) -> bool:
@@ -212,7 +215,7 @@ class _Node:
         return bool(self.row.change) or any(part.changes() for part in self.parts)
 
 
-def _rows(cost: fv.Cost) -> list[Any]:
+def _rows(cost: fv.Cost) -> list[_Row]:
     """The rows with the plan, and before what stands in a block's place those of the block."""
     removed = [row for row in cost.baseline.modules if row.change] if cost.baseline else []
     merged = []
@@ -233,7 +236,7 @@ def _grown(cost: fv.Cost) -> _Node:
     return nodes[False, ""]
 
 
-def _lines(node: _Node, depth: int, guide: str = "", branch: str = "") -> Iterator[tuple[str, str, Any]]:
+def _lines(node: _Node, depth: int, guide: str = "", branch: str = "") -> Iterator[tuple[str, str, _Row]]:
     """(guide, label, row) of each line."""
     leaf = node.row.name.rpartition(".")[2]
     yield guide + branch, f"{leaf} " if leaf else "", node.row
@@ -252,7 +255,7 @@ def _parts(node: _Node) -> list[_Node]:
     return node.parts
 
 
-def _costs(row: Any) -> bool:
+def _costs(row: _Row) -> bool:
     return bool(row.params or row.macs or row.element_ops)
 
 

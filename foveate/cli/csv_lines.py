@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from foveate import io
 from foveate.errors import FoveateError
@@ -37,7 +36,7 @@ def check(where: str | None, *, json: bool, option: str = "--csv") -> None:
         raise FoveateError(f"cannot write {where}: {above} is not a folder to write in; choose another place")
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], where: str) -> None:
+def write_csv(rows: Sequence[Mapping[str, object]], where: str) -> None:
     """A heading and one line for each row, to stdout where that is ``-``, else to a file, whose folder is made.
 
     Raises:

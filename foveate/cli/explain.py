@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -12,6 +12,7 @@ import foveate as fv
 from foveate.cli.options import ModelOptions, open_network
 from foveate.cli.stopping import kept, when_stopped
 from foveate.errors import printable
+from foveate.io import JsonObject
 
 __all__ = ["explain"]
 
@@ -62,7 +63,7 @@ def explain(
     files = [found.npz(npz)] if npz is not None else []
     if output is not None or npz is None:
         files += found.save(output or "explained", progress=True)
-    rows: list[dict[str, Any]] = [
+    rows: list[JsonObject] = [
         {"image": str(image), "prediction": found.label(int(index)), "probability": float(probability)}
         for image, index, probability in zip(found.sources, found.predictions, found.probabilities, strict=True)
     ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json as json_format
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 import foveate as fv
 from foveate.cli import csv_lines
 from foveate.cli.options import ModelOptions, open_network, say
+from foveate.io import JsonObject
 
 __all__ = ["latency"]
 
@@ -100,7 +101,7 @@ def _print(found: fv.Latency) -> None:
     console.print(". ".join([where[0], ", ".join(where[1:])]), style="dim", highlight=False)
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, str]:
+def _numbers(row: JsonObject) -> dict[str, str]:
     """The numbers of a setting by their heading: of what was measured."""
     found = {
         "ms": _digits(1000 * row["seconds"]),

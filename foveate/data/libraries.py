@@ -121,7 +121,9 @@ def read_torchvision(name: str, seed: int, val_fraction: float) -> ImageData:
         raise FoveateError(f"torchvision has no data set {kind!r}: {near(kind, known)}")
     make = getattr(datasets, kind)
     accepted = inspect.signature(make).parameters
-    options: dict[str, Any] = {"root": str(Path(folder or _ROOT).expanduser().absolute())} if "root" in accepted else {}
+    options: dict[str, object] = (
+        {"root": str(Path(folder or _ROOT).expanduser().absolute())} if "root" in accepted else {}
+    )
     if "train" in accepted:
         train, val = (_made(kind, make, options | {"train": part}) for part in (True, False))
         note = "split as torchvision's train and test"
@@ -185,7 +187,7 @@ def _made(kind: str, make: Any, options: dict[str, Any]) -> Any:
         raise FoveateError(f"torchvision:{kind} could not be downloaded: {first_line(error)}") from error
 
 
-def _first_made(kind: str, make: Any, options: dict[str, Any], names: Sequence[str]) -> tuple[Any, str]:
+def _first_made(kind: str, make: object, options: dict[str, object], names: Sequence[str]) -> tuple[object, str]:
     failures = []
     for name in names:
         try:

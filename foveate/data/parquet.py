@@ -218,7 +218,7 @@ def _classes(train: _Rows, names: Any) -> tuple[tuple[str, ...], dict[Any, int]]
     return tuple(names), {(name if textual else at): at for at, name in enumerate(names)}
 
 
-def _description(file: Path) -> dict[str, Any]:
+def _description(file: Path) -> dict[str, object]:
     """What dataset.json says; nothing where there is none."""
     if not file.is_file():
         return {}
@@ -231,7 +231,7 @@ def _description(file: Path) -> dict[str, Any]:
     return described
 
 
-def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
+def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, object]]:
     """The columns as Hugging Face's ``datasets`` describes them in a file's schema; nothing where it does not."""
     try:
         described = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
@@ -240,11 +240,11 @@ def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any
         return {}
 
 
-def _column(kind: str, usual: str, columns: Sequence[str], features: Mapping[str, Mapping[str, Any]]) -> str:
+def _column(kind: str, usual: str, columns: Sequence[str], features: Mapping[str, Mapping[str, object]]) -> str:
     """The usual column, or the only one of this kind that the schema describes."""
     fitting = [name for name, feature in features.items() if feature.get("_type") == kind and name in columns]
     return fitting[0] if usual not in columns and len(fitting) == 1 else usual
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "a missing value" if value is None else type(value).__name__

@@ -15,6 +15,7 @@ from foveate.data.opening import open_unchecked
 from foveate.data.parts import NOT_READ_REASON
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError
+from foveate.io import JsonObject
 
 __all__ = ["DataReport", "check_data"]
 
@@ -52,7 +53,7 @@ class DataReport:
         empty = any(train == 0 for _, train, _ in self.counts)
         return not (self.bad or self.leaks or self.two_classes or lost or empty)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain values, for JSON."""
         return {
             "name": self.name,

@@ -142,7 +142,7 @@ def _keep(one: Reader, seen: Seen, of_classes: dict[str, Tensor]) -> Callable[..
 
 
 def _note(one: Reader, notes: dict[str, str]) -> Callable[..., None]:
-    def hook(outer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def hook(outer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         note = f", gate {float(outer.gate.detach()):.3g}" if isinstance(outer, Gate) else ""
         given = inputs[0]
         if isinstance(given, Tensor) and isinstance(output, Tensor):

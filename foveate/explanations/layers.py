@@ -29,7 +29,7 @@ class Layer:
     name: str
     nhwc: bool | None = None
 
-    def check(self, output: Any) -> None:
+    def check(self, output: object) -> None:
         """Make sure that the module gave a feature map, whichever of its axes are spatial.
 
         Raises:
@@ -56,7 +56,7 @@ class Layer:
         return find_layer(model, images, self.name, look=True) if first and last else Layer(self.name, first)
 
 
-def _is_map(output: Any) -> bool:
+def _is_map(output: object) -> bool:
     return isinstance(output, Tensor) and output.ndim == 4 and sum(side > 1 for side in output.shape[1:]) > 1
 
 
@@ -84,7 +84,7 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, loo
     last = ""
 
     def note(of: str) -> Any:
-        def hook(module: nn.Module, _: Any, output: Any) -> None:
+        def hook(module: nn.Module, _: object, output: object) -> None:
             nonlocal last
             idle = isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or "Pool" in type(module).__name__
             if _is_map(output) and not idle:

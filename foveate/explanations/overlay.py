@@ -11,10 +11,10 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
@@ -143,7 +143,7 @@ def _times(ratio: float) -> str:
     return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
 
 
-def colours(picture: Image.Image, values: Tensor, opacity: float = OPACITY) -> np.ndarray[Any, Any]:
+def colours(picture: Image.Image, values: Tensor, opacity: float = OPACITY) -> NDArray[np.floating]:
     """Lay a map over a picture.
 
     The map is enlarged bilinearly with its cells' corners on the picture's corners (half-pixel centres), and its
@@ -165,7 +165,7 @@ def colours(picture: Image.Image, values: Tensor, opacity: float = OPACITY) -> n
         size = (picture.height, picture.width)
         large = F.interpolate(unit[None, None], size, mode="bilinear", align_corners=False)[0, 0]
         coloured = mpl.colormaps[COLOURS](large.clamp(0, 1).numpy())[..., :3]
-    mixed: np.ndarray[Any, Any] = opacity * coloured + (1 - opacity) * grey
+    mixed: NDArray[np.floating] = opacity * coloured + (1 - opacity) * grey
     return mixed
 
 
@@ -247,7 +247,7 @@ def _scale(values: Tensor, width: int, *, softmax: bool) -> Image.Image:
     return block
 
 
-def picture_of(colour: np.ndarray[Any, Any]) -> Image.Image:
+def picture_of(colour: NDArray[np.floating]) -> Image.Image:
     """(H, W, 3) in 0..1 -> 8 bit RGB."""
     return Image.fromarray((colour * 255).round().astype(np.uint8))
 

@@ -55,7 +55,7 @@ class Images:
         files: the whole path of each, or "image".
     """
 
-    def __init__(self, model: nn.Module, images: Any, image_size: int | None) -> None:
+    def __init__(self, model: nn.Module, images: object, image_size: int | None) -> None:
         self.device, self.dtype = device_and_dtype(model)
         self.tensor: Tensor | None = None
         self.preprocess: Any = None  # of a tensor without pictures there is none

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +100,7 @@ class SpatiallyAttentiveOutput(nn.Module):
         self.kept: _Kept | None = None
         self.pasted: Tensor | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """A copy does not take along what a step remembers: tensors inside a graph cannot be copied."""
         return {**self.__dict__, "kept": None, "pasted": None}
 

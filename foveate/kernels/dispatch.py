@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -142,13 +142,12 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+_constant_in_graphs: Callable[[Callable[..., bool]], Callable[..., bool]] = torch.compiler.assume_constant_result
+
+
+@_constant_in_graphs
 def _has_backend(device: str, dtype: torch.dtype, family: str) -> bool:
     return bool(ready.__wrapped__(device, dtype, family).backend)
-
-
-Function = TypeVar("Function", bound=Callable[..., object])
-_constant_in_graphs: Callable[[Function], Function] = torch.compiler.assume_constant_result  # torch has no types here
-_has_backend_constant = _constant_in_graphs(_has_backend)
 
 
 @_constant_in_graphs
@@ -160,8 +159,7 @@ def is_exporting() -> bool:
 # Bound here, and asked in this order: between large tensors the interpreter's own memory is out of the caches, and each
 # name that is looked up, each object that is made costs a fetch of its own. So does a device's name.
 _is_compiling = torch.compiler.is_dynamo_compiling  # what torch.export traces otherwise is not a plain tensor
-_is_tracing = torch._C._is_tracing
-_transform = torch._C._functorch.peek_interpreter_stack
+_is_tracing, _transform = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _KINDS_OF_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
 _global_hooks = tuple(getattr(torch_module, f"_global_{kind}_hooks") for kind in _KINDS_OF_HOOKS)
@@ -179,13 +177,13 @@ def _type_of_device(x: Tensor) -> str:
 class Built(NamedTuple):
     """What a module is as its class built it."""
 
-    children: Mapping[str, type[Any]]
+    children: Mapping[str, type[object]]
     """Their exact classes by name."""
-    methods: Mapping[str, Any]
+    methods: Mapping[str, object]
     """Those that the definition calls and a backend does not, by name."""
 
 
-def choose(x: Tensor, family: str = "ulsam", module: Any = None, built: Built | None = None) -> Choice:
+def choose(x: Tensor, family: str = "ulsam", module: object = None, built: Built | None = None) -> Choice:
     """The backend that computes a module's operation for an input, or why none does: then the plain definition serves.
 
     A backend takes a plain tensor with data, in eager mode or while it is compiled. What is exported or traced holds
@@ -207,7 +205,7 @@ def choose(x: Tensor, family: str = "ulsam", module: Any = None, built: Built | 
             return _SHAPE
         if is_exporting():
             return _EXPORTED
-        choice = _COMPILED if _has_backend_constant(x.device.type, x.dtype, family) else _NOT_READY
+        choice = _COMPILED if _has_backend(x.device.type, x.dtype, family) else _NOT_READY
     elif _is_tracing():
         return _EXPORTED
     elif _transform() is not None or forward_ad._current_level >= 0:
@@ -222,7 +220,7 @@ def choose(x: Tensor, family: str = "ulsam", module: Any = None, built: Built | 
     return choice
 
 
-def modification(module: Any, built: Built) -> str:
+def modification(module: object, built: Built) -> str:
     """What makes a module another than the one that was built, so that its children have to be called; empty: nothing.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import timm
 from torch import nn
@@ -42,11 +41,11 @@ class Origin:
     name: str
     num_classes: int
     in_chans: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 def create_model(
-    name: str, *, pretrained: bool = False, num_classes: int | None = None, in_chans: int = 3, **options: Any
+    name: str, *, pretrained: bool = False, num_classes: int | None = None, in_chans: int = 3, **options: object
 ) -> nn.Module:
     """Build a network.
 
@@ -68,7 +67,7 @@ def create_model(
     return _timm(name, pretrained, num_classes, in_chans, options)
 
 
-def _timm(name: str, pretrained: bool, num_classes: int | None, in_chans: int, options: dict[str, Any]) -> nn.Module:
+def _timm(name: str, pretrained: bool, num_classes: int | None, in_chans: int, options: dict[str, object]) -> nn.Module:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise FoveateError(f"timm has no model {name!r}; {near(architecture, timm.list_models())}")
@@ -96,7 +95,7 @@ def _timm(name: str, pretrained: bool, num_classes: int | None, in_chans: int, o
 
 
 def _torchvision(
-    name: str, pretrained: bool, num_classes: int | None, in_chans: int, options: dict[str, Any]
+    name: str, pretrained: bool, num_classes: int | None, in_chans: int, options: dict[str, object]
 ) -> nn.Module:
     from torchvision import models
 
@@ -118,7 +117,7 @@ def _torchvision(
     return _signed(model, "torchvision", name, options)
 
 
-def _signed(model: nn.Module, library: str, name: str, options: dict[str, Any]) -> nn.Module:
+def _signed(model: nn.Module, library: str, name: str, options: dict[str, object]) -> nn.Module:
     if not hasattr(model, ATTRIBUTE):  # a name of timm's may stand for a network of torchvision's with a plan
         setattr(model, ATTRIBUTE, (library, name, dict(options)))
     return model

@@ -6,8 +6,6 @@ rounds them to multiples of 8, which changes none of them here. In all else they
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs
 
@@ -21,7 +19,7 @@ from foveate.networks._timm_registry import register_model
 __all__: list[str] = []
 
 
-def _cfg() -> dict[str, Any]:
+def _cfg() -> dict[str, object]:
     return {
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
@@ -39,14 +37,14 @@ default_cfgs = generate_default_cfgs({"mobilenetv1_075.untrained": _cfg(), "mobi
 
 
 @register_model
-def mobilenetv1_075(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mobilenetv1_075(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """MobileNetV1 with 0.75 of the channels: 2,585,560 parameters with 1000 classes."""
     model: nn.Module = _gen_mobilenet_v1("mobilenetv1_075", 0.75, pretrained=pretrained, **kwargs)
     return model
 
 
 @register_model
-def mobilenetv1_050(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mobilenetv1_050(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """MobileNetV1 with 0.5 of the channels: 1,331,592 parameters with 1000 classes."""
     model: nn.Module = _gen_mobilenet_v1("mobilenetv1_050", 0.5, pretrained=pretrained, **kwargs)
     return model

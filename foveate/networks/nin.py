@@ -183,7 +183,7 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def nin_cifar(pretrained: bool = False, **kwargs: Any) -> NetworkInNetwork:
+def nin_cifar(pretrained: bool = False, **kwargs: object) -> NetworkInNetwork:
     """Network in Network for 32 x 32 images: 966,986 parameters with 10 classes."""
     feature_cfg = {"out_indices": (0, 1, 2)}
     model: NetworkInNetwork = build_model_with_cfg(

@@ -227,7 +227,7 @@ class PatchConvNet(nn.Module):
         return {"pool.token"}
 
 
-def _cfg() -> dict[str, Any]:
+def _cfg() -> dict[str, object]:
     return {
         "input_size": (3, 224, 224),
         "pool_size": (14, 14),
@@ -257,36 +257,36 @@ def _create(name: str, pretrained: bool, channels: int, depth: int, options: dic
 
 
 @register_model
-def patchconvnet_s60(pretrained: bool = False, **options: Any) -> PatchConvNet:
+def patchconvnet_s60(pretrained: bool = False, **options: object) -> PatchConvNet:
     """384 channels, 60 blocks: 25,231,096 parameters, 3.98 GMACs at 224 px."""
     return _create("patchconvnet_s60", pretrained, 384, 60, {"init_values": 1e-4, **options})
 
 
 @register_model
-def patchconvnet_s120(pretrained: bool = False, **options: Any) -> PatchConvNet:
+def patchconvnet_s120(pretrained: bool = False, **options: object) -> PatchConvNet:
     """384 channels, 120 blocks: 47,723,896 parameters, 7.49 GMACs at 224 px."""
     return _create("patchconvnet_s120", pretrained, 384, 120, options)
 
 
 @register_model
-def patchconvnet_b60(pretrained: bool = False, **options: Any) -> PatchConvNet:
+def patchconvnet_b60(pretrained: bool = False, **options: object) -> PatchConvNet:
     """768 channels, 60 blocks: 99,388,936 parameters, 15.80 GMACs at 224 px."""
     return _create("patchconvnet_b60", pretrained, 768, 60, options)
 
 
 @register_model
-def patchconvnet_b120(pretrained: bool = False, **options: Any) -> PatchConvNet:
+def patchconvnet_b120(pretrained: bool = False, **options: object) -> PatchConvNet:
     """768 channels, 120 blocks: 188,611,336 parameters, 29.78 GMACs at 224 px."""
     return _create("patchconvnet_b120", pretrained, 768, 120, options)
 
 
 @register_model
-def patchconvnet_l60(pretrained: bool = False, **options: Any) -> PatchConvNet:
+def patchconvnet_l60(pretrained: bool = False, **options: object) -> PatchConvNet:
     """1024 channels, 60 blocks: 176,009,576 parameters, 28.04 GMACs at 224 px."""
     return _create("patchconvnet_l60", pretrained, 1024, 60, options)
 
 
 @register_model
-def patchconvnet_l120(pretrained: bool = False, **options: Any) -> PatchConvNet:
+def patchconvnet_l120(pretrained: bool = False, **options: object) -> PatchConvNet:
     """1024 channels, 120 blocks: 334,294,376 parameters, 52.85 GMACs at 224 px."""
     return _create("patchconvnet_l120", pretrained, 1024, 120, options)

@@ -248,7 +248,7 @@ def _moved_like(block: nn.Module, model: nn.Module) -> nn.Module:
     return block.to(*now.pop()) if len(now) == 1 and not now <= then else block
 
 
-def _drop(hooks: dict[int, Any], ours: tuple[Any, ...]) -> None:
+def _drop(hooks: dict[int, Callable[..., object]], ours: tuple[object, ...]) -> None:
     for key, hook in list(hooks.items()):
         if getattr(hook, "func", getattr(hook, "hook", hook)) in ours:
             del hooks[key]
@@ -256,9 +256,9 @@ def _drop(hooks: dict[int, Any], ours: tuple[Any, ...]) -> None:
 
 def _accept_weights_without_attention(
     module: nn.Module,
-    state: dict[str, Any],
+    state: dict[str, object],
     prefix: str,
-    metadata: dict[str, Any],
+    metadata: dict[str, object],
     _strict: bool,
     missing: list[str],
     unexpected: list[str],

@@ -158,12 +158,12 @@ def ends_of(model: nn.Module, size: tuple[int, int, int]) -> Ends | None:
     handles = []
 
     def watch(name: str, leaf: bool) -> None:
-        def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        def before(_module: nn.Module, args: tuple[object, ...]) -> None:
             taken.append((name, args[0] if args else None))
             if leaf:
                 started.append(name)
 
-        def after(_module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+        def after(_module: nn.Module, _args: tuple[object, ...], output: object) -> None:
             given.append((name, output))
 
         module = model.get_submodule(name)

@@ -26,7 +26,8 @@ from foveate.errors import FoveateError
 __all__ = ["PASS_HOOKS", "begin_pass", "close_pass", "find_maps", "maps_of_pass", "open_pass", "record_map", "tie_maps"]
 
 
-_Map: TypeAlias = Tensor | torch.fx.Proxy  # the latter while torch.fx traces
+_Output: TypeAlias = Tensor | torch.fx.Proxy  # the latter while torch.fx traces
+_Maps: TypeAlias = dict[int, Any]  # from index to an ``_Output``, which the head takes for a tensor
 
 
 class ForwardPass:
@@ -34,7 +35,7 @@ class ForwardPass:
 
     def __init__(self, key: str, outer: ForwardPass | None = None) -> None:
         self.key, self.outer = key, outer
-        self.maps: dict[int, Any] = {}
+        self.maps: _Maps = {}
         self.begun = False
         self.features: Tensor | None = None  # only while torch.compile traces
 
@@ -45,7 +46,7 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.whole: ForwardPass | None = None  # passes of whole networks, the innermost; each knows the one around it
         self.parts: dict[str, ForwardPass] = {}  # passes that no whole network opened
-        self.found: dict[str, dict[int, Any]] = {}  # maps of the tensor that the end of the network was just given
+        self.found: dict[str, _Maps] = {}  # maps of the tensor that the end of the network was just given
 
 
 _THREAD = _Thread()
@@ -60,13 +61,13 @@ def _whole(key: str) -> ForwardPass | None:
     return running
 
 
-def open_pass(key: str, _module: nn.Module, _args: tuple[Any, ...]) -> None:
+def open_pass(key: str, _module: nn.Module, _args: object) -> None:
     """Before the network runs."""
     _THREAD.whole = ForwardPass(key, _THREAD.whole)
     _THREAD.parts.pop(key, None)  # of a pass that an error ended
 
 
-def close_pass(key: str, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+def close_pass(key: str, _module: nn.Module, _args: object, _output: object) -> None:
     """When the network has run, or has raised an error."""
     running = _whole(key)
     if running is not None:
@@ -74,7 +75,7 @@ def close_pass(key: str, _module: nn.Module, _args: tuple[Any, ...], _output: An
     _THREAD.found.pop(key, None)
 
 
-def begin_pass(key: str, split: bool, _module: nn.Module, _args: tuple[Any, ...]) -> None:
+def begin_pass(key: str, split: bool, _module: nn.Module, _args: object) -> None:
     """Before the network's first layer runs, which it does once in a pass."""
     running = _whole(key)
     if running is not None and not running.begun:
@@ -83,9 +84,7 @@ def begin_pass(key: str, split: bool, _module: nn.Module, _args: tuple[Any, ...]
         _THREAD.parts[key] = ForwardPass(key)
 
 
-def record_map(
-    key: str, index: int, _module: nn.Module, _args: tuple[Any, ...], output: Tensor | torch.fx.Proxy
-) -> None:
+def record_map(key: str, index: int, _module: nn.Module, _args: object, output: _Output) -> None:
     """Hold a module's output, a feature map, for the head of this pass."""
     running = _THREAD.parts.get(key) or _whole(key)
     if running is None and isinstance(output, torch.fx.Proxy):  # torch.fx traces without the hooks of first layers
@@ -94,7 +93,7 @@ def record_map(
         running.maps[index] = output
 
 
-def tie_maps(key: str, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+def tie_maps(key: str, _module: nn.Module, _args: object, output: Tensor) -> None:
     """Tie the maps to the features that this module gives, if no whole network runs."""
     running = _THREAD.parts.get(key)
     if running is None:
@@ -107,7 +106,7 @@ def tie_maps(key: str, _module: nn.Module, _args: tuple[Any, ...], output: Tenso
     _MAPS_OF_FEATURES[output] = {index: None if each is output else each for index, each in running.maps.items()}
 
 
-def find_maps(key: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+def find_maps(key: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
     """Find the maps of the features that this module takes, if no whole network gave them."""
     _THREAD.found.pop(key, None)
     features = args[0] if args else None

@@ -22,7 +22,7 @@ DEPTH = 4  # of containers in containers, and of functions in functions, that ar
 LENGTH = 10_000  # of such a container: a longer one is data
 
 
-def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, object]]:
     """The global names that a function uses, and their values."""
     codes = [function.__code__]
     for code in codes:
@@ -32,7 +32,7 @@ def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
                 yield name, function.__globals__[name]
 
 
-def _parts(value: object) -> Iterator[Any]:
+def _parts(value: object) -> Iterator[object]:
     """What a value holds, as far as it may reach a model."""
     if isinstance(value, types.FunctionType):
         yield getattr(value, ORIGINAL, None)
@@ -116,12 +116,12 @@ class Functions:
 
         return fill
 
-    def _own(self, value: Any, memo: dict[int, Any]) -> Any:
+    def _own(self, value: object, memo: dict[int, object]) -> object:
         return copy.deepcopy(value, memo) if self.reaches(value) else value
 
 
-def _calls(held: list[Any]) -> Any:
-    def eager(*args: Any, **kwargs: Any) -> Any:
+def _calls(held: list[Callable[..., object]]) -> Callable[..., object]:
+    def eager(*args: object, **kwargs: object) -> object:
         return held[0](*args, **kwargs)
 
     eager.held = held  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ class put other layers in its place. Then the attention is missing, and the netw
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,14 @@ class _Host:
         if not isinstance(x, torch.fx.Proxy):
             super()._check_input_dim(x)  # type: ignore[misc]  # the layer's
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
         return _empty, (_plain_class(type(self)),), vars(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
         """A convolution that is copied alone, outside of its network, is copied to be fused: without its attention."""
         plain, state = _plain_class(type(self)), dict(vars(self))
         alone = not memo and issubclass(plain, _FOLDED_INTO)
-        made: Any = object.__new__(plain) if alone else _empty(plain)
+        made = object.__new__(plain) if alone else _empty(plain)
         memo[id(self)] = made
         if alone:
             state["_modules"] = {}
@@ -49,7 +49,7 @@ class _Host:
         return made
 
 
-def _is_foveates(hook: Any) -> bool:
+def _is_foveates(hook: object) -> bool:
     return str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("foveate.surgery.")
 
 
@@ -59,17 +59,17 @@ def _plain_class(kind: type[Any]) -> type[Any]:
     return order[order.index(_Host) + 1]
 
 
-_classes: dict[type[Any], type[Any]] = {}
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _host_class(kind: type[Any]) -> type[Any]:
+def _host_class(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _classes:
         name = f"{kind.__name__}WithAttention"
         _classes[kind] = type(name, (_Host, kind), {"__module__": __name__, "__doc__": kind.__doc__})
     return _classes[kind]
 
 
-def _empty(kind: type[Any]) -> Any:
+def _empty(kind: type[nn.Module]) -> nn.Module:
     return object.__new__(_host_class(kind))
 
 
@@ -149,7 +149,7 @@ def refuse_script() -> nn.Module:
     )
 
 
-def refuse_lost_attention(model: nn.Module, _args: tuple[Any, ...]) -> None:
+def refuse_lost_attention(model: nn.Module, _args: tuple[object, ...]) -> None:
     """Before a forward pass: raise where attention was inserted and is not called any more.
 
     Raises:

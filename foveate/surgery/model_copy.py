@@ -30,7 +30,7 @@ from foveate.surgery.record import record_of
 __all__ = ["copied", "guarded", "is_compiled", "on_a_copy"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
+_LOCKS: dict[type, Callable[[], object]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _KEPT = ("_parameters", "_buffers", "_modules")
 _OWN = frozenset(vars(nn.Module()))
 Result = TypeVar("Result")
@@ -46,7 +46,7 @@ def _is_foreign(hook: object) -> bool:
     return not module.startswith(("torch.nn.", "timm.", "foveate.surgery."))
 
 
-def _foreign_hooks(module: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any]]:
+def _foreign_hooks(module: nn.Module) -> Iterator[tuple[dict[int, object], int, object]]:
     for attribute in _HOOKS:
         hooks = getattr(module, attribute)
         for key, hook in list(hooks.items()):
@@ -68,7 +68,7 @@ def _roots(model: nn.Module) -> list[nn.Module]:
     return [model, *(removed.module for removed in record.removed.values())] if record else [model]
 
 
-def _states(value: object, depth: int = 0) -> Iterator[Any]:
+def _states(value: object, depth: int = 0) -> Iterator[object]:
     """Tensors, locks and empty dictionaries in a module's attributes, and in containers there."""
     if isinstance(value, Tensor) or type(value) in _LOCKS or (type(value) in (dict, OrderedDict) and not value):
         yield value
@@ -80,7 +80,7 @@ def _states(value: object, depth: int = 0) -> Iterator[Any]:
 class _Eager(nn.Module):
     """What ``torch.compile`` made of a module, in a copy: it is called, and not compiled."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         return self._orig_mod(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -94,7 +94,7 @@ def copied(model: nn.Module, *, data: bool) -> nn.Module:
     Raises:
         CannotCopy: a part of the model cannot be copied; the message names it.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     roots = _roots(model)
     modules = list({id(module): module for root in roots for module in root.modules()}.values())
     tensors = {id(t) for root in roots for t in (*root.parameters(), *root.buffers())}
@@ -162,7 +162,7 @@ def guarded(model: nn.Module) -> Iterator[None]:
     held = [buffer for root in _roots(model) for buffer in root.buffers()] if patched else []
     buffers = [(buffer, buffer.detach().clone()) for buffer in held]
 
-    def refuse(module: nn.Module, _args: tuple[Any, ...]) -> None:
+    def refuse(module: nn.Module, _args: tuple[object, ...]) -> None:
         if id(module) in names and threading.get_ident() == thread:
             raise FoveateError(_runs_itself(model, names[id(module)]))
 

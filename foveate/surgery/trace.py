@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,9 @@ class _ShapesOnly(TorchFunctionMode):
     like_input = frozenset({F.batch_norm, F.hardsigmoid, F.hardswish, F.hardtanh, F.relu6})
     products = frozenset({torch.conv1d, torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d, F.linear})
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func in self.like_input:
             return torch.empty_like(args[0]) if args[0].is_meta else torch.zeros_like(args[0])
@@ -120,8 +123,8 @@ def _run(model: nn.Module, size: tuple[int, int, int], *, shapes_only: bool) -> 
     order = itertools.count()
     handles = []
 
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def watch(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def hook(_module: nn.Module, args: tuple[object, ...], output: object) -> None:
             entry = traces[name]
             entry.calls += 1
             entry.in_shape = _shape(args[0]) if len(args) == 1 else None

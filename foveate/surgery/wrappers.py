@@ -5,8 +5,6 @@ The hooks are plain functions, so that a copy of a network calls its own copies 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -180,7 +178,7 @@ def _own(module: nn.Module, key: str, mechanism: nn.Module) -> nn.Module:
     return mechanism if child is None else child
 
 
-def attend_after(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+def attend_after(module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
     """Give a module's output to the mechanism that is its child.
 
     Raises:
@@ -197,14 +195,14 @@ def attend_after(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> T
 
 
 def attend_with(
-    mechanism: nn.Module, key: str, nhwc: bool, module: nn.Module, _args: tuple[Any, ...], output: Tensor
+    mechanism: nn.Module, key: str, nhwc: bool, module: nn.Module, _args: tuple[object, ...], output: Tensor
 ) -> Tensor:
     """Give a module's output to a mechanism, the module's child of this name if it has one."""
     return _attended(_own(module, key, mechanism), output, nhwc=nhwc)
 
 
 def pool_with(
-    pool: nn.Module, key: str, nhwc: bool, module: nn.Module, _args: tuple[Any, ...], output: Tensor
+    pool: nn.Module, key: str, nhwc: bool, module: nn.Module, _args: tuple[object, ...], output: Tensor
 ) -> Tensor:
     """Put a feature map of 1x1, the pooled features, in the place of a module's output."""
     pooled: Tensor = _own(module, key, pool)(output.permute(0, 3, 1, 2) if nhwc else output)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.io import state_digest, write_atomically
+from foveate.io import JsonObject, state_digest, write_atomically
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 
@@ -64,7 +64,7 @@ def save_state(
     modules: Mapping[str, nn.Module],
     optimiser: torch.optim.Optimizer,
     position: Position,
-    run: Mapping[str, Any],
+    run: Mapping[str, object],
     scaler: Any = None,
 ) -> None:
     """Write the state of a run.
@@ -87,7 +87,7 @@ def save_state(
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise Diverged(f"{key} is NaN or infinite: lower the learning rate; the last good checkpoint was kept")
-    numbers: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, JsonObject] = {}
     packed = optimiser.state_dict()
     for index, entries in packed["state"].items():
         for key, value in entries.items():
@@ -95,7 +95,7 @@ def save_state(
                 tensors[f"optimiser.{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
-    groups: list[dict[str, Any]] = []
+    groups: list[JsonObject] = []
     for index, group in enumerate(packed["param_groups"]):
         tensors |= {f"group.{index}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
         # What is neither number nor tensor (a dtype) is a setting, and the recipe makes it again.
@@ -127,7 +127,7 @@ def read_state(
     path: Path,
     modules: Mapping[str, nn.Module],
     optimiser: torch.optim.Optimizer,
-    run: Mapping[str, Any],
+    run: Mapping[str, object],
     scaler: Any = None,
 ) -> Position:
     """Put the state of a run into the modules and the optimiser; they are not touched on an error.
@@ -179,10 +179,10 @@ def read_state(
 
 
 def _optimiser_state(
-    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, dict[str, Any]]
-) -> dict[int, dict[str, Any]]:
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, dict[str, object]]
+) -> dict[int, JsonObject]:
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
+    state: dict[int, dict[str, object]] = {int(index): dict(entries) for index, entries in numbers.items()}
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):
             _, index, key = name.split(".", 2)
@@ -194,8 +194,8 @@ def _optimiser_state(
     return state
 
 
-def _flat(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(run: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in run.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -204,14 +204,14 @@ def _flat(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _complete(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(saved: Mapping[str, Any]) -> JsonObject:
     """A run as an older version described it, with what is new at its default."""
     if "recipe" not in saved:
         return dict(saved)
     return {"processes": 1, "teacher": "", **saved, "recipe": Recipe().to_dict() | saved["recipe"]}
 
 
-def _compare(saved: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+def _compare(saved: Mapping[str, object], asked: Mapping[str, object], path: Path) -> None:
     there, here = _flat(saved), _flat(json.loads(json.dumps(asked)))
     different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if different:

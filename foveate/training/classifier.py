@@ -75,7 +75,7 @@ def write_config(model: nn.Module, preprocess: Preprocess, classes: tuple[str, .
 
     The config keeps its kind (timm's dataclass or a dictionary); a model without one gets a dictionary.
     """
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "input_size": (len(preprocess.mean), *preprocess.size),
         "mean": preprocess.mean,
         "std": preprocess.std,

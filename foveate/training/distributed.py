@@ -162,7 +162,11 @@ class ProcessGroup:
 
 @contextlib.contextmanager
 def accelerated(
-    precision: str, *, timeout_seconds: float = 600, tracker: Any = None, folder: str | os.PathLike[str] | None = None
+    precision: str,
+    *,
+    timeout_seconds: float = 600,
+    tracker: object = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Iterator[Any]:
     """An ``Accelerator``; Accelerate's global state is removed afterwards unless it was there before.
 
@@ -225,7 +229,7 @@ def _made(make: Callable[[], Any], precision: str, processes: int) -> Any:
     return accelerator
 
 
-def _checked(tracker: Any) -> Any:
+def _checked(tracker: object) -> object:
     """A tracker that is there: Accelerate would go on without a missing one."""
     from accelerate.tracking import GeneralTracker, get_available_trackers
     from accelerate.utils import LoggerType

@@ -53,7 +53,7 @@ def create_optimiser(model: nn.Module, head: Iterable[nn.Parameter], recipe: Rec
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in spared
             groups.setdefault((decayed, id(parameter) in in_head), []).append(parameter)
-    described: list[dict[str, Any]] = [
+    described: list[dict[str, object]] = [
         {
             "params": parameters,
             "weight_decay": recipe.weight_decay if decayed else 0.0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -63,7 +62,7 @@ def restored_afterwards(model: nn.Module, device: torch.device) -> Iterator[None
                 module.momentum = momentum
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
+def _attributes(module: nn.Module) -> dict[str, object]:
     """Plain attributes, such as num_classes and pretrained_cfg; not those of nn.Module itself."""
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from torch import nn
@@ -75,7 +74,7 @@ class RunFolder:
         """The file that ``resume`` reads."""
         return self.path / STATE
 
-    def write_args(self, run: Mapping[str, Any], recipe: Recipe) -> None:
+    def write_args(self, run: Mapping[str, object], recipe: Recipe) -> None:
         """Say what the run is, for people; and its recipe, for ``open_recipe``."""
         text = yaml.safe_dump(dict(run), sort_keys=False, allow_unicode=True)
         self._write("args.yaml", text)
@@ -85,12 +84,12 @@ class RunFolder:
         if self.writes:
             write_atomically(self.path / name, text)
 
-    def save_state(self, save: Callable[..., None], *state: Any) -> None:
+    def save_state(self, save: Callable[..., None], *state: object) -> None:
         """Write the file that ``resume`` reads, by ``save(path, *state)``."""
         if self.writes:
             save(self.state, *state)
 
-    def write_evaluation(self, found: Mapping[str, Any]) -> None:
+    def write_evaluation(self, found: Mapping[str, object]) -> None:
         """Write ``evaluation.json``."""
         self._write("evaluation.json", json_text(found) + "\n")
 

@@ -92,7 +92,7 @@ class Explorer:
     ) -> None:
         self.saved, self.data, self.pretrained = dict(saved or {}), data, pretrained
         self.limits = limits or Limits()
-        self._networks: collections.OrderedDict[tuple[str, str], Any] = collections.OrderedDict()
+        self._networks: collections.OrderedDict[tuple[str, str], object] = collections.OrderedDict()
         self._audits: dict[tuple[str, str], fv.Audit] = {}
         self._lock = threading.RLock()
 
@@ -115,7 +115,7 @@ class Explorer:
             self._networks.move_to_end((name, plan))
             return self._networks[name, plan]
 
-    def _build(self, name: str, plan: str) -> Any:
+    def _build(self, name: str, plan: str) -> object:
         if name in self.saved:
             network = fv.load(self.saved[name])
         elif _NAME.fullmatch(name):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate.accounting.counting.formulas import is_dense, rule_of, tensors_in
 from foveate.accounting.counting.forward import quick_output
+from foveate.accounting.counting.products import Arguments, Keywords
 
 __all__ = ["LiveMemory", "LiveMemoryMode", "model_storages"]
 
@@ -35,7 +35,7 @@ class LiveMemory:
     def __init__(self, leave_out: Iterable[int] = ()) -> None:
         self.now = self.peak = 0
         self._leave_out = frozenset(leave_out)
-        self._live: dict[int, weakref.ref[Any]] = {}
+        self._live: dict[int, weakref.ref[object]] = {}
 
     def track(self, tensors: Iterable[Tensor]) -> None:
         """Count the storages of tensors from now until they are freed."""
@@ -61,7 +61,9 @@ class LiveMemoryMode(TorchDispatchMode):
         super().__init__()
         self.live = live
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         result = quick_output(rule_of(func).name, args)
         if result is None:
             result = func(*args, **(kwargs or {}))

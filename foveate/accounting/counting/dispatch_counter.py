@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from foveate.accounting.counting.allocations import LiveMemory, model_storages
 from foveate.accounting.counting.formulas import Rule, rule_of, tensors_in, traffic
 from foveate.accounting.counting.forward import images_for, quick_output, run
+from foveate.accounting.counting.products import Arguments, Keywords
 
 __all__ = ["OperationCount", "count_operations"]
 
@@ -75,7 +77,7 @@ class _Counter(TorchDispatchMode):
         self.stack = [""]
         self.thread = threading.get_ident()
         self.live = LiveMemory(model_storages(model))
-        self.rules: dict[Any, Rule] = {}
+        self.rules: dict[object, Rule] = {}
 
     def enter(self, name: str, *_: object) -> None:
         """A module begins. In another thread this counter sees none of its operations."""
@@ -87,7 +89,9 @@ class _Counter(TorchDispatchMode):
         """The module that began last ends."""
         self.stack.pop()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         rule = self.rules.get(func) or self.rules.setdefault(func, rule_of(func))
         if rule.composite:  # as in torch.inference_mode, where the dispatcher leaves this to us
@@ -110,7 +114,7 @@ class _Counter(TorchDispatchMode):
         return result
 
     @staticmethod
-    def _count(count: OperationCount, rule: Rule, args: Any, kwargs: Any, result: Any) -> None:
+    def _count(count: OperationCount, rule: Rule, args: Arguments, kwargs: Keywords, result: object) -> None:
         if rule.macs is not None:
             count.macs += rule.macs(args, kwargs, result)
             count.activations += next(tensors_in([result])).numel()
@@ -129,7 +133,9 @@ class _WaysOut(TorchFunctionMode):
         super().__init__()
         self.counter = counter
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         if func in _WAYS_OUT:
             self.counter.counts[self.counter.stack[-1]].unsupported.add(_WAYS_OUT[func])
         return func(*args, **(kwargs or {}))

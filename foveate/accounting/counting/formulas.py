@@ -15,17 +15,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.accounting.counting.products import ATTENTION, PRODUCTS, Formula, is_product, macs_of
+from foveate.accounting.counting.products import (
+    ATTENTION,
+    PRODUCTS,
+    Arguments,
+    Formula,
+    Keywords,
+    Output,
+    is_product,
+    macs_of,
+)
 
 __all__ = ["ELEMENT_OPS", "Rule", "is_dense", "rule_of", "tensors_in", "traffic"]
 
 
-def _first(out: Any) -> Tensor:
+def _first(out: Tensor | Sequence[Tensor]) -> Tensor:
     return out if isinstance(out, Tensor) else out[0]
 
 
@@ -37,7 +45,7 @@ def _per_input(count: int) -> Formula:
     return lambda args, _kwargs, _out: count * (args[0] if isinstance(args[0], Tensor) else args[0][0]).numel()
 
 
-def _batch_norm(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+def _batch_norm(args: Arguments, _kwargs: Keywords, _out: object) -> int:
     """x * a + b with the running statistics; with the batch's own as the other norms."""
     x: Tensor = args[0]
     weight, training = args[1], args[5]
@@ -56,14 +64,14 @@ def _own_norm(weight: int) -> Formula:
 def _pool(dims: int) -> Formula:
     """Every output element looks at the whole kernel."""
 
-    def formula(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+    def formula(args: Arguments, _kwargs: Keywords, out: Output) -> int:
         kernel: Sequence[int] = args[1]
         return _first(out).numel() * (math.prod(kernel) if len(kernel) == dims else kernel[0] ** dims)
 
     return formula
 
 
-def _adaptive_pool(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+def _adaptive_pool(args: Arguments, _kwargs: Keywords, out: Output) -> int:
     """The windows' sizes; they overlap where the output's side does not divide the input's."""
 
     def windows(length: int, parts: int) -> int:
@@ -72,7 +80,7 @@ def _adaptive_pool(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> 
     return math.prod(map(windows, args[0].shape, _first(out).shape))  # of other axes each has one
 
 
-def _pairs(args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> int:
+def _pairs(args: Arguments, kwargs: Keywords, _out: object) -> int:
     """Fused attention: for each pair the scale and the five of softmax, and one for the mask."""
     query: Tensor = args[0]
     key: Tensor = args[1]
@@ -83,7 +91,7 @@ def _pairs(args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> int:
 def _sort(axis: int) -> Formula:
     """log2 n comparisons for each of the n along the axis, which is the argument at that place."""
 
-    def formula(args: tuple[Any, ...], kwargs: dict[str, Any], _out: Any) -> int:
+    def formula(args: Arguments, kwargs: Keywords, _out: object) -> int:
         x: Tensor = args[0]
         along: int = args[axis] if len(args) > axis else kwargs.get("dim", -1)
         return x.numel() * math.ceil(math.log2(max(2, x.shape[along])))
@@ -91,7 +99,7 @@ def _sort(axis: int) -> Formula:
     return formula
 
 
-def _deformed(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+def _deformed(args: Arguments, _kwargs: Keywords, out: Output) -> int:
     """Deformable convolution: every value that it multiplies is a bilinear one, and with a mask a product."""
     x: Tensor = args[0]
     filters: Tensor = args[1][0, 0]
@@ -103,7 +111,7 @@ def _deformed(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
 def _ulsam(norm: int) -> Formula:
     """ULSAM in one operation: norm, ReLU, pool and the weighted sum of x; norm, ReLU and softmax of each map."""
 
-    def formula(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+    def formula(args: Arguments, _kwargs: Keywords, out: Output) -> int:
         x: Tensor = args[0]
         groups: int = args[2] if isinstance(args[2], int) else _first(out[1:]).shape[1]
         return x.numel() * (norm + 1 + 9 + 2) + groups * x.numel() // x.shape[1] * (norm + 1 + 5)
@@ -111,12 +119,12 @@ def _ulsam(norm: int) -> Formula:
     return formula
 
 
-def _gate(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+def _gate(args: Arguments, _kwargs: Keywords, _out: object) -> int:
     """Each kind of weight is a sigmoid of its scores, and one product with each element of x."""
     return sum(args[0].numel() + scores.numel() for scores in args[1:] if scores is not None)
 
 
-def _search(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+def _search(args: Arguments, _kwargs: Keywords, out: Output) -> int:
     """log2 n comparisons for each value."""
     return _first(out).numel() * math.ceil(math.log2(max(2, args[0].shape[-1])))
 
@@ -213,7 +221,7 @@ class Rule:
     composite: bool
 
 
-def rule_of(func: Any) -> Rule:
+def rule_of(func: object) -> Rule:
     """The rule of an operation as the dispatcher gives it (an ``OpOverload``), by the tables as they now are."""
     if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator
         return Rule(str(func), None, True, None, view=False, composite=False)
@@ -233,7 +241,7 @@ def rule_of(func: Any) -> Rule:
     return Rule(name, macs, product, elements, view, composite)
 
 
-def _per_nothing(_args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+def _per_nothing(_args: Arguments, _kwargs: Keywords, _out: object) -> int:
     return 0
 
 
@@ -246,7 +254,7 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested
 
 
-def tensors_in(values: Sequence[Any], *, dense: bool = True) -> Iterator[Tensor]:
+def tensors_in(values: Sequence[object], *, dense: bool = True) -> Iterator[Tensor]:
     """The tensors among values and in the lists among them: the dense ones, or the others."""
     for value in values:
         if isinstance(value, Tensor):
@@ -267,7 +275,7 @@ def _bytes(tensors: Iterator[Tensor]) -> int:
     return sum(found.values())
 
 
-def traffic(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[int, int]:
+def traffic(rule: Rule, args: Arguments, kwargs: Keywords, out: object) -> tuple[int, int]:
     """Bytes that one call reads and writes: its inputs and outputs, each once; a view moves none."""
     plain = _plain(rule.name)
     if rule.view or plain in _EMPTY:
@@ -275,7 +283,7 @@ def traffic(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
     written = _bytes(tensors_in([out]))
     if plain.endswith("_like") or plain.startswith("aten::new_"):  # asked for a shape alone
         return 0, written
-    given: list[Any] = [*args, *(value for key, value in kwargs.items() if key != "out")]
+    given: list[object] = [*args, *(value for key, value in kwargs.items() if key != "out")]
     if plain in _OVERWRITING and plain != rule.name:
         given = given[1:]
     if plain in _CHOOSING:

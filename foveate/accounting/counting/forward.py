@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from foveate.accounting.counting.formulas import tensors_in
+from foveate.accounting.counting.products import Arguments, Keywords
 from foveate.errors import FoveateError
 from foveate.kernels.dispatch import use_fused
 from foveate.model_info import device_and_dtype, unwrapped
@@ -49,7 +50,7 @@ def run(model: nn.Module, images: Tensor, *, fused: bool = False) -> Any:
         return model(images)
 
 
-def total(output: Any) -> Tensor:
+def total(output: object) -> Tensor:
     """One number that depends on everything in an output that has a gradient."""
     parts = output.values() if isinstance(output, dict) else [output]
     found = [tensor.float().sum() for tensor in tensors_in(list(parts)) if tensor.requires_grad]
@@ -63,7 +64,9 @@ class _AsOnTheDevice(TorchFunctionMode):
     to train on one value for each channel, which says nothing about its cost.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
@@ -119,23 +122,23 @@ def _attention(
     return out
 
 
-def _like_the_first(args: tuple[Any, ...]) -> Tensor:
+def _like_the_first(args: Arguments) -> Tensor:
     return torch.empty_like(args[0])
 
 
-def _batch_norm_output(args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_norm_output(args: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     x, training = args[0], args[5]
     mean, deviation = (x.new_empty(x.shape[1] if training else 0) for _ in range(2))
     return torch.empty_like(x), mean, deviation
 
 
-def _layer_norm_output(args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _layer_norm_output(args: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     x, axes = args[0], len(args[1])
     shape = (*x.shape[: x.ndim - axes], *[1] * axes)
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(shape), x.new_empty(shape)
 
 
-def _like_the_larger(args: tuple[Any, ...]) -> Tensor | None:
+def _like_the_larger(args: Arguments) -> Tensor | None:
     """Of a sum or product, where one side spreads over the other and the other is dense."""
     x, y = args[:2]
     if not isinstance(y, Tensor):
@@ -149,7 +152,7 @@ def _like_the_larger(args: tuple[Any, ...]) -> Tensor | None:
     return torch.empty_like(x) if dense and fits and x.ndim >= y.ndim and x.dtype == y.dtype and y.is_meta else None
 
 
-def _product_output(args: tuple[Any, ...]) -> Tensor | None:
+def _product_output(args: Arguments) -> Tensor | None:
     """Of a matrix product; None where the sides do not fit, which torch then says."""
     x, y = args[-2:]
     fits = x.shape[-1] == y.shape[-2] and x.shape[:-2] == y.shape[:-2] and x.dtype == y.dtype
@@ -158,7 +161,7 @@ def _product_output(args: tuple[Any, ...]) -> Tensor | None:
 
 _SAME_SHAPE = ("relu", "gelu", "silu", "sigmoid", "tanh", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "elu")
 # Without data, torch works these out in Python, which is most of a pass. An in-place form gives its first argument.
-_QUICK: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+_QUICK: dict[str, Callable[[Arguments], object]] = {
     **{f"aten::{name}": _like_the_first for name in _SAME_SHAPE},
     **{f"aten::{name}_": lambda args: args[0] for name in _SAME_SHAPE},
     **{f"aten::{name}": _like_the_larger for name in ("add", "sub", "mul")},
@@ -168,7 +171,7 @@ _QUICK: dict[str, Callable[[tuple[Any, ...]], Any]] = {
 }
 
 
-def quick_output(name: str, args: tuple[Any, ...]) -> Any:
+def quick_output(name: str, args: Arguments) -> object:
     """What an operation gives for tensors without data, worked out quickly; None: only torch knows.
 
     Args:

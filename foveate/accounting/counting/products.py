@@ -10,15 +10,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["ATTENTION", "PRODUCTS", "Formula", "is_product", "macs_of"]
+__all__ = ["ATTENTION", "PRODUCTS", "Arguments", "Formula", "Keywords", "Output", "is_product", "macs_of"]
 
-Formula = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
+Arguments: TypeAlias = tuple[Any, ...]
+"""The positional arguments of one call, as the dispatcher hands them on: each formula knows those of its operation."""
+
+Keywords: TypeAlias = dict[str, Any]
+"""Its keyword arguments."""
+
+Output: TypeAlias = Any
+"""What it gives: a tensor, or several."""
+
+Formula = Callable[[Arguments, Keywords, Output], int]
 """(positional arguments, keyword arguments, output) of one call -> a count."""
 
 # Fused attention, (query, key, value, ...) -> (output, ...), whoever computes it.
@@ -45,14 +54,14 @@ def _size_of(first: int) -> Formula:
     return lambda args, _kwargs, _out: args[first].numel()
 
 
-def _convolution(args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
+def _convolution(args: Arguments, _kwargs: Keywords, out: Tensor) -> int:
     """Each element of the output sums one filter's products; each of a transposed one's input spreads over one."""
     one_filter: Tensor = args[1][0]
     spread: Tensor = args[0] if args[6] else out
     return spread.numel() * one_filter.numel()
 
 
-def _attention(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: Any) -> int:
+def _attention(args: Arguments, _kwargs: Keywords, _out: object) -> int:
     """(B, heads, L, E) queries with (B, heads or fewer, S, E) keys and (.., S, F) values: L x S x (E + F) a head."""
     query: Tensor
     key: Tensor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+
+from foveate.io import JsonObject
 
 __all__ = ["Diagnosis", "Finding", "reason", "without_home"]
 
@@ -46,9 +47,9 @@ class Diagnosis:
         """What is not as it should be; empty when all is well."""
         return tuple(finding for finding in self.findings if finding.problem)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Plain data: ``problems``, a list of lines, and for each section its names with value and advice."""
-        found: dict[str, Any] = {"problems": [f"{line.section}, {line}" for line in self.problems]}
+        found: JsonObject = {"problems": [f"{line.section}, {line}" for line in self.problems]}
         for line in self.findings:
             found.setdefault(line.section, {})[line.name] = {"value": line.value, "advice": line.advice}
         return found

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +142,7 @@ def random_images(size: tuple[int, int, int], setting: BenchmarkConfig) -> Tenso
     return images.to(DTYPES[setting.dtype]).contiguous(memory_format=MEMORY_FORMATS[setting.memory_format])
 
 
-def _done(model: Callable[[Tensor], Any], images: Tensor) -> Callable[[], object]:
+def _done(model: Callable[[Tensor], object], images: Tensor) -> Callable[[], object]:
     def run() -> object:
         with torch.inference_mode():
             output = model(images)

@@ -12,7 +12,6 @@ definitions below. There are no gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,7 +133,7 @@ def _pool_channels_shape(x: Tensor, _scores: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], 2, *x.shape[2:]))
 
 
-def _gate_shape(x: Tensor, *_: Any) -> Tensor:
+def _gate_shape(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(dense(x))
 
 

@@ -135,12 +135,12 @@ class _Step(torch.autograd.Function):
         return None, None, dx, *small, *[None] * 4
 
 
-def _train(x: Tensor, *rest: Any) -> Trained:
+def _train(x: Tensor, *rest: object) -> Trained:
     made: Trained = passes(x).train_forward(x, *rest)
     return made
 
 
-def _train_backward(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
+def _train_backward(dy: Tensor, x: Tensor, *rest: object) -> tuple[Tensor, list[Tensor]]:
     gradients: tuple[Tensor, list[Tensor]] = passes(x).train_backward(dy, x, *rest)
     return gradients
 
@@ -148,11 +148,11 @@ def _train_backward(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, list[Ten
 # ---- shapes without data, gradients ----
 
 
-def _infer_shape(x: Tensor, *_: Any) -> Tensor:
+def _infer_shape(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(dense(x))
 
 
-def _train_shape(x: Tensor, parameters: list[Tensor], running: list[Tensor], *_: Any) -> Trained:
+def _train_shape(x: Tensor, parameters: list[Tensor], running: list[Tensor], *_: object) -> Trained:
     channels, groups = x.shape[1], parameters[5].numel()
     batch, point_batch = not running[0].numel(), not running[2].numel()
     attention, score = (x.new_empty((x.shape[0], groups, *x.shape[2:]), dtype=wide(x)) for k in range(2))
@@ -162,7 +162,7 @@ def _train_shape(x: Tensor, parameters: list[Tensor], running: list[Tensor], *_:
     return torch.empty_like(dense(x)), attention, score, mean, var, observed
 
 
-def _train_backward_shape(_: Tensor, x: Tensor, parameters: list[Tensor], *__: Any) -> tuple[Tensor, list[Tensor]]:
+def _train_backward_shape(_: Tensor, x: Tensor, parameters: list[Tensor], *__: object) -> tuple[Tensor, list[Tensor]]:
     return torch.empty_like(dense(x)), [torch.empty_like(p) for p in parameters]
 
 
@@ -188,12 +188,12 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return dx, small, [None] * 4, None, None
 
 
-def _flops(x: torch.Size, *_: Any, **__: Any) -> int:
+def _flops(x: torch.Size, *_: object, **__: object) -> int:
     """2 for each MAC, as torch counts: DW and PW have one MAC for each element of x each."""
     return 4 * x.numel()
 
 
-def _backward_flops(dy: torch.Size, *_: Any, **__: Any) -> int:
+def _backward_flops(dy: torch.Size, *_: object, **__: object) -> int:
     """The gradients of the input and of the weights of both."""
     return 8 * dy.numel()
 

@@ -173,7 +173,7 @@ def plain_of(verb: str, given: Tensor, output: Tensor) -> Tensor:
     return mean.unsqueeze(1).expand_as(output) if output.ndim == 3 else mean
 
 
-def factor_of(module: Any, given: Tensor, output: Tensor) -> Tensor | None:
+def factor_of(module: object, given: Tensor, output: Tensor) -> Tensor | None:
     """The factor f with output = f * x that a module's own map gives, (B, ...); None where it works in another way.
 
     Tried, not looked up: the map and 1 + map, repeated for the channels as its axes say, must give the output, in each
@@ -203,7 +203,7 @@ class AuditPasses:
         self.device, self.dtype = device_and_dtype(model)
         self.classes = 0
 
-    def predictions(self, hooked: list[tuple[nn.Module, Callable[..., Any]]]) -> Tensor:
+    def predictions(self, hooked: list[tuple[nn.Module, Callable[..., object]]]) -> Tensor:
         """(N,) the predicted classes; -1, not a class, where a score is NaN or infinite."""
         found = []
         with preserve_state(self.model, evaluation=True, no_grad=True) as hooks:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.io import csv_text, write_csv
+from foveate.io import JsonObject, csv_text, write_csv
 from foveate.studies.evaluation.low_precision import PRECISIONS, Survival
 from foveate.studies.evaluation.verdict import Measures, points
 
@@ -75,7 +75,7 @@ class Audit:
     seconds: float
     batch: int
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[JsonObject]:
         """A flat dict of plain values for each module, for JSON and CSV."""
         return [_flat(row) for row in self.rows]
 
@@ -153,8 +153,8 @@ def _survived(name: str, row: ModuleAudit) -> str:
     return f"{words} overfl." if survival.overflow else words
 
 
-def _flat(row: ModuleAudit) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(row: ModuleAudit) -> dict[str, object]:
+    found: dict[str, object] = {}
     # The module's name first, then what was measured, in the order of the class.
     for part in sorted(dataclasses.fields(row), key=lambda part: part.name not in ("site", "spec", "verb", "verdict")):
         value = getattr(row, part.name)

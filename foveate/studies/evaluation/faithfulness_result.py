@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError, near
+from foveate.io import JsonObject
 
 __all__ = ["Faithfulness", "bootstrapped"]
 
@@ -72,7 +72,7 @@ class Faithfulness:
     def _model(self, model: str | None) -> str:
         return self.models[0] if model is None else model
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[JsonObject]:
         """Plain values, one dict for each model, method and measure."""
         rows = []
         for model, method, measure in self.values:

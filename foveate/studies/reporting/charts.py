@@ -7,13 +7,14 @@ they cross the baseline's dashed line there is no evidence of a difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TypeGuard
 
 from matplotlib.ticker import MaxNLocator
 
+from foveate.io import Row
 from foveate.studies.reporting.labelling import LINE, Box, labels, lead
 
 __all__ = ["Point", "is_number", "kind_of", "points_of", "scatter", "spans", "ticks"]
@@ -48,7 +49,7 @@ class Point:
         return (self.top1, *ends, *self.seeds)
 
 
-def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
+def points_of(rows: Sequence[Row]) -> list[Point]:
     """The rows of a comparison that have a cost and an accuracy, as points. The keys are those of ``write_report``."""
     found = []
     for row in rows:
@@ -68,7 +69,7 @@ def kind_of(sign: int | None) -> str:
     return "" if sign is None else ("same", "better", "worse")[sign]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a cell of a table holds a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

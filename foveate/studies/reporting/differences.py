@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from foveate.io import Row
 from foveate.studies.reporting.charts import is_number, kind_of, spans, ticks
 from foveate.studies.reporting.labelling import LINE
 
@@ -37,7 +37,7 @@ class Change:
     sign: int | None
 
 
-def changes_of(rows: Sequence[Mapping[str, Any]]) -> list[Change]:
+def changes_of(rows: Sequence[Row]) -> list[Change]:
     """The rows of a comparison that have a difference for each seed. The keys are those of ``write_report``."""
     found = []
     for row in rows:

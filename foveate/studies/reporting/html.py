@@ -15,14 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from foveate.errors import FoveateError
-from foveate.io import write_atomically
+from foveate.io import Row, write_atomically
 from foveate.studies.evaluation.audit_result import Audit
 from foveate.studies.reporting.audit_table import audit_part
 from foveate.studies.reporting.charts import points_of, scatter
@@ -58,7 +57,7 @@ def write_report(
     folder: str | os.PathLike[str],
     *,
     title: str,
-    rows: Sequence[Mapping[str, Any]] = (),
+    rows: Sequence[Row] = (),
     seeds: Sequence[int] = (),
     figures: Iterable[tuple[str, Picture]] = (),
     galleries: Iterable[tuple[str, Iterable[tuple[str, Picture]]]] = (),

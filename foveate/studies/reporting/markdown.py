@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from foveate.io import markdown_table, markdown_text, write_atomically, write_csv
+from foveate.io import Row, markdown_table, markdown_text, write_atomically, write_csv
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts import points_of, scatter
@@ -55,7 +54,7 @@ def _alone(svg: str) -> str:
 
 def _text(
     comparison: Comparison,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     pictures: Sequence[str],
     tables: Sequence[str],
     command: str | None,
@@ -98,7 +97,7 @@ def _code(label: str) -> str:
     return markdown_text(label) if "`" in label or "|" in label else f"`{label}`"
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Row) -> list[str]:
     compared = row["verdict_text"] is not None
     interval = (
         f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]" if compared else ""
@@ -114,7 +113,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _statistics(row: Mapping[str, Any]) -> list[str]:
+def _statistics(row: Row) -> list[str]:
     return [
         _code(row["plan"]),
         _p(row["p"]),

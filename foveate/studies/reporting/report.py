@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from foveate.data import ImageData
 from foveate.errors import FoveateError
@@ -76,7 +75,7 @@ def report(
     )
 
 
-def _rows(comparison: Comparison) -> list[dict[str, Any]]:
+def _rows(comparison: Comparison) -> list[dict[str, object]]:
     """What the page shows of each plan."""
     left_out = {"loss", "top5"} | (set() if comparison.setup.tuning else {"learning_rate"})
     return [{key: value for key, value in row.items() if key not in left_out} for row in comparison.as_dicts()]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.io import Row
 from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts import is_number, kind_of
 
@@ -24,7 +25,6 @@ __all__ = [
     "statistics",
 ]
 
-Row = Mapping[str, Any]
 # Keys that belong into another table, or into a cell of another key.
 _ELSEWHERE = {
     *("plan", "top1_per_seed", "macro_f1_per_seed", "difference_low", "difference_high", "difference_per_seed"),
@@ -226,7 +226,7 @@ def _p(row: Row, key: str) -> str:
 
 
 def _smallest(row: Row) -> str:
-    value: Any = row.get("smallest_difference")
+    value = row.get("smallest_difference")
     return "–" if not is_number(value) or value > 100 else f"{value:.1f}"
 
 

@@ -79,7 +79,7 @@ def upernet(
     backbone: str,
     size: tuple[int, int] = (512, 2048),
     features: Sequence[int] | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> Subject:
     """UperNet with 150 classes: a whole trunk, or only what it needs for these of its feature maps."""
     segmenter = Segmenter(_trunk(backbone, features, options or {}), "upernet", classes=150)
@@ -92,7 +92,7 @@ def mask_rcnn(
     features: Sequence[int] | None = None,
     taps: Sequence[int] | None = None,
     frozen: Sequence[str] = (),
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> Subject:
     """Mask R-CNN with 80 classes; the parts of the trunk that are ``frozen`` are not trained."""
     parts = MaskRCNNParts(_trunk(backbone, features, options or {}), taps)
@@ -124,7 +124,7 @@ SUBJECTS: dict[str, Callable[..., Subject]] = {
 }
 
 
-def count(subject: Mapping[str, Any], counting: str = "exact") -> Counted:
+def count(subject: Mapping[str, object], counting: str = "exact") -> Counted:
     """Count what a row of a table is.
 
     Args:
@@ -148,7 +148,9 @@ class _NoStart(TorchFunctionMode):
         ("uniform_", "normal_", "kaiming_uniform_", "constant_", "fill_", "zero_", "clamp_", "erfinv_", "mul_", "add_")
     )
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in self.names:
             tensor = args[0] if args else kwargs["tensor"]

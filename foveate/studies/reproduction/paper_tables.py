@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from foveate.errors import FoveateError, near
 
@@ -101,7 +100,7 @@ class Column:
     kind: str
     measure: str = ""
     scale: int = 1
-    relative_to: Mapping[str, Any] | None = None
+    relative_to: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Row:
     number: int
     where: str = ""
     family: str = ""
-    ours: Mapping[str, Any] | None = None
+    ours: Mapping[str, object] | None = None
     counting: str = "exact"
     inconsistent: Mapping[str, str] = field(default_factory=dict)
     unpublished: Mapping[str, str] = field(default_factory=dict)

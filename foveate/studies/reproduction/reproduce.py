@@ -120,18 +120,18 @@ def _verdict(row: Row, column: Column, number: Number, value: Decimal) -> tuple[
     return DIFFERS, ""
 
 
-def _call(subject: Mapping[str, Any]) -> str:
+def _call(subject: Mapping[str, object]) -> str:
     """What is counted, as one would write a call."""
     arguments = (f"{key}={value!r}" for key, value in subject.items() if key != "of")
     return f"{subject['of']}({', '.join(arguments)})"
 
 
-def _measured(subject: Mapping[str, Any], column: Column, counting: str) -> int:
+def _measured(subject: Mapping[str, object], column: Column, counting: str) -> int:
     number: int = getattr(count(subject, counting), column.measure)
     return number
 
 
-def _value(subject: Mapping[str, Any], column: Column, counting: str) -> Decimal:
+def _value(subject: Mapping[str, object], column: Column, counting: str) -> Decimal:
     """What the column's measure of a subject is, in its unit."""
     value = Decimal(_measured(subject, column, counting))
     if column.relative_to is not None:
@@ -162,7 +162,7 @@ def _printed(table: str, number: int, column: str) -> Decimal:
     return Number.parse(found.rows[number - 1].printed[position]).value
 
 
-def _saving(before: Mapping[str, Any], after: Mapping[str, Any], measure: str) -> Decimal:
+def _saving(before: Mapping[str, object], after: Mapping[str, object], measure: str) -> Decimal:
     """Percent, counted as the paper counts."""
     less, whole = (Decimal(getattr(count(subject, "paper"), measure)) for subject in (after, before))
     return 100 * (whole - less) / whole
@@ -174,7 +174,7 @@ def _pairs(places: int, stride: int) -> Decimal:
     return Decimal(dense) / sum(place // stride + 1 for place in range(places))
 
 
-def _unit(value: str, measure: str, subject: Mapping[str, Any]) -> Decimal:
+def _unit(value: str, measure: str, subject: Mapping[str, object]) -> Decimal:
     """The power of ten that makes a printed value of the real one."""
     times = Decimal(getattr(count(subject), measure)) / Decimal(value)
     return Decimal(10) ** int(times.log10().to_integral_value())

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from foveate.io import csv_text, write_atomically
+from foveate.io import JsonObject, csv_text, write_atomically
 from foveate.studies.reproduction.paper_tables import Table
 
 __all__ = ["VERDICTS", "Cell", "Reproduction", "where"]
@@ -125,7 +124,7 @@ class Reproduction:
         parts += [words.format(counts[verdict]) for verdict, words in _WORDS.items() if counts[verdict]]
         return f"{len(self.cells)} printed numbers: {', '.join(parts)}"
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[JsonObject]:
         """The cells as plain data."""
         return [asdict(cell) for cell in self.cells]
 

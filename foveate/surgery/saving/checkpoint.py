@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from foveate import __version__
 from foveate.errors import FoveateError
+from foveate.io import JsonObject
 from foveate.model_info import pretrained_config, update_pretrained_config
 from foveate.networks import create_model, origin_of
 from foveate.networks.create import KEPT_OPTIONS
@@ -92,7 +93,7 @@ def load_report(model: nn.Module) -> LoadReport | None:
     return report
 
 
-def _preparation(model: nn.Module) -> dict[str, Any]:
+def _preparation(model: nn.Module) -> dict[str, object]:
     config = pretrained_config(model)
     return {key: list(v) if isinstance(v := config[key], tuple) else v for key in _PREPARATION if key in config}
 
@@ -111,7 +112,7 @@ def _structure(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
+def describe(model: nn.Module) -> JsonObject:
     """What is kept of a model beside its weights: architecture, classes, plan, and how images are prepared for it."""
     origin, record = origin_of(model), record_of(model)
     name = origin.name if origin else type(model).__name__
@@ -151,7 +152,7 @@ def write(
     model: nn.Module,
     folder: str | os.PathLike[str],
     info: Mapping[str, object] | None,
-    texts: Callable[[dict[str, Any]], Mapping[str, str]],
+    texts: Callable[[dict[str, object]], Mapping[str, str]],
     listed: Collection[str] = (),
 ) -> Path:
     """Write the weights file and others beside it, all of them or none. Like ``save``, with two more arguments.
@@ -267,7 +268,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
-def checked_preparation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def checked_preparation(path: Path, config: Mapping[str, object]) -> JsonObject:
     """How images are prepared, as a description says, when it says what can be.
 
     Raises:

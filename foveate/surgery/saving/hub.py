@@ -143,7 +143,7 @@ def from_pretrained(
     return load(_found(name_or_folder, revision, **options), model, strict=strict)
 
 
-def _found(name: str | os.PathLike[str], revision: str | None, **options: Any) -> Path:
+def _found(name: str | os.PathLike[str], revision: str | None, **options: object) -> Path:
     """The folder of this name, or what the hub has under it."""
     folder = Path(name)
     if folder.is_dir() or not isinstance(name, str):
@@ -156,7 +156,7 @@ def _found(name: str | os.PathLike[str], revision: str | None, **options: Any) -
         return folder  # no name that the hub could know: load will not find it either, and say so
 
 
-def downloaded(name: str, revision: str | None, **options: Any) -> Path:
+def downloaded(name: str, revision: str | None, **options: object) -> Path:
     """A folder with what the hub has under a name: weights, description and sums, nothing else."""
     request: dict[str, Any] = {"library_name": "foveate", "library_version": __version__, **options}
     try:

@@ -12,7 +12,7 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.io import markdown_table, markdown_text
+from foveate.io import JsonObject, markdown_table, markdown_text
 from foveate.model_info import pretrained_config
 from foveate.surgery.record import unwrapped
 from foveate.surgery.saving.checkpoint import describe
@@ -112,7 +112,7 @@ def _brief(value: object) -> str:
     return ", ".join(map(str, parts[:10])) + (f", and {len(parts) - 10} more" if len(parts) > 10 else "")
 
 
-def _loading(facts: Mapping[str, Any]) -> str:
+def _loading(facts: Mapping[str, object]) -> str:
     lines = ["import foveate as fv", "", 'model = fv.from_pretrained("NAME OR FOLDER")']
     if facts["library"] is None:
         lines[1:] = ["", "network = ...  # the plain network", 'model = fv.from_pretrained("NAME OR FOLDER", network)']
@@ -130,7 +130,7 @@ def is_timms(facts: Mapping[str, Any]) -> bool:
 
 def timm_config(model: nn.Module, facts: Mapping[str, Any]) -> str:
     """``config.json``: what timm reads, and under ``foveate`` the description of the weights file."""
-    config: dict[str, Any] = {"architecture": facts["architecture"]}
+    config: JsonObject = {"architecture": facts["architecture"]}
     if facts["library"]:
         arguments = {
             **facts["options"],

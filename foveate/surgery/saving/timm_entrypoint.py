@@ -32,10 +32,10 @@ __all__ = ["foveate_planned"]
 @register_model
 def foveate_planned(
     pretrained: bool = False,
-    pretrained_cfg: Mapping[str, Any] | None = None,
-    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    pretrained_cfg: Mapping[str, object] | None = None,
+    pretrained_cfg_overlay: Mapping[str, object] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    pretrained_model_args: Mapping[str, Any] | None = None,  # noqa: ARG001 - timm gives it to every network
+    pretrained_model_args: Mapping[str, object] | None = None,  # noqa: ARG001 - timm gives it to every network
     network: str | None = None,
     plan: str = "",
     plan_input_size: list[int] | None = None,
@@ -94,7 +94,7 @@ def _folder_of(cfg: Mapping[str, Any], cache_dir: str | os.PathLike[str] | None)
 
 
 def _load_as_timm(
-    model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[str, Any], channels: int, at: Path
+    model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[str, object], channels: int, at: Path
 ) -> None:
     """Load weights with timm's own loader, which adapts them to other classes and channels."""
     own = pretrained_config(model)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foveate.errors import FoveateError, first_line
-from foveate.io import Content, json_text, state_digest, write_files
+from foveate.io import Content, JsonObject, json_text, state_digest, write_files
 
 __all__ = ["CONFIG", "SUMS", "WEIGHTS", "as_text", "model_folder", "read", "write_model_files"]
 
@@ -30,21 +29,21 @@ def model_folder(folder: Path) -> Path:
     return inside[0] if inside and not (folder / WEIGHTS).exists() else folder
 
 
-def _digest(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+def _digest(state: Mapping[str, Tensor], config: Mapping[str, object]) -> str:
     described = {key: value for key, value in config.items() if key != "sha256"}
     return state_digest(sorted(state.items()), json.dumps(described, sort_keys=True, default=str))
 
 
-def as_text(config: Mapping[str, Any]) -> str:
+def as_text(config: Mapping[str, object]) -> str:
     """JSON that people can read."""
     return json_text(config)
 
 
 def write_model_files(
     state: Mapping[str, Tensor],
-    description: Mapping[str, Any],
+    description: Mapping[str, object],
     folder: Path,
-    texts: Callable[[dict[str, Any]], Mapping[str, str]],
+    texts: Callable[[dict[str, object]], Mapping[str, str]],
     listed: Collection[str],
 ) -> Path:
     """Write the weights file and others beside it, all of them or none.
@@ -89,7 +88,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+def read(folder: Path) -> tuple[Path, dict[str, Tensor], JsonObject]:
     """The weights file of a folder, its tensors and its description, as they were saved.
 
     Raises:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import FoveateError
@@ -39,7 +40,7 @@ class Decoded:
         sizes: height and width of each.
     """
 
-    pixels: Any
+    pixels: NDArray[np.uint8]
     starts: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
 
@@ -50,10 +51,10 @@ class Decoded:
         return Image.fromarray(np.asarray(self.pixels[start : start + 3 * height * width]).reshape(height, width, 3))
 
 
-def _arrays(split: Split, at_least: int | None, bar: ProgressBar) -> Iterator[np.ndarray[Any, Any]]:
+def _arrays(split: Split, at_least: int | None, bar: ProgressBar) -> Iterator[NDArray[np.uint8]]:
     """Every picture (H, W, 3) in order, decoded on two threads: Pillow decodes outside Python's lock."""
 
-    def load(index: int) -> np.ndarray[Any, Any]:
+    def load(index: int) -> NDArray[np.uint8]:
         return np.asarray(split.load(index, at_least))
 
     task = bar.task(f"decoding the {split.name} images, once", len(split))
@@ -72,7 +73,7 @@ def decode(split: Split, at_least: int | None, limit_bytes: int, bar: ProgressBa
     Raises:
         FoveateError: an image cannot be read.
     """
-    held: list[np.ndarray[Any, Any]] = []
+    held: list[NDArray[np.uint8]] = []
     total = 0
     for array in _arrays(split, at_least, bar):
         total += array.nbytes

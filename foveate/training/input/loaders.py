@@ -5,7 +5,7 @@ Pixels stay uint8 until a batch reaches the loop: four times less memory and tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,7 +83,7 @@ class Source:
 class Batches(Protocol):
     """Gives the batches that are asked for."""
 
-    def __call__(self, order: Any) -> Iterator[Batch]:
+    def __call__(self, order: Iterable[list[Where]]) -> Iterator[Batch]:
         """``order`` iterates over lists of (epoch, index)."""
 
 
@@ -100,7 +100,7 @@ class Held:
     def __init__(self, views: Tensor, labels: Sequence[int], seed: int = 0, *, flip: bool = False) -> None:
         self.views, self.labels, self.seed, self.flip = views, torch.tensor(labels), seed, flip
 
-    def __call__(self, order: Any) -> Iterator[Batch]:
+    def __call__(self, order: Iterable[list[Where]]) -> Iterator[Batch]:
         """Batches in an order."""
         for where in order:
             indices = torch.tensor([index for _, index in where])
@@ -129,7 +129,7 @@ class Streamed:
         self.images = _Images(split, preprocess, augment, decoded)
         self.workers = workers
 
-    def __call__(self, order: Any) -> Iterator[Batch]:
+    def __call__(self, order: Iterable[list[Where]]) -> Iterator[Batch]:
         """Batches in an order.
 
         Raises:
@@ -199,20 +199,21 @@ def at_least(augment: Augment, preprocess: Preprocess) -> int | None:
     return 4 * max(preprocess.size) if augment.crops else None
 
 
-def _transform(augment: Augment, preprocess: Preprocess) -> Any:
+def _transform(augment: Augment, preprocess: Preprocess) -> Callable[[Image.Image], Image.Image] | None:
     """PIL image -> PIL image, drawing from the global random numbers; None for what needs no random crop."""
     if not augment.crops:
         return None
     from torchvision.transforms import InterpolationMode, v2
 
-    steps: list[Any] = [
+    steps: list[object] = [
         v2.RandomResizedCrop(preprocess.size, interpolation=InterpolationMode(preprocess.interpolation)),
         v2.RandomHorizontalFlip(),
     ]
     if augment.kind == "randaugment":
         grey = [round(255 * mean) for mean in preprocess.mean] * (4 - len(preprocess.mean))
         steps.append(v2.RandAugment(augment.operations, augment.magnitude, fill=grey))
-    return v2.Compose(steps)
+    transform: Callable[[Image.Image], Image.Image] = v2.Compose(steps)
+    return transform
 
 
 def _pixels(image: Image.Image, preprocess: Preprocess) -> Tensor:

@@ -25,7 +25,7 @@ class Mixing:
     def __init__(self, recipe: Recipe, classes: int) -> None:
         from torchvision.transforms import v2
 
-        kinds: list[Any] = []
+        kinds: list[object] = []
         if recipe.mixup:
             kinds.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
         if recipe.cutmix:

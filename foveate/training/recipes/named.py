@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from foveate.errors import FoveateError, near
 from foveate.training.recipes.recipe import Recipe
@@ -74,7 +73,7 @@ NAMED: dict[str, Named] = {
 }  # fmt: skip
 
 
-def open_recipe(source: str | os.PathLike[str] | Recipe, **overrides: Any) -> Recipe:
+def open_recipe(source: str | os.PathLike[str] | Recipe, **overrides: object) -> Recipe:
     """A recipe by its name or from a YAML file, with some fields changed.
 
     A file holds lines of ``field: value``. The line ``base: short`` starts from a named recipe instead of from the

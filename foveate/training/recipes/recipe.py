@@ -10,6 +10,7 @@ from typing import Any
 
 from foveate.arguments import checked_class
 from foveate.errors import FoveateError, near
+from foveate.io import JsonObject
 
 __all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "Recipe"]
 
@@ -170,12 +171,12 @@ class Recipe:
                 raise FoveateError(f"a recipe has no field {name!r}; {near(name, names)}")
         return dataclasses.replace(self, **overrides)
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> JsonObject:
         """The fields that differ from the defaults, with their values."""
         usual = Recipe().to_dict()
         return {name: value for name, value in self.to_dict().items() if value != usual[name]}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Field -> value, plain numbers, text and None: ``Recipe.from_dict(r.to_dict()) == r``."""
         return dataclasses.asdict(self)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import yaml  # type: ignore[import-untyped]
 
 from foveate.errors import FoveateError
+from foveate.io import JsonObject
 
 __all__ = ["Scalar", "read_flat", "write_flat"]
 
@@ -85,7 +86,7 @@ def _plain(text: str, place: str) -> Scalar:
     return text
 
 
-def write_flat(values: dict[str, Any]) -> str:
+def write_flat(values: JsonObject) -> str:
     """The text that ``read_flat`` reads back as the same values: text in quotes, numbers as Python prints them."""
     return "".join(f"{name}: {_written(value)}\n" for name, value in values.items())
 
