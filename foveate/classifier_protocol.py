@@ -66,7 +66,7 @@ def batched_logits(classifier: Classifier, images: Tensor) -> Tensor:
 
     size = classifier.batch or len(images)
     parts = []
-    for part in images.split(size):
+    for part in torch.split(images, size):
         missing = size - len(part) if classifier.batch else 0
         filled = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)]) if missing else part
         found = check_logits(classifier.logits(filled))

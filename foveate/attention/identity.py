@@ -25,13 +25,13 @@ class Identity(nn.Module):
         x: (B, m, h, w) -> (B, m, h, w), the same tensor. It has no map.
     """
 
-    def __init__(self, channels: int) -> None:  # noqa: ARG002 - every mechanism is built for a number of channels
+    def __init__(self, channels: int) -> None:
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         """The input itself."""
         return x
 
-    def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:  # noqa: ARG002
+    def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """No parameters, no MACs."""
         return 0, 0
