@@ -34,6 +34,7 @@ def compare(
     seeds: int = 3,
     learning_rates: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     margin: float | None = None,
+    most_plans: int = 64,
     output: Path = Path("runs/compare"),
     jobs: int = 1,
     json: bool = False,
@@ -44,11 +45,12 @@ def compare(
 
     Args:
         data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
-        plans: the plans, each in quotes: --plans "se after blocks.4.2" "ulsam after blocks.4.2".
+        plans: plans or families, each in quotes: --plans "se after blocks.4.2" "ulsam(groups=1|4) after blocks.4.2".
         recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
         seeds: how many seeds.
         learning_rates: tried with every plan alike on images held out of the training images; each plan takes its best.
         margin: also say whether each plan is worse by more than so many points of top-1.
+        most_plans: how many plans a family may have.
         output: folder for the runs, the tables and report.html.
         jobs: processes on this machine that share the runs.
         json: print the table as JSON.
@@ -72,6 +74,7 @@ def compare(
         "pretrained": network.pretrained,
         "learning_rates": learning_rates or (),
         "margin": margin,
+        "most_plans": most_plans,
         "output": output,
     }
     with _helpers(jobs - 1, request):

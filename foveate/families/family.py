@@ -75,6 +75,18 @@ class Family:
         parser.end()
         return cls(tuple(placements))
 
+    @property
+    def is_plan(self) -> bool:
+        """Whether no alternative is written, so that it is a plan."""
+        return not any(
+            len(each.verbs) > 1
+            or any(spec is None or len(spec) > 1 for spec in each.specs)
+            or len(each.specs) > 1
+            or len(each.places) > 1
+            or any(place.way for place in each.places)
+            for each in self.placements
+        )
+
     @cached_property
     def size(self) -> int:
         """The number of plans, however large.

@@ -13,14 +13,16 @@ from torch import nn
 
 from foveate.data import ImageData, open_data
 from foveate.errors import FoveateError
+from foveate.families.family import Family
 from foveate.networks import create_model
 from foveate.spec import Plan
-from foveate.studies.comparison.config import BASELINE, RUNS, Setup
+from foveate.studies.comparison.config import BASELINE, MOST_PLANS, RUNS, Plans, Setup, labelled_plans
 from foveate.studies.comparison.lr_search import Tuning, check_learning_rates, choose, tuning_data
 from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.results import Comparison, Networks, Row, collect
 from foveate.studies.comparison.run import Run, RunResult, digest_of
 from foveate.studies.comparison.scheduler import Grid, Job
+from foveate.surgery.families import resolve_family
 from foveate.surgery.insert import insert
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.metrics import Diverged
@@ -33,7 +35,7 @@ Model = str | nn.Module | Callable[[int], nn.Module]
 
 def compare(
     model: Model,
-    plans: str | Plan | Sequence[str | Plan] | Mapping[str, str | Plan],
+    plans: Plans,
     data: str | os.PathLike[str] | ImageData,
     recipe: Recipe | None = None,
     seeds: int | Sequence[int] = 3,
@@ -42,6 +44,7 @@ def compare(
     pretrained: bool = False,
     learning_rates: Sequence[float] = (),
     margin: float | None = None,
+    most_plans: int = MOST_PLANS,
     output: str | os.PathLike[str] | None = None,
     progress: bool = True,
     cache: FeatureCache | None = None,
@@ -57,7 +60,8 @@ def compare(
 
     Args:
         model: a name for ``create_model``, a network (copied, never changed), or a function seed -> network.
-        plans: one plan, several, or label -> plan. The network without attention is always the first row, ``none``.
+        plans: one plan or family, several, or label -> plan or family. The network without attention is always the
+            first row, ``none``. What varies in a family is analysed as factors, too: ``factors`` of the result.
         data: whatever ``open_data`` takes.
         recipe: of every run; its seed is replaced by each of ``seeds``.
         seeds: how many (0, 1, ...), or the seeds themselves.
@@ -66,7 +70,8 @@ def compare(
         learning_rates: tried with every plan alike, with the first seed, on images held out of the training images;
             each plan is then trained with its best. Without them all plans have the recipe's.
         margin: in points of top-1: also say whether each plan is worse by more than that.
-        output: folder for the runs, grid.json, comparison.csv, runs.csv and timing.csv.
+        most_plans: how many plans a family may have.
+        output: folder for the runs, grid.json, comparison.csv, runs.csv, timing.csv and, of families, factors.csv.
         progress: show a bar and a line for each epoch.
         cache: a frozen trunk's features, to be shared with other calls.
 
@@ -77,11 +82,12 @@ def compare(
     """
     recipe = recipe or Recipe()
     margin = check_margin(margin)
-    labelled, chosen, rates = _labelled(plans), _seeds(seeds), check_learning_rates(learning_rates)
+    chosen, rates = _seeds(seeds), check_learning_rates(learning_rates)
     data = open_data(data)
     folder = Path(output) if output is not None else None
     grid = Grid(folder / RUNS if folder else None, progress=progress, cache=cache or FeatureCache())
     maker = _Maker(model, pretrained, start)
+    labelled, families = labelled_plans(plans, partial(maker.resolve, recipe, chosen[0]), most_plans)
     for plan in labelled.values():  # a plan that does not fit is found before the first hour of training
         maker.build(plan, recipe, chosen[0])
     tuning = _tune(grid, maker, labelled, data, recipe.with_(seed=chosen[0]), rates) if rates else None
@@ -92,7 +98,9 @@ def compare(
             jobs[label].append(maker.job(label, plan, recipe.with_(seed=seed, learning_rate=rate), data))
     names = {label: tuple(job.run.name for job in found) for label, found in jobs.items()}
     size = len(data.train), len(data.val)
-    setup = Setup(maker.name, data.name, data.note, data.licence, *size, chosen, recipe, names, tuning, margin)
+    setup = Setup(
+        maker.name, data.name, data.note, data.licence, *size, chosen, recipe, names, tuning, margin, families
+    )
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         setup.write(folder)
@@ -139,6 +147,10 @@ class _Maker:
             return network
         return insert(network, plan, start=self.start, seed=seed, input_size=recipe.image_size)
 
+    def resolve(self, recipe: Recipe, seed: int, family: Family) -> Family:
+        """A family with the network's names of sites."""
+        return resolve_family(self._plain(seed), family, recipe.image_size)
+
     def _identity(self, seed: int) -> str:
         if isinstance(self.model, str):
             return f"{self.model} pretrained={self.pretrained}"
@@ -152,21 +164,6 @@ class _Maker:
             if isinstance(self.model, str):
                 return create_model(self.model, pretrained=self.pretrained)
             return copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model(seed)
-
-
-def _labelled(plans: str | Plan | Sequence[str | Plan] | Mapping[str, str | Plan]) -> dict[str, Plan | None]:
-    if isinstance(plans, str | Plan):
-        plans = [plans]
-    pairs = plans.items() if isinstance(plans, Mapping) else [(str(plan), plan) for plan in plans]
-    found: dict[str, Plan | None] = {BASELINE: None}
-    for label, plan in pairs:
-        if label in found and label != BASELINE:
-            raise FoveateError(f"the plan {label!r} is given twice")
-        if str(plan) != BASELINE:
-            found[label] = Plan.parse(plan)
-    if len(found) == 1:
-        raise FoveateError("compare needs at least one plan, such as 'ulsam after blocks.4.2'")
-    return found
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""Student's t distribution, with small errors in the far tail, too.
+"""Student's t and Fisher's F distribution, with small errors in the far tail, too.
 
-The tail is a regularized incomplete beta function, P(T > t) = I_x(df / 2, 1 / 2) / 2 with x = df / (df + t^2), computed
-by its continued fraction (NIST Digital Library of Mathematical Functions, 8.17.22).
+The tails are regularized incomplete beta functions, computed by their continued fraction (NIST Digital Library of
+Mathematical Functions, 8.17.22): P(T > t) = I_x(df / 2, 1 / 2) / 2 with x = df / (df + t^2), and
+P(F > f) = I_x(d2 / 2, d1 / 2) with x = d2 / (d2 + d1 f).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-__all__ = ["t_quantile", "t_tail"]
+__all__ = ["f_quantile", "f_tail", "t_quantile", "t_tail"]
 
 _TINY = 1e-300
 
@@ -80,3 +81,34 @@ def _beta_fraction(a: float, b: float, x: float, y: float) -> float:
 
 def _away_from_zero(value: float) -> float:
     return value if abs(value) > _TINY else _TINY
+
+
+def f_tail(f: float, first: float, second: float) -> float:
+    """P(F > f) of Fisher's F distribution.
+
+    Args:
+        f: where, at least 0.
+        first: degrees of freedom of the numerator.
+        second: of the denominator.
+    """
+    x, y = second / (second + first * f), first * f / (second + first * f)
+    if y == 0:
+        return 1.0
+    if x < (second / 2 + 1) / (second / 2 + first / 2 + 2):
+        return _beta_fraction(second / 2, first / 2, x, y)
+    return 1 - _beta_fraction(first / 2, second / 2, y, x)
+
+
+@lru_cache(maxsize=4096)
+def f_quantile(tail: float, first: float, second: float) -> float:
+    """The f with P(F > f) = ``tail``, which is more than 0 and at most 1."""
+    second = min(second, 1e6)
+    low, high = 0.0, 1.0
+    while f_tail(high, first, second) > tail and high < 1e300:
+        low, high = high, 4 * high
+    for _ in range(80):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if f_tail(middle, first, second) > tail else (low, middle)
+    return high

@@ -20,6 +20,8 @@ from foveate.errors import FoveateError
 from foveate.io import write_csv
 from foveate.studies.comparison.analysis import analyse, mean, table_rows
 from foveate.studies.comparison.config import BASELINE, RUNS, Setup
+from foveate.studies.comparison.factor_analysis import EFFECTS, FactorAnalysis, analyse_factors, effects_table
+from foveate.studies.comparison.factors import groups_of, levels_of
 from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.plan_analysis import PlanAnalysis
 from foveate.studies.comparison.run import RunResult, read_result
@@ -112,6 +114,7 @@ class Comparison:
         correct: for each label (S, N) bool, whether each validation image was right with each seed.
         made_with: the different versions, machines and numbers of threads that the runs were made with.
         timing: a row for each run: where it was made and how long it took.
+        factors: what varies in the families that were compared, with its effect; empty without families.
     """
 
     rows: tuple[Row, ...]
@@ -121,6 +124,7 @@ class Comparison:
     correct: Mapping[str, Tensor] = field(repr=False)
     made_with: tuple[Mapping[str, str], ...] = field(repr=False)
     timing: tuple[Mapping[str, Any], ...] = field(repr=False)
+    factors: tuple[FactorAnalysis, ...] = field(default=(), repr=False)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -144,7 +148,9 @@ class Comparison:
         table.add_column("plan", overflow="fold", min_width=20)
         for heading in ("params", "MACs", "top-1 %", "F1 %", "difference [95%]"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for row in self.rows:
+        groups = groups_of(self.setup.families)
+        for row, after in zip(self.rows, (*self.rows[1:], None), strict=True):
+            new_group = after is not None and groups.get(row.label) != groups.get(after.label)
             table.add_row(
                 escape(row.label),
                 f"{row.cost.params / 1e6:.3f}M",
@@ -152,6 +158,7 @@ class Comparison:
                 f"{mean(row.top1):.1f}",
                 f"{mean(row.macro_f1):.1f}",
                 str(row.difference or ""),
+                end_section=new_group,
             )
         return table
 
@@ -163,6 +170,11 @@ class Comparison:
             console.print(f"{escape(row.label)}: [bold]{row.verdict}[/]", highlight=False)
             if row.analysis:
                 console.print(f"  {escape(row.analysis.power_text)}", style="dim", highlight=False)
+        if self.factors:
+            console.print(effects_table(self.factors))
+            for factor in self.factors:
+                console.print(escape(factor.text), highlight=False)
+            console.print(EFFECTS, style="dim", highlight=False)
         console.print(escape(self.tuning_words), style="dim", highlight=False)
         console.print(
             "The difference is in points of top-1 against 'none', paired over seeds and images, with a 95% interval; "
@@ -186,11 +198,19 @@ class Comparison:
         """
         tables: dict[str, Sequence[Mapping[str, Any]]]
         tables = {"comparison.csv": self.plan_rows(), "runs.csv": self.run_rows(), "timing.csv": self.timing}
+        if self.factors:
+            tables["factors.csv"] = self.factor_rows()
         return tuple(write_csv(folder / name, table, digits=6) for name, table in tables.items())
+
+    def factor_rows(self) -> list[dict[str, Any]]:
+        """A row for each level of each factor."""
+        return [row for factor in self.factors for row in factor.as_dicts()]
 
     def plan_rows(self) -> list[dict[str, Any]]:
         """A row for each plan, without times."""
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in table_rows(self.as_dicts())]
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in table_rows(self.as_dicts())]
+        levels = levels_of(self.setup.families, BASELINE)
+        return [row | {f"factor {name}": of.get(row["plan"]) for name, of in levels.items()} for row in rows]
 
     def run_rows(self) -> list[dict[str, Any]]:
         """A row for each run, without times."""
@@ -226,7 +246,9 @@ def collect(
         for seed, r in zip(setup.seeds, found, strict=True)
     )
     kinds = {json.dumps(dict(r.made_with), sort_keys=True): r.made_with for found in of_label.values() for r in found}
-    return Comparison(tuple(rows), setup, folder, models, correct, tuple(kinds.values()), timing)
+    obstacle = analysis.rows[0].obstacle
+    factors = analyse_factors(setup.families, correct, BASELINE, obstacle)
+    return Comparison(tuple(rows), setup, folder, models, correct, tuple(kinds.values()), timing, factors)
 
 
 def read_comparison(folder: str | Path, margin: float | None = None) -> Comparison:

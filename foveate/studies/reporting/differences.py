@@ -25,7 +25,7 @@ class Change:
         mean: points of top-1.
         low: lower end of the 95% interval.
         high: upper end.
-        seeds: the difference with each seed.
+        seeds: the difference with each seed, or none.
         sign: the verdict, as in ``scatter.Point``.
     """
 
@@ -49,12 +49,15 @@ def changes_of(rows: Sequence[Row]) -> list[Change]:
     return found
 
 
-def differences(changes: Sequence[Change], width: int = 760) -> str:
+def differences(
+    changes: Sequence[Change], width: int = 760, words: str = "Differences in top-1 accuracy, seed by seed"
+) -> str:
     """Draw a line for each plan: its name above, its interval and its seeds below.
 
     Args:
         changes: at least one.
         width: in pixels. The height follows from the plans.
+        words: what the picture shows, for those who do not see it.
 
     Returns:
         An ``<svg>`` element. Its colours come from the page's style sheet, as those of ``scatter`` do.
@@ -84,7 +87,6 @@ def differences(changes: Sequence[Change], width: int = 760) -> str:
     middle = (left + right) / 2
     axis = f'<text class="axis" x="{middle}" y="{y + 38:.1f}" text-anchor="middle">points of top-1</text>'
     size = f'viewBox="0 0 {width} {y + 48:.0f}" width="{width}" height="{y + 48:.0f}"'
-    words = "Differences in top-1 accuracy, seed by seed"
     return f'<svg {size} role="img" aria-label="{words}">{"".join([*grid, *parts, axis])}</svg>'
 
 

@@ -26,6 +26,7 @@ from foveate.studies.evaluation.audit_result import Audit
 from foveate.studies.reporting.audit_table import audit_part
 from foveate.studies.reporting.charts import points_of, scatter
 from foveate.studies.reporting.differences import changes_of, differences
+from foveate.studies.reporting.factor_effects import effect_plot, factor_lines, factor_table
 from foveate.studies.reporting.style import STYLE
 from foveate.studies.reporting.tables import comparison, has_verdicts, lines, margins, runs, statistics
 
@@ -59,6 +60,7 @@ def write_report(
     title: str,
     rows: Sequence[Row] = (),
     seeds: Sequence[int] = (),
+    factors: Sequence[Row] = (),
     figures: Iterable[tuple[str, Picture]] = (),
     galleries: Iterable[tuple[str, Iterable[tuple[str, Picture]]]] = (),
     audits: Mapping[str, Audit] | None = None,
@@ -77,6 +79,7 @@ def write_report(
             column. Rows with "macs" and "top1" are drawn as cost against accuracy, those with "difference_per_seed"
             seed by seed.
         seeds: which they were, for the headings; without it they are counted from 0.
+        factors: rows of ``FactorAnalysis.as_dicts``.
         figures: captions and pictures.
         galleries: headings, each with captions and pictures. A picture is a PIL image, or a PNG's or JPEG's bytes.
         audits: by plan.
@@ -103,6 +106,9 @@ def write_report(
         legend_texts=_LEGEND,
         cost_plots=[Markup(scatter(points, width)) for width in _WIDTHS] if points else [],
         seed_plots=[Markup(differences(changes, width)) for width in _WIDTHS] if changes else [],
+        factors=factor_table(factors),
+        factor_lines=factor_lines(factors),
+        effect_plots=[Markup(plot) for width in _WIDTHS if (plot := effect_plot(factors, width))],
         runs=runs(rows, seeds or range(longest)),
         statistics=statistics(rows),
         margins=margins(rows),

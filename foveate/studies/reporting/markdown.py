@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from foveate.io import Row, markdown_table, markdown_text, write_atomically, write_csv
+from foveate.studies.comparison.factor_analysis import EFFECTS
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts import points_of, scatter
 from foveate.studies.reporting.differences import changes_of, differences
+from foveate.studies.reporting.factor_effects import effect_plot
 from foveate.studies.reporting.notes import notes
 from foveate.studies.reporting.style import SVG_STYLE
 
@@ -20,6 +22,8 @@ _WIDTH = 760
 
 def write_page(comparison: Comparison, page: Path, command: str | None = None) -> tuple[Path, ...]:
     """Write ``NAME.md``, ``NAME.csv``, ``NAME_runs.csv`` and ``images/NAME_cost.svg``, ``images/NAME_seeds.svg``.
+
+    Of families also ``NAME_factors.csv`` and ``images/NAME_factors.svg``.
 
     Args:
         comparison: from ``compare`` or ``read_comparison``.
@@ -37,6 +41,10 @@ def write_page(comparison: Comparison, page: Path, command: str | None = None) -
     pictures = {f"{name}_cost.svg": scatter(points_of(rows), _WIDTH)}
     if len(comparison.seeds) > 1:
         pictures[f"{name}_seeds.svg"] = differences(changes_of(rows), _WIDTH)
+    if comparison.factors:
+        tables[f"{name}_factors.csv"] = comparison.factor_rows()
+        if effects := effect_plot(comparison.factor_rows(), _WIDTH):
+            pictures[f"{name}_factors.svg"] = effects
     written = []
     for file, svg in pictures.items():
         written.append(page.parent / "images" / file)
@@ -69,8 +77,9 @@ def _text(
             ["plan", "parameters", "MACs", "top-1 %", "each seed", "difference [95%]", "p, Holm"], map(_cells, rows)
         ),
         "\n".join(f"* {_code(row['plan'])}: {row['verdict_text']}." for row in rows if row["verdict_text"]),
-        "\n\n".join(f"![{alt}](images/{file})" for file, alt in zip(pictures, _ALT, strict=False)),
+        "\n\n".join(f"![{_ALT[kind]}](images/{file})" for file in pictures if (kind := _kind(file)) in _ALT),
         "Colours: blue is better, orange is worse, grey is no evidence of a difference.",
+        *_factors(comparison, [file for file in pictures if file.endswith("_factors.svg")]),
         "## What the verdicts rest on",
         _table(
             ["plan", "p", "bootstrap [95%]", "only plan / only baseline right", "p, McNemar", "what would be seen"],
@@ -85,7 +94,38 @@ def _text(
     return "\n\n".join(parts) + "\n"
 
 
-_ALT = ("Accuracy against multiply-adds", "Differences to the network without attention, seed by seed")
+_ALT = {
+    "cost": "Accuracy against multiply-adds",
+    "seeds": "Differences to the network without attention, seed by seed",
+}
+
+
+def _kind(file: str) -> str:
+    return Path(file).stem.rpartition("_")[2]
+
+
+def _factors(comparison: Comparison, pictures: Sequence[str]) -> list[str]:
+    """What varies in the families: the tests, the effects, the picture."""
+    if not comparison.factors:
+        return []
+    rows = [
+        [
+            _code(f"{row['factor']}: {row['level']}"),
+            str(row["plans"]),
+            f"{row['top1']:.1f}",
+            ""
+            if row["effect"] is None
+            else f"{row['effect']:+.1f} [{row['effect_low']:+.1f}, {row['effect_high']:+.1f}]",
+        ]
+        for row in comparison.factor_rows()
+    ]
+    return [
+        "## What varies",
+        "\n".join(f"* {markdown_text(factor.text)}." for factor in comparison.factors),
+        *(f"![Effects of what varies](images/{file})" for file in pictures),
+        _table(["level", "plans", "top-1 %", "effect [95%]"], rows),
+        EFFECTS,
+    ]
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -68,6 +68,7 @@ def report(
         title=f"{data.name}: attention against none",
         rows=_rows(comparison),
         seeds=comparison.seeds,
+        factors=comparison.factor_rows(),
         galleries=galleries,
         audits=audits,
         notes=notes(comparison),

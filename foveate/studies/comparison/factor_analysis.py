@@ -1,0 +1,190 @@
+"""What the plans of a family, together, say of each thing that varies: effects with intervals, a test, a sentence.
+
+Numbers in order are tested for a trend: a straight line over equal steps (1, 2, 4, 8: three steps). What else has
+more than two levels is tested by an F test, two levels by their difference. Holm's correction is over all factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from foveate.studies.comparison.contrasts import contrasts, joint_p
+from foveate.studies.comparison.factors import Factor, FamilyRows, factors_of, level_weights
+from foveate.studies.comparison.plan_analysis import ALPHA
+from foveate.studies.comparison.statistics import Difference, difference_of, holm, p_text
+
+__all__ = ["EFFECTS", "FactorAnalysis", "Level", "analyse_factors", "effects_table"]
+
+EFFECTS = (
+    "The effect of a level is in points of top-1 against the mean of the factor's other levels, the other factors "
+    "being equal, with its 95% interval. Numbers are tested for a trend over equal steps, two levels by their "
+    "difference, more by an F test; p_Holm is corrected for the number of factors. That one factor's effect depends on "
+    "another is not in these tests."
+)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a factor.
+
+    Args:
+        name: its value as text.
+        plans: how many plans have it.
+        top1: the mean accuracy of these plans in percent, over all seeds.
+        effect: in points, against the mean of the factor's other levels, the other factors being equal; None where
+            these plans cannot tell it.
+    """
+
+    name: str
+    plans: int
+    top1: float
+    effect: Difference | None
+
+
+@dataclass(frozen=True)
+class FactorAnalysis:
+    """One factor of a family.
+
+    Args:
+        family: its text.
+        name: the factor's.
+        levels: in order.
+        test: "trend", "difference" or "F".
+        trend: points for each step from one level to the next; of two levels, the second less the first; None for F.
+        p: of no effect; None where there can be no test.
+        p_holm: corrected for the number of factors.
+        obstacle: why there is no test, or None.
+    """
+
+    family: str
+    name: str
+    levels: tuple[Level, ...]
+    test: str
+    trend: Difference | None
+    p: float | None
+    p_holm: float | None
+    obstacle: str | None
+
+    @property
+    def matters(self) -> bool | None:
+        """Whether there is evidence that the factor matters; None without a test."""
+        return None if self.p_holm is None else self.p_holm < ALPHA
+
+    @property
+    def text(self) -> str:
+        """In words and numbers."""
+        if self.p_holm is None:
+            return f"{self.name}: no verdict: {self.obstacle}"
+        p = p_text("p_Holm", self.p_holm)
+        said = "it matters" if self.matters else "no evidence that it matters"
+        if self.trend is not None:
+            names = f"{self.levels[1].name} less {self.levels[0].name}"
+            what = f"trend {self.trend} points a step" if self.test == "trend" else f"{names}: {self.trend} points"
+            return f"{self.name}: {said}: {what}, {p}"
+        best = max(self.levels, key=lambda level: level.effect.mean if level.effect else float("-inf"))
+        return f"{self.name}: {said}: F test of {len(self.levels)} levels, {p}; highest: {best.name} {best.effect}"
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """A row for each level."""
+        shared = {"family": self.family, "factor": self.name}
+        tested = {"test": self.test, "p": self.p, "p_holm": self.p_holm, "text": self.text}
+        return [
+            {
+                **shared,
+                "level": level.name,
+                "plans": level.plans,
+                "top1": level.top1,
+                "effect": level.effect and level.effect.mean,
+                "effect_low": level.effect and level.effect.low,
+                "effect_high": level.effect and level.effect.high,
+                **tested,
+            }
+            for level in self.levels
+        ]
+
+
+def analyse_factors(
+    families: Sequence[FamilyRows], correct: Mapping[str, Tensor], baseline: str, obstacle: str | None
+) -> tuple[FactorAnalysis, ...]:
+    """Each factor of some families that were compared.
+
+    Args:
+        families: with the labels of their plans.
+        correct: for the baseline and each plan (S, N) bool, the baseline first.
+        baseline: its label.
+        obstacle: why there can be no verdict on these seeds and images, or None.
+    """
+    labels = list(correct)
+    right = np.stack([np.asarray(values, dtype=bool) for values in correct.values()])
+    found = []
+    for rows in families:
+        factors = factors_of(rows, baseline)
+        for factor in factors:
+            others = [other for other in factors if other is not factor]
+            found.append(_analysed(rows.family, factor, others, labels, right, obstacle))
+    corrected = holm({str(k): one.p for k, one in enumerate(found) if one.p is not None})
+    return tuple(replace(one, p_holm=corrected.get(str(k))) for k, one in enumerate(found))
+
+
+def _analysed(
+    family: str,
+    factor: Factor,
+    others: Sequence[Factor],
+    labels: Sequence[str],
+    right: npt.NDArray[np.bool_],
+    obstacle: str | None,
+) -> FactorAnalysis:
+    count, images = len(factor.levels), right.shape[-1]
+    weights = level_weights(factor, others, labels)
+    if weights is None:
+        obstacle = "these plans cannot tell it from the other factors"
+    elif images <= count:
+        obstacle = f"{images} images are too few for {count} levels"
+    test = "trend" if factor.ordered and count > 2 else "difference" if count == 2 else "F"
+    effects: list[Difference | None] = [None] * count
+    trend = p = None
+    if weights is not None:
+        against = contrasts(right, weights * count / (count - 1))
+        effects = [difference_of(against, k) for k in range(count)]
+    if weights is not None and obstacle is None:
+        if test == "F":
+            p = joint_p(right, weights[1:] - weights[:1])
+        else:
+            steps = np.arange(count) - (count - 1) / 2
+            trend = difference_of(contrasts(right, (steps @ weights / np.square(steps).sum())[None]), 0)
+            p = trend.p
+    levels = []
+    for name, effect in zip(factor.levels, effects, strict=True):
+        members = [labels.index(label) for label, level in factor.of.items() if level == name]
+        levels.append(Level(name, len(members), 100 * float(right[members].mean()), effect))
+    return FactorAnalysis(family, factor.name, tuple(levels), test, trend, p, None, obstacle)
+
+
+def effects_table(factors: Sequence[FactorAnalysis]) -> Table:
+    """The levels with their effects, for a terminal."""
+    table = Table(title="What varies", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("factor", overflow="fold")
+    table.add_column("level", overflow="fold")
+    for heading in ("plans", "top-1 %", "effect [95%]"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for factor in factors:
+        for k, level in enumerate(factor.levels):
+            shown = escape(factor.name) if k == 0 else ""
+            table.add_row(
+                shown,
+                escape(level.name),
+                str(level.plans),
+                f"{level.top1:.1f}",
+                str(level.effect or ""),
+                end_section=level is factor.levels[-1],
+            )
+    return table
