@@ -15,6 +15,7 @@ from torch import nn
 
 from foveate.accounting.counting.forward import network_of
 from foveate.accounting.environment.machine import processor
+from foveate.accounting.file_latency import TimedFile, time_files
 from foveate.accounting.profiling.peak_memory import measured_peak
 from foveate.accounting.profiling.runners import BenchmarkConfig, device_of, dtype_of, ready
 from foveate.accounting.profiling.timer import Quantiles, interleaved
@@ -105,10 +106,10 @@ class Latency:
 
 
 def latency(
-    model: nn.Module,
+    model: nn.Module | TimedFile,
     input_size: int | tuple[int, ...] | None = None,
     *,
-    reference: nn.Module | None = None,
+    reference: nn.Module | TimedFile | None = None,
     batch_size: int | Sequence[int] = 1,
     threads: int | Sequence[int] | None = None,
     dtype: str | Sequence[str] | None = None,
@@ -125,7 +126,8 @@ def latency(
     measured, on random images and without hooks of the user's own.
 
     Args:
-        model: left as found. Of one that ``torch.compile`` wraps, the network inside is measured, as ``backend`` says.
+        model: left as found; of one that ``torch.compile`` wraps, the network inside is measured. Or a file that
+            ``open_exported`` opened: it runs in its own runtime, on images of its own size; memory is not measured.
         input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
         reference: a network that takes the same images; without it the model without its plan; a model without a plan
             is then measured alone.
@@ -144,6 +146,12 @@ def latency(
         FoveateError: an option does not exist, a package is missing, or a network cannot run so.
     """
     _check(rounds, warmup, seconds)
+    if isinstance(model, TimedFile) or isinstance(reference, TimedFile):
+        counts, numbers = _several(batch_size), _several(torch.get_num_threads() if threads is None else threads)
+        files = time_files(model, reference, counts, numbers, rounds, warmup, seconds)
+        name = "" if reference is None else _called(reference)
+        found_timings = tuple(_timing(setting, found, []) for setting, found in files)
+        return Latency(found_timings, name, processor(), f"torch {torch.__version__}", (f"measured: {_called(model)}",))
     model, reference = network_of(model), None if reference is None else network_of(reference)
     settings = [
         BenchmarkConfig(*values)
@@ -176,6 +184,10 @@ def latency(
         _versions(backends),
         tuple(dict.fromkeys(notes)),
     )
+
+
+def _called(model: object) -> str:
+    return repr(model) if isinstance(model, TimedFile) else type(model).__name__
 
 
 def _check(rounds: int, warmup: int, seconds: float) -> None:

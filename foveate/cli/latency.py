@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 import foveate as fv
 from foveate.cli import csv_lines
-from foveate.cli.options import ModelOptions, open_network, say
+from foveate.cli.options import open_network_or_file, say
 from foveate.io import JsonObject
 
 __all__ = ["latency"]
@@ -39,9 +39,10 @@ def latency(
     An option that is given several times is measured with each value, one after the other.
 
     Args:
-        model: a timm model, torchvision:NAME, or a folder that foveate saved.
+        model: a timm model, torchvision:NAME, a folder that foveate saved, or a file that foveate exported: that is
+            measured in its own runtime.
         plan: attention to insert first.
-        reference: another network to take turns with; without it the same network without its plan.
+        reference: another network or file to take turns with; without it the same network without its plan.
         input_size: side of the images in pixels; without it the model's own.
         batch_size: images of a call; 1 without a word.
         threads: of the CPU; without it as many as torch takes.
@@ -55,11 +56,11 @@ def latency(
         csv: write a line for each setting to this file; "-" prints them, and nothing else.
     """
     csv_lines.check(csv, json=json)
-    network = open_network(ModelOptions(model, plan=plan), input_size)
+    network = open_network_or_file(model, plan, input_size)
     found = fv.latency(
         network,
         input_size,
-        reference=None if reference is None else open_network(ModelOptions(reference), input_size),
+        reference=None if reference is None else open_network_or_file(reference, None, input_size),
         batch_size=batch_size or 1,
         threads=threads,
         dtype=dtype,
@@ -74,7 +75,10 @@ def latency(
     if csv is not None:
         csv_lines.write_csv(found.as_dicts(), csv)
     if json:
-        print(json_format.dumps({"plan": str(fv.plan_of(network) or ""), "settings": found.as_dicts()}, indent=2))
+        plan = (
+            network.metadata["plan"] if isinstance(network, fv.ExportedClassifier) else str(fv.plan_of(network) or "")
+        )
+        print(json_format.dumps({"plan": plan, "settings": found.as_dicts()}, indent=2))
     elif csv != "-":
         _print(found)
 

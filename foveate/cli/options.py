@@ -13,7 +13,7 @@ from cyclopts import Parameter
 import foveate as fv
 from foveate.errors import printable
 
-__all__ = ["DataOptions", "ModelOptions", "is_folder", "open_images", "open_network", "say"]
+__all__ = ["DataOptions", "ModelOptions", "is_folder", "open_images", "open_network", "open_network_or_file", "say"]
 
 _SHOWN = 20  # images that are left out
 
@@ -76,6 +76,15 @@ def open_network(options: ModelOptions, input_size: int | None = None) -> Any:
     if options.plan is not None:
         fv.insert(network, options.plan, start=options.start, input_size=input_size)
     return network
+
+
+def open_network_or_file(model: str, plan: str | None = None, input_size: int | None = None) -> Any:
+    """A network, or an exported file."""
+    if Path(model).is_file():
+        if plan is not None:
+            raise fv.FoveateError(f"--plan: {model} is an exported file, and a plan goes into a network before export")
+        return fv.open_exported(model)
+    return open_network(ModelOptions(model, plan=plan), input_size)
 
 
 def open_images(source: str, options: DataOptions) -> Any:

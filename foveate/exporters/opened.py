@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,15 @@ class ExportedClassifier:
     def run(self, images: np.ndarray[Any, Any]) -> Arrays:
         """All outputs of the file, for images as it takes them, in the order of ``metadata["outputs"]``."""
         return self._session.run(images)
+
+    def reopened(self, threads: int) -> ExportedClassifier:
+        """The same file, computing with so many threads."""
+        return open_exported(self.path, threads)
+
+    def ready(self, images: Tensor) -> Callable[[], object]:
+        """A function that runs the file once on these images, (B, C, H, W), normalised: for timing."""
+        given = as_given(images, self.metadata, self.preprocess)
+        return lambda: self.run(given)
 
     def __repr__(self) -> str:
         return f"<{self.metadata['architecture']} in {self.path}, {self.metadata['precision']}>"

@@ -17,6 +17,7 @@ from foveate.model_info import device_and_dtype
 __all__ = [
     "BACKENDS",
     "DTYPES",
+    "FILE",
     "MEMORY_FORMATS",
     "BenchmarkConfig",
     "device_of",
@@ -30,6 +31,7 @@ __all__ = [
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BACKENDS = ("eager", "compile", "onnxruntime")
+FILE = "file"  # an exported file in its own runtime
 INPUT = "images"
 MOST_THREADS = 1024
 """More than any CPU has; where the system refuses to start so many, the process would end without a word."""
@@ -44,7 +46,7 @@ class BenchmarkConfig:
         threads: of the CPU.
         dtype: of ``DTYPES``.
         memory_format: of ``MEMORY_FORMATS``.
-        backend: of ``BACKENDS``.
+        backend: of ``BACKENDS``, or ``FILE``.
 
     Raises:
         FoveateError: one of them does not exist, or they do not go together.
@@ -63,7 +65,7 @@ class BenchmarkConfig:
                 raise FoveateError(f"{name}={value!r}: write a whole number of at least 1")
         if self.threads > MOST_THREADS:
             raise FoveateError(f"threads={self.threads}: at most {MOST_THREADS} are started")
-        for name, exist in (("dtype", DTYPES), ("memory_format", MEMORY_FORMATS), ("backend", BACKENDS)):
+        for name, exist in (("dtype", DTYPES), ("memory_format", MEMORY_FORMATS), ("backend", (*BACKENDS, FILE))):
             value = getattr(self, name)
             if value not in exist:
                 raise FoveateError(f"{name}={value!r} does not exist; {near(str(value), exist)}")
