@@ -12,6 +12,7 @@ from .data import open_data as open_data
 from .errors import FoveateError as FoveateError
 from .explanations.explain import explain as explain
 from .explanations.result import Explanation as Explanation
+from .exporters.browser_page import write_browser_page as write_browser_page
 from .exporters.export import export as export
 from .exporters.opened import ExportedClassifier as ExportedClassifier
 from .exporters.opened import open_exported as open_exported
