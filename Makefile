@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test test-versions check format docs bench-cpu bench-gpu
+.PHONY: help demo test test-slow test-versions check format docs bench-cpu bench-gpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -13,8 +13,13 @@ demo: $(VENV)/.demo  ## the main job on real input: a pretrained network, real s
 	$(BIN)/foveate demo
 
 # One thread a process, one process for each processor: threads beyond that wait for each other.
-test: $(VENV)/.test  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
+
+test: $(VENV)/.test  ## all tests but the slow ones
+	$(TESTS) -m "not slow"
+
+test-slow: $(VENV)/.test  ## the slow tests; with SINCE=COMMIT those that guard what changed since then
+	$(TESTS) $(if $(SINCE),--slow-since $(SINCE),-m slow)
 
 test-versions:  ## all tests with every set of versions in tests/versions/sets.toml, in environments of their own
 	$(PYTHON) tests/versions $(VERSIONS)

@@ -1,4 +1,16 @@
-"""A small data set that a small network learns in a second."""
+"""A small data set that a small network learns in a second; and which tests are slow.
+
+``@pytest.mark.slow(reason="...", guards=("foveate/room/", "foveate/file.py"))`` marks a test that is only worth running
+when something that it guards has changed. ``make test`` leaves these out, ``make test-slow`` runs them, ``pytest``
+alone runs all, and ``pytest --slow-since COMMIT`` runs those slow tests alone whose guards, or own file, differ from
+that commit: what CI does.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +22,52 @@ from foveate.data import open_data
 # A busy machine is not a fault of the code: nothing here is timed.
 settings.register_profile("foveate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("foveate")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow-since", metavar="COMMIT", help="run only slow tests that guard what changed since then")
+
+
+def changed_files(root, commit):
+    """What differs from a commit in the working tree, as paths from the root; None where git cannot say."""
+    found = []
+    for arguments in (
+        ["diff", "--name-only", "--relative", commit, "--"],
+        ["ls-files", "--others", "--exclude-standard"],
+    ):
+        said = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+        if said.returncode:
+            return None
+        found += said.stdout.splitlines()
+    return found
+
+
+def pytest_collection_modifyitems(config, items):
+    root, since = config.rootpath, config.getoption("--slow-since")
+    changed = changed_files(root, since) if since else []
+    chosen = []
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        if not mark:
+            continue
+        reason, guards = mark.kwargs.get("reason", ""), mark.kwargs.get("guards", ())
+        missing = [guard for guard in guards if not (root / guard).exists()]
+        if mark.args or len(reason) < 20 or isinstance(guards, str) or not guards or missing:
+            raise pytest.UsageError(
+                f"{item.nodeid}: slow(reason=..., guards=(...)) takes a sentence and a tuple of files or folders "
+                f"(with / at the end); not there: {missing or 'none'}"
+            )
+        own = Path(item.path).relative_to(root).as_posix()
+        if changed is None or any(file.startswith((*guards, own)) for file in changed):
+            chosen.append(item)
+    if since:
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if session.config.getoption("--slow-since") and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK  # nothing that a slow test guards has changed
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +83,57 @@ def folder(tmp_path_factory):
                 pixels[8:24, 2 + 16 * label : 14 + 16 * label] += 120
                 Image.fromarray(pixels).save(root / part / name / f"{k}.png")
     return root
+
+
+FORKS = """
+import json, os, sys, traceback
+import torch, torch._dynamo, timm
+for line in sys.stdin:
+    code, cases, folder = json.loads(line)
+    statuses = []
+    for number, (arguments, variables) in enumerate(cases):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                for stream, name in ((1, "out"), (2, "err")):
+                    os.dup2(os.open(f"{folder}/{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+                os.environ.update(variables)
+                sys.argv[1:] = arguments
+                exec(compile(code, "code", "exec"), {"__name__": "__main__"})
+                status = 0
+            except SystemExit as ended:
+                status = ended.code or 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(json.dumps(statuses), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_forked(tmp_path_factory):
+    """Run code in a new process for each case, ``(arguments, environment variables)``, and say how each has ended.
+
+    They are forks of one process that has imported torch and timm, which takes seconds, and nothing of ours.
+    """
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", FORKS]
+
+    def run(code, *cases):
+        folder, cases = tmp_path_factory.mktemp("forks"), cases or [([], {})]
+        server.stdin.write(json.dumps([code, cases, str(folder)]) + "\n")
+        server.stdin.flush()
+        statuses = json.loads(server.stdout.readline())
+        texts = [[(folder / f"{k}.{name}").read_text("utf-8") for name in ("out", "err")] for k in range(len(cases))]
+        return [subprocess.CompletedProcess(code, status, *text) for status, text in zip(statuses, texts, strict=True)]
+
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield run
+        server.stdin.close()
 
 
 @pytest.fixture

@@ -38,7 +38,13 @@ def files(nav):
             yield from files(value) if isinstance(value, list) else [value]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(
+    reason="it counts every mechanism and network in a process of its own; that each name is there is tested below",
+    guards=(
+        "foveate/attention/", "foveate/pooling/", "foveate/heads/", "foveate/networks/", "foveate/surgery/",
+        "foveate/accounting/", "foveate/registry.py", "docs/make_catalogue.py", "docs/catalogue.md", "constraints.txt",
+    ),
+)  # fmt: skip
 def test_catalogue_is_what_the_code_gives():
     # A process of its own: other tests register mechanisms.
     command = [sys.executable, str(DOCS / "make_catalogue.py"), "--check"]
@@ -103,6 +109,15 @@ def test_mkdocs_configuration_names_files_that_exist():
     assert "nav" not in config
     assert all((ROOT / hook).is_file() for hook in config["hooks"])
     assert (ROOT / config["docs_dir"]).is_dir()
+
+
+def test_the_tests_that_a_page_names_exist():
+    known = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in (ROOT / "tests").rglob("test_*.py")}
+    for page in PAGES:
+        for file, name in re.findall(r"`([\w/]*test_\w+)(?:\.py)?(?:::(test_\w+))?`", page.read_text("utf-8")):
+            files = [path for where, path in known.items() if f"/{where}".endswith(f"/{file}")]
+            assert files, f"{page.name}: {file}"
+            assert not name or any(f"def {name}(" in path.read_text("utf-8") for path in files), f"{page.name}: {name}"
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names() if hasattr(registry.find(name), "attend")])

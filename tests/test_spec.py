@@ -83,12 +83,7 @@ notation_like = st.lists(
 ).map(" ".join)
 
 
-@given(st.one_of(st.text(max_size=60), notation_like))
-@settings(max_examples=10_000, deadline=None)
-@example("ulsam(groups=1e999) after a")
-@example("9" * 5000)
-@example("se(x=" + "9" * 5000 + ") after a")
-def test_any_text_is_a_plan_or_one_error_with_a_position(text):
+def is_a_plan_or_one_error_with_a_position(text):
     try:
         plan = Plan.parse(text)
     except FoveateError as error:
@@ -96,6 +91,25 @@ def test_any_text_is_a_plan_or_one_error_with_a_position(text):
         assert "\n" not in str(error)
     else:
         assert Plan.parse(str(plan)) == plan
+
+
+any_text = given(st.one_of(st.text(max_size=60), notation_like))
+
+
+@any_text
+@settings(max_examples=1500, deadline=None)
+@example("ulsam(groups=1e999) after a")
+@example("9" * 5000)
+@example("se(x=" + "9" * 5000 + ") after a")
+def test_any_text_is_a_plan_or_one_error_with_a_position(text):
+    is_a_plan_or_one_error_with_a_position(text)
+
+
+@pytest.mark.slow(reason="the test above with more texts", guards=("foveate/spec.py", "foveate/errors.py"))
+@any_text
+@settings(max_examples=10_000, deadline=None)
+def test_any_of_many_texts_is_a_plan_or_one_error_with_a_position(text):
+    is_a_plan_or_one_error_with_a_position(text)
 
 
 def test_example_of_the_notation():

@@ -172,7 +172,6 @@ def test_onnxruntime_that_is_missing(monkeypatch):
         quick(Named("A"), backend="onnxruntime")
 
 
-@pytest.mark.slow
 def test_onnxruntime(untouched):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     with untouched(model):

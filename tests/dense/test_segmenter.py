@@ -116,9 +116,7 @@ def test_channels_last(segmenter):
     assert torch.allclose(wide(x.to(memory_format=torch.channels_last))["out"], segmenter(x)["out"], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kind, head", [("column", "danet"), ("column", "upernet"), pytest.param("whole", "upernet", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind, head", [("column", "danet"), ("column", "upernet"), ("whole", "upernet")])
 def test_export(make_trunk, kind, head):
     segmenter = Segmenter(make_trunk(kind), HEADS[head], classes=4).eval()
     x = torch.randn(2, 3, 64, 96)
@@ -128,7 +126,7 @@ def test_export(make_trunk, kind, head):
     assert torch.allclose(program.module()(more)["out"], segmenter(more)["out"], atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["danet", pytest.param("upernet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("head", ["danet", "upernet"])
 def test_compile_in_one_graph(column, head):
     segmenter = Segmenter(column(4), HEADS[head], classes=4).eval()
     x = torch.randn(1, 3, 40, 56)

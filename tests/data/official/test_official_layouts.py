@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import io
 
 from foveate.data import open_data
 from foveate.errors import FoveateError
@@ -90,7 +91,6 @@ def test_aircraft_and_a_part_that_is_not_used(put):
 
 
 def test_flowers(put):
-    io = pytest.importorskip("scipy.io")
     root = put("flowers", {f"jpg/image_0000{n}.jpg": None for n in range(1, 7)})
     io.savemat(root / "imagelabels.mat", {"labels": np.array([[2, 1, 1, 2, 1, 2]], dtype=np.uint8)})
     parts = {"trnid": [[3, 1]], "valid": [[2, 4]], "tstid": [[5, 6]]}
@@ -107,7 +107,6 @@ def test_flowers(put):
 
 @pytest.mark.parametrize("where", ["", "lists/"])
 def test_dogs(put, where):
-    io = pytest.importorskip("scipy.io")
     names = [f"{kind}/{n}.jpg" for kind in ("n02085620-Chihuahua", "n02110958-pug") for n in range(2)]
     root = put("dogs", {f"Images/{name}": None for name in names} | {f"{where}readme": "x", "Annotation/x": "x"})
     for part, chosen in (("train", names[::2]), ("test", names[1::2])):

@@ -153,6 +153,10 @@ def test_inference(shape, groups, layout, nan_memory):
     assert relative(fused, truth) <= 1e-6
 
 
+slow = pytest.mark.slow(
+    reason="drawn at random from what the chosen cases above cover in pairs",
+    guards=("foveate/kernels/", "foveate/attention/ulsam.py", "constraints.txt"),
+)
 any_case = given(
     groups=st.sampled_from([1, 2, 3, 4, 8, 16]),
     per_group=st.one_of(st.integers(1, 40), st.integers(41, 300)),
@@ -163,6 +167,7 @@ any_case = given(
 )
 
 
+@slow
 @settings(max_examples=25, deadline=None)
 @any_case
 def test_gradients_at_any_shape(groups, per_group, batch, positions, layout, dtype):
@@ -170,6 +175,7 @@ def test_gradients_at_any_shape(groups, per_group, batch, positions, layout, dty
     compare((batch, groups * per_group, *positions), groups, layout, modes, dtype)
 
 
+@slow
 @settings(max_examples=40, deadline=None)
 @any_case
 def test_inference_at_any_shape(groups, per_group, batch, positions, layout, dtype):

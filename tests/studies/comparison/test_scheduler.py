@@ -20,6 +20,16 @@ SCRIPT = Path(__file__).parent / "killed_grid.py"
 RECIPE = fv.Recipe(epochs=1, batch_size=8, image_size=32, learning_rate=1e-3)
 PLAN = "se after layer2.0"
 
+killed_grids = pytest.mark.slow(
+    reason="three grids of four trainings, one of them killed three times; test_cli.py shares one by two processes",
+    guards=(
+        "foveate/studies/comparison/",
+        "foveate/training/",
+        "foveate/io.py",
+        "tests/studies/comparison/killed_grid.py",
+    ),
+)
+
 
 @pytest.fixture(scope="module")
 def grids(folder, tmp_path_factory):
@@ -34,7 +44,7 @@ def tables(folder):
     return {name: (folder / name).read_bytes() for name in ("comparison.csv", "runs.csv", "grid.json")}
 
 
-@pytest.mark.slow
+@killed_grids
 def test_killed_three_times_it_ends_with_the_same_table(grids):
     place, codes = grids
     assert codes["whole"] == [0]
@@ -50,7 +60,7 @@ def test_killed_three_times_it_ends_with_the_same_table(grids):
     assert list((place / "killed").glob("runs/*/claim.1"))
 
 
-@pytest.mark.slow
+@killed_grids
 def test_two_processes_share_a_grid(grids):
     place, codes = grids
     assert codes["shared"] == [0, 0]
