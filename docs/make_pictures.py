@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import foveate as fv
+from foveate import registry
 from foveate.explanations.overlay import colours, is_uniform
 from foveate.images import Preprocess, open_image
 from foveate.training.input.feature_cache import FeatureCache
@@ -50,18 +51,9 @@ SGD = RECIPE.with_(optimiser="sgd", learning_rate=0.01)
 WITH_SGD = ("danet", "non_local", "position", "sparse")
 TRAIN, VALIDATE = 600, 200  # images
 
-# NAME -> plan. A mechanism, pool or head whose ``map_axes`` ``panels`` knows needs a line here only.
-PLANS = {
-    "bam": f"bam after {SITE}",
-    "cbam": f"cbam after {SITE}",
-    "channel": f"channel after {SITE}",
+# NAME -> plan, for every mechanism whose ``map_axes`` ``panels`` knows.
+PLANS = {name: f"{name} after {SITE}" for name in registry.names() if hasattr(registry.find(name), "attend")} | {
     "danet": f"danet(residual='once') after {SITE}",
-    "double": f"double after {SITE}",
-    "non_local": f"non_local after {SITE}",
-    "position": f"position after {SITE}",
-    "se": f"se after {SITE}",
-    "sparse": f"sparse after {SITE}",
-    "ulsam": f"ulsam after {SITE}",
 }
 # Places of the photograph that look, as shares of its height and width.
 LOOKS = {"eye": (0.35, 0.34), "nose": (0.86, 0.65), "right edge": (0.72, 0.96)}
