@@ -31,8 +31,13 @@ SMALLER = [
     (r"--seeds \d+", "--seeds 2"),
     (r"image_size=\d+", "image_size=32"),
     (r"--image-size \d+", "--image-size 32"),
+    (r"Recipe\((?!.*image_size)(?=.)", "Recipe(image_size=32, "),
+    (r'fit\(model, "path/to/image/folder"\)', 'fit(model, "path/to/image/folder", fv.Recipe(epochs=1, image_size=32))'),
+    (r"--model mobilenetv2_\d+", "--model mobilenetv2_035"),
+    (r'compare\(\n    "mobilenetv2_\d+"', 'compare(\n    "mobilenetv2_035"'),
     (r"rounds=\d+", "rounds=2"),
-    (r"foveate latency mobilenetv2_100", "foveate latency mobilenetv2_035 --rounds 2"),
+    # Peak memory takes a new process for each network and batch size; test_latency.py has one.
+    (r"foveate latency mobilenetv2_100", "foveate latency mobilenetv2_035 --rounds 2 --no-memory"),
     (r"foveate cost mobilenetv2_100(.*) --time", r"foveate cost mobilenetv2_035\1 --time"),
 ]
 # Pages that a command writes, with the command's own call at the top.

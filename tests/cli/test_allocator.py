@@ -9,11 +9,11 @@ import pytest
 from foveate.cli import allocator
 
 STEPS = """
-import resource, sys, torch
+import resource, sys
 from foveate.cli.allocator import keep_freed_memory
 assert keep_freed_memory() is (sys.argv[1] == "kept")
 def step():
-    blocks = [torch.ones(8_000_000) for _ in range(4)]
+    blocks = [b'x' * 32_000_000 for _ in range(4)]
 for _ in range(2): step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5): step()

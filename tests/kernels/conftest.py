@@ -12,6 +12,7 @@ from torch import nn
 
 import foveate as fv
 from foveate import registry
+from foveate.attention.ulsam import ULSAM
 from foveate.kernels import dispatch
 from foveate.kernels.gates import op as gates_op
 
@@ -38,6 +39,23 @@ def gates_on_the_cpu(monkeypatch):
     dispatch.ready.cache_clear()
     yield
     dispatch.ready.cache_clear()
+
+
+@pytest.fixture
+def module():
+    """An ULSAM as after training."""
+    torch.manual_seed(0)
+    built = ULSAM(16, groups=4).eval()
+    for key, tensor in built.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in key else torch.randn_like(tensor))
+    return built
+
+
+@pytest.fixture
+def x():
+    """An input of ``module``."""
+    return torch.randn(2, 16, 6, 5)
 
 
 def _make(spec, kind):

@@ -15,21 +15,6 @@ from foveate.surgery import fuse
 pytestmark = pytest.mark.skipif(bool(ulsam_cpu.why_not(torch.float32)), reason="no C compiler: the plain kernels serve")
 
 
-@pytest.fixture
-def module():
-    torch.manual_seed(0)
-    built = ULSAM(16, groups=4).eval()
-    for key, tensor in built.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in key else torch.randn_like(tensor))
-    return built
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 16, 6, 5)
-
-
 class Small(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Conv2d(3, 16, 3), ULSAM(16), nn.ReLU(), ULSAM(16, groups=2))

@@ -24,26 +24,36 @@ def images(seed=0, count=4):
     return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def train_in_parallel(rank, world, place, results):
-    """One step of data parallel training; batch norms in eval mode, so that the gradients are those of the batch."""
+def work(rank, world, place, model, results):
+    """A copy of a model, and one step of data parallel training with another worker."""
     torch.set_num_threads(1)
+    copied = model(images(count=1)).detach().numpy().tolist()
+    gradients = train_in_parallel(rank, world, place)
+    if rank == 0:
+        results.put((copied, gradients))
+
+
+def train_in_parallel(rank, world, place):
+    """One step of data parallel training; batch norms in eval mode, so that the gradients are those of the batch."""
     distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=world)
     model = DistributedDataParallel(planned().eval())
     half = images().chunk(world)[rank]
     model(half).square().mean().backward()
-    if rank == 0:
-        results.put({name: p.grad.tolist() for name, p in model.module.named_parameters() if "foveate" in name})
+    gradients = {name: p.grad.tolist() for name, p in model.module.named_parameters() if "foveate" in name}
     distributed.barrier()
     distributed.destroy_process_group()
+    return gradients
 
 
-def test_data_parallel_gradients_are_those_of_the_whole_batch(tmp_path):
-    world = 2
-    context = multiprocessing.get_context("spawn")
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory):
+    """What two worker processes give back: the scores of their copy of a model, and gradients."""
+    world, place, model = 2, tmp_path_factory.mktemp("group") / "group", planned().eval()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "timm", "foveate.surgery.insert"])  # imported once for both
     results = context.Queue()
     workers = [
-        context.Process(target=train_in_parallel, args=(rank, world, tmp_path / "group", results), daemon=True)
-        for rank in range(world)
+        context.Process(target=work, args=(rank, world, place, model, results), daemon=True) for rank in range(world)
     ]
     for worker in workers:
         worker.start()
@@ -51,6 +61,11 @@ def test_data_parallel_gradients_are_those_of_the_whole_batch(tmp_path):
     for worker in workers:
         worker.join(timeout=60)
         assert worker.exitcode == 0
+    return found
+
+
+def test_data_parallel_gradients_are_those_of_the_whole_batch(worked):
+    found = worked[1]
     model = planned().eval()
     model(images()).square().mean().backward()
     expected = {name: p.grad for name, p in model.named_parameters() if "foveate" in name}
@@ -88,17 +103,6 @@ def test_layer_decay_gives_attention_the_rate_of_its_block():
         assert own == {plain[name] for name in plain if name.startswith(block)}
 
 
-def run_copy(model, batch, results):
-    torch.set_num_threads(1)
-    results.put(model(batch).detach().numpy().tolist())
-
-
-def test_a_worker_process_gets_the_model():
-    model, batch = planned().eval(), images(count=1)
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    worker = context.Process(target=run_copy, args=(model, batch, results), daemon=True)
-    worker.start()
-    found = torch.tensor(results.get(timeout=120))
-    worker.join(timeout=60)
-    torch.testing.assert_close(found, model(batch).detach(), rtol=1e-5, atol=1e-6)
+def test_a_worker_process_gets_the_model(worked):
+    found = torch.tensor(worked[0])
+    torch.testing.assert_close(found, planned().eval()(images(count=1)).detach(), rtol=1e-5, atol=1e-6)

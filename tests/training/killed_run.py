@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -29,6 +30,8 @@ def train_and_die(output: str, changes: dict[str, object], die_at: int) -> None:
 
 
 if __name__ == "__main__":
+    for name in ("accelerate.utils", "torchmetrics", "torchvision.transforms.v2", "torch._dynamo"):
+        importlib.import_module(name)  # what fit imports is imported once, too
     for run in json.loads(sys.argv[1]):
         child = os.fork()  # torch is imported once for all of them
         if not child:

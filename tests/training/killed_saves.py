@@ -35,7 +35,9 @@ def main(folder: Path, kills: int) -> None:
         child = os.fork()
         if not child:
             save_for_ever(folder)
-        time.sleep(0.2 + random.random() / 4)
+        while not (folder / "training.safetensors").exists():  # the first saves both once
+            time.sleep(0.01)
+        time.sleep(random.random() / 6)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         RunFolder(folder, resume=True)  # cleans up

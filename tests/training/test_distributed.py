@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,40 +20,39 @@ from foveate.training.fit import fit
 from foveate.training.input.sampler import Order, of_whole
 from foveate.training.restore import synchronised
 
-SCRIPT = Path(__file__).parent / "one_of_two.py"
+SCRIPT = Path(__file__).parent / "two_processes.py"
+SAME = {"batch_size": 2, "accumulate": 2, "ema_decay": 0.5, "gradient_clip": 0.5, "label_smoothing": 0.1}
+BROKEN = {"norm": True, "checkpoint_every": 3, "ema_decay": 0.5, "mixup": 0.4, "batch_size": 4}
+FAULTS = ("SIGKILL", "SIGSTOP")  # of the other process: it is killed, or hangs
 
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+def run_pairs(*jobs: tuple[Path, dict, str]) -> list[list[int]]:
+    """Run pairs of processes, one pair after the other; the exit codes of each."""
+    texts = [(str(folder), json.dumps(changes), fault) for folder, changes, fault in jobs]
+    command = [sys.executable, str(SCRIPT), json.dumps(texts)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
-def start_two(folder: Path, changes: dict, fault: str = "") -> list[subprocess.Popen[str]]:
-    folder.mkdir(exist_ok=True)
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    command = [sys.executable, str(SCRIPT), str(folder), json.dumps(changes), fault]
-    return [
-        subprocess.Popen(
-            command,
-            env=environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """The folders of pairs by name, and how their processes ended."""
+    root = tmp_path_factory.mktemp("pairs")
+    jobs = {"same": (root / "same", SAME, ""), "whole": (root / "whole", BROKEN, "")}
+    for fault in FAULTS:
+        jobs[fault] = (root / fault, BROKEN, fault)
+        jobs[f"{fault}, resumed"] = (root / fault, {**BROKEN, "resume": True}, "")
+    codes = dict(zip(jobs, run_pairs(*jobs.values()), strict=True))
+    return root, codes
 
 
-def two(folder: Path, **changes) -> list[str]:
-    """Run both to their end; what they said."""
-    processes = start_two(folder, changes)
-    said = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    return said
+def log(folder: Path, rank: int) -> str:
+    return (folder / f"stderr{rank}").read_text()
 
 
 def result(folder: Path, rank: int = 0):
@@ -95,17 +93,17 @@ def test_every_image_is_evaluated_once():
     assert of_whole(1, 4, 1, 2) == []
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path, data, new_plain_net, recipe):
-    changes = {"batch_size": 2, "accumulate": 2, "ema_decay": 0.5, "gradient_clip": 0.5, "label_smoothing": 0.1}
-    said = two(tmp_path, **changes)
-    assert "2 processes on cpu, 8 images in a step" in said[0]
-    assert said[1] == ""
-    weights, rows, probabilities = result(tmp_path)
-    assert equal(weights, result(tmp_path, 1)[0])
-    assert result(tmp_path, 1)[1:] == (rows, probabilities)
+def test_two_processes_train_as_one_with_the_same_global_batch(pairs, data, new_plain_net, recipe):
+    folder = pairs[0] / "same"
+    assert pairs[1]["same"] == [0, 0], log(folder, 0) + log(folder, 1)
+    assert "2 processes on cpu, 8 images in a step" in log(folder, 0)
+    assert log(folder, 1) == ""
+    weights, rows, probabilities = result(folder)
+    assert equal(weights, result(folder, 1)[0])
+    assert result(folder, 1)[1:] == (rows, probabilities)
 
     model = new_plain_net()
-    alone = fit(model, data, recipe.with_(**(changes | {"batch_size": 8, "accumulate": 1})), progress=False)
+    alone = fit(model, data, recipe.with_(**(SAME | {"batch_size": 8, "accumulate": 1})), progress=False)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(torch.tensor(probabilities), alone.evaluation.probabilities, rtol=1e-4, atol=1e-6)
@@ -120,24 +118,31 @@ def alive(pid: int) -> bool:
         return False
 
 
-BROKEN = {"norm": True, "checkpoint_every": 3, "ema_decay": 0.5, "mixup": 0.4, "batch_size": 4}
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_lost_process_ends_the_run_and_resume_gives_the_same_bits(pairs, fault):
+    """Without torchrun, which would end the other in any case."""
+    root, codes = pairs
+    folder, whole = root / fault, root / "whole"
+    assert codes["whole"] == [0, 0], log(whole, 0) + log(whole, 1)
+    # This script does not catch the error; the command line exits with 4.
+    assert codes[fault] == [1, -signal.SIGKILL]
+    lost = "foveate.training.distributed.ProcessLost: another of the 2 processes has ended or hangs"
+    assert lost in log(folder, 0)
+    assert codes[f"{fault}, resumed"] == [0, 0], log(folder, 0) + log(folder, 1)
+    assert equal(result(folder)[0], result(whole)[0])
+    assert result(folder)[1:] == result(whole)[1:]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """What two processes that nothing disturbs end with."""
-    folder = tmp_path_factory.mktemp("two") / "whole"
-    two(folder, **BROKEN)
-    return result(folder)
-
-
-@pytest.mark.slow
+@pytest.mark.slow(
+    reason="torchrun starts two Pythons for each fault and waits for them; the faults themselves are tested above",
+    guards=("foveate/training/", "tests/training/two_processes.py"),
+)
 @pytest.mark.parametrize(("fault", "seconds"), [("SIGKILL", 180), ("SIGSTOP", 220)])
-def test_a_lost_process_ends_the_run_and_resume_gives_the_same_bits(tmp_path, whole, fault, seconds):
-    """Faults of the other process: it is killed, or hangs; torchrun waits (by default 30 s) before it kills that."""
-    folder = tmp_path / "broken"
+def test_torchrun_leaves_no_process_behind_and_resume_gives_the_same_bits(tmp_path, pairs, fault, seconds):
+    """It waits, by default for 30 s, before it kills a process that hangs."""
+    folder, whole = tmp_path / "broken", pairs[0] / "whole"
     folder.mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*launcher, str(SCRIPT), str(folder), json.dumps(BROKEN), fault]
     began = time.monotonic()
     patience = environment(TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3")
@@ -149,18 +154,9 @@ def test_a_lost_process_ends_the_run_and_resume_gives_the_same_bits(tmp_path, wh
     if fault == "SIGSTOP":
         assert "another of the 2 processes has ended or hangs" in ended.stderr
 
-    two(folder, **BROKEN, resume=True)
-    assert equal(result(folder)[0], whole[0])
-    assert result(folder)[1:] == whole[1:]
-
-
-def test_without_torchrun_the_other_notices_too(tmp_path):
-    processes = start_two(tmp_path, {"checkpoint_every": 1}, "SIGKILL")
-    said = processes[0].communicate(timeout=120)[1]
-    processes[1].communicate(timeout=10)
-    assert processes[1].returncode == -signal.SIGKILL
-    assert processes[0].returncode == 1, said  # the script does not catch it; the command line exits with 4
-    assert "foveate.training.distributed.ProcessLost: another of the 2 processes has ended" in said
+    assert run_pairs((folder, {**BROKEN, "resume": True}, "")) == [[0, 0]]
+    assert equal(result(folder)[0], result(whole)[0])
+    assert result(folder)[1:] == result(whole)[1:]
 
 
 def test_synchronised_batch_norm_is_put_back():

@@ -11,28 +11,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate.attention.ulsam import ULSAM
 from foveate.kernels.ulsam import cpu as ulsam_cpu
 from foveate.kernels.ulsam import op as ulsam_op
 
 OPERATIONS = {"foveate.ulsam_infer.default", "foveate.ulsam_train.default"}
 
 pytestmark = pytest.mark.skipif(bool(ulsam_cpu.why_not(torch.float32)), reason="no C compiler: the plain kernels serve")
-
-
-@pytest.fixture
-def module():
-    torch.manual_seed(0)
-    built = ULSAM(16, groups=4).eval()
-    for key, tensor in built.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in key else torch.randn_like(tensor))
-    return built
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 16, 6, 5)
 
 
 class Seen(torch.utils._python_dispatch.TorchDispatchMode):

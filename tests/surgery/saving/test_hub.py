@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -124,7 +123,7 @@ def test_what_timm_built_can_be_saved_and_loaded_again(case, tmp_path):
     assert same(from_pretrained(tmp_path / "two"), model)
 
 
-def test_a_plain_network_needs_no_foveate(tmp_path):
+def test_a_plain_network_needs_no_foveate(tmp_path, run_forked):
     model = make(plan="", change=reset)
     save_pretrained(model, tmp_path)
     assert written(tmp_path)["architecture"] == "test_resnet"
@@ -135,7 +134,8 @@ def test_a_plain_network_needs_no_foveate(tmp_path):
         "x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))\n"
         f"torch.save(model(x).detach(), '{tmp_path}/out')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    (done,) = run_forked(code)
+    assert done.returncode == 0, done.stderr
     torch.testing.assert_close(
         torch.load(tmp_path / "out", weights_only=True), picture_of(model)[0], rtol=1e-4, atol=1e-5
     )  # another process, with another number of threads
