@@ -49,8 +49,7 @@ def train_in_parallel(rank, world, place):
 def worked(tmp_path_factory):
     """What two worker processes give back: the scores of their copy of a model, and gradients."""
     world, place, model = 2, tmp_path_factory.mktemp("group") / "group", planned().eval()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "foveate.surgery.insert"])  # imported once for both
+    context = multiprocessing.get_context("spawn")
     results = context.Queue()
     workers = [
         context.Process(target=work, args=(rank, world, place, model, results), daemon=True) for rank in range(world)
