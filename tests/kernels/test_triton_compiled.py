@@ -23,6 +23,10 @@ from triton.compiler import ASTSource  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 pytestmark = [
+    pytest.mark.slow(
+        reason="Triton compiles every kernel for a GPU, which takes seconds",
+        guards=("foveate/kernels/gates/", "foveate/kernels/ulsam/", "constraints.txt"),
+    ),
     pytest.mark.skipif(not TOOL.exists(), reason="Triton without CUDA's tools"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
 ]
