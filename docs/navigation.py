@@ -15,6 +15,7 @@ GUIDES = (
     "training.md",
     "compare.md",
     "saving.md",
+    "export.md",
     "explain.md",
     "audit.md",
     "serve.md",
