@@ -13,7 +13,7 @@ from foveate.networks import create_model
 from foveate.surgery.insert import attentions, insert
 
 PLANS = [
-    *(f"{name} after body" for name in registry.names("attention")),
+    *(f"{name} after body" for name in registry.names("attention") if name != "identity"),  # which has no map
     *(f"{name} as pool" for name in registry.names("pooling")),
     *(f"{name} as head on stem, body" for name in registry.names("heads")),
     "attention_pool(classes=5) as pool",
@@ -38,6 +38,12 @@ def test_every_registered_name(model, images, plan):
             assert weights.shape[0] == 3
             assert weights.isfinite().all()
         assert found.draw(1).width > 100
+
+
+def test_what_has_no_map_is_refused_by_name(model, images):
+    insert(model, "identity after body", input_size=(32, 40))
+    with pytest.raises(FoveateError, match=r"\(Identity\) has no map of its own \(attend\): use method='gradcam'"):
+        explain(model, images, "attention")
 
 
 def own_inputs(model, module, images):
