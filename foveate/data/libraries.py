@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from foveate.data.division import divide
 from foveate.data.parts import Unused, parts_of, usable
@@ -15,6 +15,8 @@ from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, first_line, near
 
 __all__ = ["read_hugging_face", "read_torchvision"]
+
+_Foreign: TypeAlias = Any  # a data set, or a part of one, of Hugging Face's or torchvision's
 
 _ROOT = "data"
 _TRAIN_SPLITS = ("train", "trainval")
@@ -58,7 +60,7 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
     classes = tuple(names) if names else tuple(str(value) for value in sorted(set(values)))
     positions = {value: at for at, value in enumerate(range(len(names)) if names else sorted(set(values)))}
 
-    def split(part: str, rows: Any) -> Split:
+    def split(part: str, rows: _Foreign) -> Split:
         encoded = _Encoded(rows.cast_column(image, library.Image(decode=False)), image)
         labels = [value if not usable(value) else positions.get(value) for value in rows[label]]
         return _split(part, encoded, labels, f"hf:{name}", unused)
@@ -79,18 +81,18 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
 class _Encoded:
     """Encoded images of a Hugging Face data set, one at a time."""
 
-    def __init__(self, rows: Any, column: str) -> None:
+    def __init__(self, rows: _Foreign, column: str) -> None:
         self.rows, self.column = rows, column
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> object:
         found = self.rows[index][self.column]
         return found.get("bytes") or found["path"]
 
 
-def _column(rows: Any, kind: str, usual: str, name: str) -> str:
+def _column(rows: _Foreign, kind: str, usual: str, name: str) -> str:
     features = rows.features
     fitting: list[str] = [column for column, feature in features.items() if type(feature).__name__ == kind]
     if usual in features and (usual in fitting or not fitting):
@@ -150,17 +152,17 @@ def read_torchvision(name: str, seed: int, val_fraction: float) -> ImageData:
 class _Images:
     """The images of a torchvision data set, without their labels."""
 
-    def __init__(self, rows: Any) -> None:
+    def __init__(self, rows: _Foreign) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> object:
         return self.rows[index][0]
 
 
-def _made(kind: str, make: Any, options: dict[str, Any]) -> Any:
+def _made(kind: str, make: Callable[..., _Foreign], options: dict[str, object]) -> _Foreign:
     accepted = inspect.signature(make).parameters
     try:
         if "download" not in accepted:
@@ -187,7 +189,9 @@ def _made(kind: str, make: Any, options: dict[str, Any]) -> Any:
         raise FoveateError(f"torchvision:{kind} could not be downloaded: {first_line(error)}") from error
 
 
-def _first_made(kind: str, make: object, options: dict[str, object], names: Sequence[str]) -> tuple[object, str]:
+def _first_made(
+    kind: str, make: Callable[..., _Foreign], options: dict[str, object], names: Sequence[str]
+) -> tuple[_Foreign, str]:
     failures = []
     for name in names:
         try:
@@ -197,7 +201,7 @@ def _first_made(kind: str, make: object, options: dict[str, object], names: Sequ
     raise failures[0]
 
 
-def _labels(kind: str, rows: Any) -> list[int]:
+def _labels(kind: str, rows: _Foreign) -> list[int]:
     found = next(
         (getattr(rows, a) for a in ("targets", "labels", "_labels") if getattr(rows, a, None) is not None), None
     )
@@ -209,7 +213,7 @@ def _labels(kind: str, rows: Any) -> list[int]:
         raise FoveateError(f"torchvision:{kind} gives no single class for an image: take another data set") from error
 
 
-def _split(part: str, rows: Any, labels: Sequence[int | None], name: str, unused: Unused) -> Split:
+def _split(part: str, rows: _Foreign, labels: Sequence[int | None], name: str, unused: Unused) -> Split:
     """Rows that have a class; a label below 0 says that there is none.
 
     Args:

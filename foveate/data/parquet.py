@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from foveate.data.division import divide
 from foveate.data.parts import Unused, is_system, part_of, parts_of, usable
@@ -111,10 +111,13 @@ def _named(files: Sequence[Path]) -> str:
     return files[0].name + (f" to {files[-1].name}" if len(files) > 1 else "")
 
 
+_Label: TypeAlias = Any  # int or str, as written; a column has one of them
+
+
 @dataclass(frozen=True)
 class _Rows:
     images: list[bytes]
-    labels: list[Any]  # int or str, as written
+    labels: list[_Label]
     parts: list[str]  # the split column; empty where there is none
     names: list[str]
     classes: list[str] | None = None  # of Hugging Face's schema
@@ -197,7 +200,7 @@ class _Rows:
             self.classes,
         )
 
-    def split(self, part: str, positions: dict[Any, int]) -> Split:
+    def split(self, part: str, positions: dict[_Label, int]) -> Split:
         """The same rows with labels as positions of classes."""
         for label, name in zip(self.labels, self.names, strict=True):
             if label not in positions:
@@ -205,7 +208,7 @@ class _Rows:
         return Split(part, tuple(self.images), tuple(positions[label] for label in self.labels), tuple(self.names))
 
 
-def _classes(train: _Rows, names: Any) -> tuple[tuple[str, ...], dict[Any, int]]:
+def _classes(train: _Rows, names: object) -> tuple[tuple[str, ...], dict[_Label, int]]:
     """Class names, and label as written -> position among them."""
     labels = set(train.labels)
     if len({type(label) for label in labels}) > 1:

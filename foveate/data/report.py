@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from foveate.data.opening import open_unchecked
 from foveate.data.parts import NOT_READ_REASON
@@ -18,6 +18,8 @@ from foveate.errors import FoveateError
 from foveate.io import JsonObject
 
 __all__ = ["DataReport", "check_data"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,6 @@ def _digests(split: Split) -> Callable[[int], tuple[str, str] | FoveateError]:
     return digests
 
 
-def _each(count: int, work: Callable[[int], Any]) -> list[Any]:
+def _each(count: int, work: Callable[[int], T]) -> list[T]:
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
         return list(pool.map(work, range(count)))

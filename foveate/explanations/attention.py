@@ -121,7 +121,7 @@ def attention_maps(
 def _keep(one: Reader, seen: Seen, of_classes: dict[str, Tensor]) -> Callable[..., None]:
     module, name = one.module, one.name
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if hasattr(module, "spatial_probabilities"):
             of_classes[name] = module.spatial_probabilities(inputs[0]).detach().float().cpu()
         found = module.attend(*inputs)

@@ -13,7 +13,6 @@ Which of the two forms a network has is not guessed: what it computes from the i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,13 +69,13 @@ def class_weights(model: nn.Module, images: Tensor, layer: Layer) -> tuple[Tenso
         FoveateError: the network ends in another way.
     """
     names = _classifiers(model)
-    kept: dict[str, Any] = {}
+    kept: dict[str, Tensor] = {}
 
-    def keep_map(_: nn.Module, __: Any, output: Any) -> None:
+    def keep_map(_: nn.Module, __: object, output: Tensor) -> None:
         layer.check(output)
         kept["maps"] = layer.channels_first(output).clone()
 
-    def keep_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def keep_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         kept["pooled"] = args[0].clone()
 
     with preserve_state(model, evaluation=True, no_grad=True) as hooks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -156,7 +155,9 @@ def _joined(same: tuple[Map, ...]) -> Map:
     return Map(name, torch.cat([one.values for one in same]), same[0].module, torch.cat(targets) if targets else None)
 
 
-def _one_for_each(model: nn.Module, target: Any, count: int) -> list[int] | None:
+def _one_for_each(
+    model: nn.Module, target: int | str | Sequence[int | str] | Tensor | None, count: int
+) -> list[int] | None:
     if target is None:
         return None
     if isinstance(target, Tensor):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ def layer_gradients(model: nn.Module, images: Tensor, layer: Layer, target: Sequ
     """
     leaves: list[Tensor] = []
 
-    def cut(_: nn.Module, __: Any, output: Any) -> Tensor:
+    def cut(_: nn.Module, __: object, output: Tensor) -> Tensor:
         layer.check(output)
         # Only what follows is recorded: ``preserve_state`` began without gradients, and puts the caller's mode back.
         torch.set_grad_enabled(True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +82,7 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, loo
         return Layer(name)
     last = ""
 
-    def note(of: str) -> Any:
+    def note(of: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, _: object, output: object) -> None:
             nonlocal last
             idle = isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or "Pool" in type(module).__name__

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs
@@ -155,7 +154,7 @@ class NetworkInNetwork(nn.Module):
         like = self.block3.conv.weight
         self.classifier = classifier.to(like.device, like.dtype).train(self.training)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Patterns of the parameters' names that belong to one layer, for a learning rate for each layer."""
         return {"stem": r"^block1", "blocks": r"^block(\d+)"}
 

@@ -7,10 +7,10 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 import foveate as fv
 from foveate.errors import FoveateError, near
@@ -92,11 +92,11 @@ class Explorer:
     ) -> None:
         self.saved, self.data, self.pretrained = dict(saved or {}), data, pretrained
         self.limits = limits or Limits()
-        self._networks: collections.OrderedDict[tuple[str, str], object] = collections.OrderedDict()
+        self._networks: collections.OrderedDict[tuple[str, str], nn.Module] = collections.OrderedDict()
         self._audits: dict[tuple[str, str], fv.Audit] = {}
         self._lock = threading.RLock()
 
-    def network(self, name: str, plan: str = "") -> Any:
+    def network(self, name: str, plan: str = "") -> nn.Module:
         """A network with a plan, kept for the next call.
 
         Args:
@@ -115,7 +115,7 @@ class Explorer:
             self._networks.move_to_end((name, plan))
             return self._networks[name, plan]
 
-    def _build(self, name: str, plan: str) -> object:
+    def _build(self, name: str, plan: str) -> nn.Module:
         if name in self.saved:
             network = fv.load(self.saved[name])
         elif _NAME.fullmatch(name):
