@@ -55,6 +55,28 @@ def test_constructor_is_a_schema(name):
     assert all(isinstance(p.default, bool | int | float | str | None) for p in parameters[1:])
 
 
+# Each option of whole numbers at the least value that the constructor's check lets pass.
+LEAST = {
+    "bam": {"reduction": 1, "dilation": 1},
+    "cbam": {"reduction": 1, "kernel_size": 1},
+    "double": {"c_m": 1, "c_n": 1},
+    "non_local": {"reduction": 1},
+    "position": {"reduction": 1},
+    "se": {"reduction": 1},
+    "sparse": {"heads": 1},
+    "ulsam": {"groups": 1},
+}
+
+
+@pytest.mark.parametrize("least", LEAST, ids=str)
+def test_the_least_value_of_an_option_is_allowed_and_one_less_is_refused(least):
+    x = torch.randn(2, CHANNELS, 5, 4)
+    for option, value in LEAST[least].items():
+        assert make(least, **{option: value})(x).shape == x.shape
+        with pytest.raises(FoveateError, match=rf"\b{option}="):
+            make(least, **{option: value - 1})
+
+
 def test_docstring_names_every_option_shape_and_paper(name):
     constructor = registry.find(name)
     for option in registry.options(name):

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
 import foveate as fv
 from foveate.accounting.counting.paper import PRINTED
 from foveate.cli import main
+from foveate.studies.reporting.labelling import Box
 from foveate.studies.reproduction import figures as reproduce_pictures
 from foveate.studies.reproduction import markdown as reproduce_page
 from foveate.studies.reproduction.counters import count
@@ -340,6 +342,18 @@ def test_no_name_lies_over_a_point_or_another_name(everything):
         boxes = [box for box, _ in found]
         assert all(not a.touches(b) for i, a in enumerate(boxes) for b in boxes[:i])
         assert {" ".join(lines) for _, lines in found} == {point.name for point in points}
+
+
+def test_a_name_is_drawn_in_the_middle_of_its_box():
+    figure = Figure((10, 7))
+    for box, side, x, middle in (
+        (Box(200, 100, 300, 140), "left", 200, 120),
+        (Box(20, 500, 120, 560), "right", 120, 530),
+    ):
+        reproduce_pictures._name(figure, (160.0, 300.0), box, ("a name",))
+        drawn = figure.texts[-1]
+        assert (drawn.get_ha(), drawn.get_va()) == (side, "center")
+        assert drawn.get_position() == pytest.approx((x / 1000, 1 - middle / 700))
 
 
 def test_terminal(everything):
