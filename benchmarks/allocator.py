@@ -14,7 +14,7 @@ import sys
 ROUNDS = 5
 STEPS = """
 import resource, sys, time, timm, torch
-from foveate.cli.allocator import keep_freed_memory
+from foveate.cli.process.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 model = timm.create_model("mobilenetv2_050", num_classes=10).train()

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import foveate as fv
 from foveate.attention.ulsam import ULSAM
-from foveate.cli.allocator import keep_freed_memory
+from foveate.cli.process.allocator import keep_freed_memory
 from foveate.kernels import dispatch as backends
 from foveate.kernels.ulsam import triton_launch as ulsam_triton
 

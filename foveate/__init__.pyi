@@ -22,6 +22,10 @@ from .exporters.table import export_all as export_all
 from .families.family import Family as Family
 from .images import open_image as open_image
 from .kernels.dispatch import use_fused as use_fused
+from .prediction.evaluate import evaluate as evaluate
+from .prediction.predict import predict as predict
+from .prediction.result import Prediction as Prediction
+from .prediction.result import Predictions as Predictions
 from .registry import build as build
 from .registry import names as names
 from .registry import options as options
@@ -63,7 +67,6 @@ from .training.fit import Fit as Fit
 from .training.fit import fit as fit
 from .training.input.feature_cache import FeatureCache as FeatureCache
 from .training.metrics import Evaluation as Evaluation
-from .training.metrics import evaluate as evaluate
 from .training.recipes.named import open_recipe as open_recipe
 from .training.recipes.recipe import Recipe as Recipe
 from .web.server import serve as serve

@@ -33,6 +33,7 @@ __all__ = [
     "JsonObject",
     "Row",
     "csv_text",
+    "harmless_cell",
     "json_text",
     "markdown_table",
     "markdown_text",
@@ -223,11 +224,11 @@ def csv_text(
     writer.writeheader()
     for row in rows:
         cells = {k: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for k, v in row.items()}
-        writer.writerow({key: _harmless(cell) for key, cell in cells.items()})
+        writer.writerow({key: harmless_cell(cell) for key, cell in cells.items()})
     return text.getvalue()
 
 
-def _harmless(cell: object) -> object:
+def harmless_cell(cell: object) -> object:
     """A cell that no spreadsheet computes: text that begins as a formula gets an apostrophe before it."""
     if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or _NUMBER.fullmatch(cell):
         return cell

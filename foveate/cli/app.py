@@ -15,19 +15,21 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 import foveate as fv
-from foveate.cli import cost_tree
-from foveate.cli.allocator import keep_freed_memory
+from foveate.cli.tables import cost_tree
+from foveate.cli.process.allocator import keep_freed_memory
 from foveate.cli.audit import audit
 from foveate.cli.compare import compare, results
 from foveate.cli.data import data
 from foveate.cli.doctor import doctor
+from foveate.cli.evaluate import evaluate
 from foveate.cli.explain import explain
 from foveate.cli.export import export
 from foveate.cli.latency import latency
 from foveate.cli.options import ModelOptions, open_network, say
+from foveate.cli.predict import predict
 from foveate.cli.reproduce import reproduce
 from foveate.cli.serve import serve
-from foveate.cli.stopping import after_demo, nothing, stop_on_sigterm, stopped, when_stopped
+from foveate.cli.process.stopping import after_demo, nothing, stop_on_sigterm, stopped, when_stopped
 from foveate.cli.train import train
 from foveate.errors import FoveateError, printable
 
@@ -40,6 +42,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # else cyclopts exits without a word
 )
 
+app.command(predict)
+app.command(evaluate)
 app.command(audit)
 app.command(explain)
 app.command(export)
@@ -144,7 +148,7 @@ def demo(*, quick: bool = False, output: Path | None = None) -> None:
 
 
 _TRAIN = ("demo", "train", "compare")
-_COMPUTE = (*_TRAIN, "audit", "explain", "serve")
+_COMPUTE = (*_TRAIN, "predict", "evaluate", "audit", "explain", "serve")
 _STAT = Path("/proc/stat")
 
 

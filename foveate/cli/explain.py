@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 import foveate as fv
 from foveate.cli.options import ModelOptions, open_network
-from foveate.cli.stopping import kept, when_stopped
+from foveate.cli.process.stopping import kept, when_stopped
 from foveate.errors import printable
 from foveate.io import JsonObject
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli import csv_lines
+from foveate.cli.tables import csv_lines
 from foveate.cli.options import open_network_or_file, say
 from foveate.io import JsonObject
 

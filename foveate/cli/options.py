@@ -11,9 +11,18 @@ from typing import Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.errors import printable
+from foveate.errors import FoveateError, printable
 
-__all__ = ["DataOptions", "ModelOptions", "is_folder", "open_images", "open_network", "open_network_or_file", "say"]
+__all__ = [
+    "DataOptions",
+    "ModelOptions",
+    "is_folder",
+    "open_classifier",
+    "open_images",
+    "open_network",
+    "open_network_or_file",
+    "say",
+]
 
 _SHOWN = 20  # images that are left out
 
@@ -87,7 +96,23 @@ def open_network_or_file(model: str, plan: str | None = None, input_size: int | 
     return open_network(ModelOptions(model, plan=plan), input_size)
 
 
-def open_images(source: str, options: DataOptions) -> Any:
+def open_classifier(model: str, *, pretrained: bool) -> Any:
+    """What ``predict`` and ``evaluate`` take, from a path or a network's name: the one place where this is decided.
+
+    Raises:
+        FoveateError: it is a network's name and its weights would be random.
+    """
+    if is_folder(model) or Path(model).exists():
+        return model  # the library opens it
+    if not pretrained:
+        raise FoveateError(
+            f"{model!r} is not a folder that foveate saved; as the name of a network it has random weights, which "
+            "predict nothing: add --pretrained for its ImageNet weights"
+        )
+    return open_network(ModelOptions(model, pretrained=True))
+
+
+def open_images(source: str, options: DataOptions, min_classes: int = 2) -> Any:
     """The data set, with what there is to say about it."""
     data = fv.open_data(
         source,
@@ -96,6 +121,7 @@ def open_images(source: str, options: DataOptions) -> Any:
         on_bad_image=options.on_bad_image,
         allow_empty=options.allow_empty,
         limit=options.limit,
+        min_classes=min_classes,
     )
     say(f"{data.name}: {len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
     for words in (data.note, data.licence):

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli import csv_lines
+from foveate.cli.tables import csv_lines
 from foveate.cli.options import say
 
 __all__ = ["reproduce"]

@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 
 import foveate as fv
 from foveate.cli.options import DataOptions, ModelOptions, open_images, open_network
-from foveate.cli.stopping import after_train, when_stopped
+from foveate.cli.process.stopping import after_train, when_stopped
 from foveate.errors import printable
 
 __all__ = ["RECIPE_GROUP", "RecipeOptions", "chosen_recipe", "train"]

@@ -7,10 +7,11 @@ import unicodedata
 from pathlib import Path
 
 from foveate.data.division import divide
-from foveate.data.parts import Unused, is_system, may_be_part, parts_of
+from foveate.data.parts import Unused, may_be_part, parts_of
 from foveate.data.scan import Scan
 from foveate.data.split import ImageData
 from foveate.errors import FoveateError, printable
+from foveate.image_files import is_system
 
 __all__ = ["read_folder"]
 
@@ -22,13 +23,14 @@ _TARGETS = {
 }
 
 
-def read_folder(root: Path, seed: int, val_fraction: float) -> ImageData:
+def read_folder(root: Path, seed: int, val_fraction: float, min_classes: int = 2) -> ImageData:
     """Read a folder in ImageFolder layout, with ``train/`` and ``val/`` or with class folders only.
 
     Args:
         root: the folder.
         seed: of the split, where the folder has none.
         val_fraction: part of each class that goes to validation, where the folder has no split.
+        min_classes: fewer class folders are refused.
 
     Returns:
         The data set. Its classes are the sorted names of training's class folders, also of empty ones. Names that
@@ -45,7 +47,7 @@ def read_folder(root: Path, seed: int, val_fraction: float) -> ImageData:
     train_folder, val_folders = _parts(root, folders)
     if train_folder is not None:
         _refuse_targets(train_folder, _subfolders(train_folder, root, Unused()))
-    kinds = _class_folders(train_folder or root, root, 2, unused if train_folder else Unused())
+    kinds = _class_folders(train_folder or root, root, min_classes, unused if train_folder else Unused())
     classes = tuple(kinds)
     scan = Scan(root, classes, unused)
     train = scan.split("train", kinds)

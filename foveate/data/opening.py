@@ -31,6 +31,7 @@ def open_data(
     on_bad_image: Literal["stop", "skip"] = "stop",
     allow_empty: bool = False,
     limit: int | None = None,
+    min_classes: int = 2,
 ) -> ImageData:
     """Open a data set for classification.
 
@@ -52,6 +53,8 @@ def open_data(
         allow_empty: whether a class may have no training image. It keeps its place among the classes.
         limit: most images of each part, drawn with ``seed`` in proportion to the classes; applied before bad images
             are looked for.
+        min_classes: a folder with fewer class folders is refused. 1 is for a folder of one class that a trained
+            classifier is evaluated on.
 
     Returns:
         The data set.
@@ -64,11 +67,12 @@ def open_data(
         raise FoveateError(f"on_bad_image {on_bad_image!r}: {near(on_bad_image, ('stop', 'skip'))}")
     if not 0 < val_fraction < 1:
         raise FoveateError(f"val_fraction {val_fraction}: must lie between 0 and 1, both excluded")
-    if limit is not None and limit < 1:
-        raise FoveateError(f"limit {limit}: must be at least 1")
+    for name, value in (("limit", limit), ("min_classes", min_classes)):
+        if value is not None and value < 1:
+            raise FoveateError(f"{name} {value}: must be at least 1")
     if isinstance(source, ImageData):
         return source if limit is None else _limited(source, limit, seed)
-    data = _read(source, seed, val_fraction)
+    data = _read(source, seed, val_fraction, min_classes)
     if not data.train.labels:
         raise FoveateError(f"{source} holds no image in its class folders: name a folder of images")
     if not data.val.labels:
@@ -88,7 +92,7 @@ def open_unchecked(source: str | os.PathLike[str], seed: int, val_fraction: floa
     return _read(source, seed, val_fraction)
 
 
-def _read(source: str | os.PathLike[str], seed: int, val_fraction: float) -> ImageData:
+def _read(source: str | os.PathLike[str], seed: int, val_fraction: float, min_classes: int = 2) -> ImageData:
     if source == "elpv":
         return read_elpv(seed, val_fraction)
     if not isinstance(source, str | os.PathLike):
@@ -107,12 +111,12 @@ def _read(source: str | os.PathLike[str], seed: int, val_fraction: float) -> Ima
             "torchvision:NAME are other libraries')"
         )
     try:
-        return _read_path(path, seed, val_fraction)
+        return _read_path(path, seed, val_fraction, min_classes)
     except PermissionError as error:
         raise FoveateError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 
 
-def _read_path(path: Path, seed: int, val_fraction: float) -> ImageData:
+def _read_path(path: Path, seed: int, val_fraction: float, min_classes: int) -> ImageData:
     """Read a folder or a file by what it holds."""
     if is_parquet(path):
         return read_parquet(path, seed, val_fraction)
@@ -121,7 +125,7 @@ def _read_path(path: Path, seed: int, val_fraction: float) -> ImageData:
     if not path.is_dir():
         raise FoveateError(f"{path} is a file: data is a folder of class folders, a .parquet or .tar file, or 'elpv'")
     official = find_official(path)
-    return read_official(*official) if official else read_folder(path, seed, val_fraction)
+    return read_official(*official) if official else read_folder(path, seed, val_fraction, min_classes)
 
 
 def _require_every_class(data: ImageData, allow_empty: bool, left: str = "") -> None:

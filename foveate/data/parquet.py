@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from foveate.data.division import divide
-from foveate.data.parts import Unused, is_system, part_of, parts_of, usable
+from foveate.data.parts import Unused, part_of, parts_of, usable
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
+from foveate.image_files import is_system
 
 __all__ = ["is_parquet", "read_parquet"]
 

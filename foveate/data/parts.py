@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-__all__ = ["NOT_READ_REASON", "SYSTEM", "Unused", "is_system", "may_be_part", "part_of", "parts_of", "usable"]
+__all__ = ["NOT_READ_REASON", "Unused", "may_be_part", "part_of", "parts_of", "usable"]
 
 Item = TypeVar("Item")
 
@@ -23,8 +23,6 @@ _RANK = tuple(_WORDS)
 _BESIDE = {"images", "image", "imgs", "img", "photos", "pictures", "jpg", "jpeg", "data", "dataset", "set", "split", ""}
 # Words of names that may stand for a part of a data set.
 _HINTS = {"fold", "split", "part", "subset", "set", "half", "batch", "query", "gallery", "support", "unlabeled"}
-SYSTEM = ("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found")
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
 _SHOWN = 3  # names in a note
 NOT_READ_REASON = "of an image format that is not read"
 
@@ -57,11 +55,6 @@ def parts_of(items: Mapping[str, Item], *, alone: bool) -> dict[str, list[Item]]
         if part is not None:
             found.setdefault(part, []).append(item)
     return {part: found[part] for part in _RANK if part in found}
-
-
-def is_system(name: str) -> bool:
-    """Whether an operating system or a file server made this file or folder for itself."""
-    return name.lower() in SYSTEM or name.lower() in _SYSTEM_FILES
 
 
 def usable(label: object) -> bool:

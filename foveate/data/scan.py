@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from foveate.data.parts import NOT_READ_REASON, Unused, is_system
+from foveate.data.parts import NOT_READ_REASON, Unused
 from foveate.data.split import Split
 from foveate.errors import FoveateError, near
+from foveate.image_files import is_system
 from foveate.images import NOT_READ, SUFFIXES
 
 __all__ = ["Scan"]

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.data.division import divide
-from foveate.data.parts import Unused, is_system, part_of, parts_of
+from foveate.data.parts import Unused, part_of, parts_of
 from foveate.data.sources import Piece
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, first_line
+from foveate.image_files import is_system
 from foveate.images import SUFFIXES
 
 __all__ = ["is_shards", "read_shards"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,33 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.images import SUFFIXES, Preprocess, open_image
+from foveate.image_files import files_of
+from foveate.images import Preprocess, open_image
 from foveate.model_info import device_and_dtype
 
-__all__ = ["Images", "OneImage", "files_of"]
+__all__ = ["Images", "OneImage"]
 
 OneImage = str | os.PathLike[str] | bytes | Image.Image
-
-
-def files_of(source: str | os.PathLike[str]) -> list[Path]:
-    """The image files that a path means: itself, those in a folder and below it, or those that a pattern matches.
-
-    Raises:
-        FoveateError: the folder holds no image, or the pattern matches none.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not found:
-            raise FoveateError(f"the folder {str(path)!r} holds no image ({', '.join(SUFFIXES[:5])}, ...)")
-        return found
-    if not path.exists() and glob.has_magic(str(source)):
-        found = sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - "**" as in a shell
-        found = [file for file in found if file.suffix.lower() in SUFFIXES and file.is_file()]
-        if not found:
-            raise FoveateError(f"no image matches {str(source)!r}: a pattern is such as 'photos/*.jpg'")
-        return found
-    return [path]
 
 
 class Images:

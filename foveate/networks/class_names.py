@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError, near
 from foveate.model_info import pretrained_config
 
-__all__ = ["class_index", "class_names", "class_positions", "positions_by_name", "stored_names", "to_outputs"]
+__all__ = [
+    "class_index",
+    "class_names",
+    "class_positions",
+    "output_positions",
+    "positions_by_name",
+    "stored_names",
+    "to_outputs",
+]
 
 _SHOWN = 12  # names in a message
 
@@ -48,11 +56,7 @@ def class_names(model: nn.Module, count: int) -> tuple[str, ...]:
 
 
 def class_positions(model: nn.Module, classes: Sequence[str], count: int) -> tuple[int, ...] | None:
-    """Where each class of a data set stands among the outputs of a model.
-
-    A model that carries class names is read by name: the data's classes may be fewer, and in another order. One with
-    ImageNet's weights knows each class by its WordNet id or one of its words. A model without names must have as
-    many outputs as the data has classes, in the same order.
+    """Where each class of a data set stands among the outputs of a model, by the rule of :func:`output_positions`.
 
     Args:
         model: a classifier.
@@ -63,14 +67,37 @@ def class_positions(model: nn.Module, classes: Sequence[str], count: int) -> tup
         For each class the index of its output; None where outputs and classes are the same, in the same order.
 
     Raises:
-        FoveateError: a class of the data is not a class of the model, or their numbers differ and the model has no
-            names. The message lists both.
+        FoveateError: see there.
     """
-    own = stored_names(model, count)
-    if own:
-        known: Sequence[Sequence[str]] = [(name,) for name in own]
-    elif _is_imagenet(model, count) and tuple(classes) != tuple(map(str, range(count))):
-        known = _imagenet()
+    return output_positions(class_names(model, count), classes, count)
+
+
+def output_positions(names: Sequence[str] | None, classes: Sequence[str], count: int) -> tuple[int, ...] | None:
+    """Where each class of a data set stands among the outputs of a classifier.
+
+    Outputs with names are read by name: the data's classes may be fewer, and in another order. ImageNet's are known by
+    their WordNet ids and each of their words, too. Outputs without names must be as many as the data has classes, in
+    the same order.
+
+    Args:
+        names: of the outputs; none where they are not known.
+        classes: of the data set, in the order of its labels.
+        count: outputs.
+
+    Returns:
+        For each class the index of its output; None where outputs and classes are the same, in the same order.
+
+    Raises:
+        FoveateError: a class of the data is not a class of the classifier, or their numbers differ and the classifier
+            has no names. The message lists both.
+    """
+    names = tuple(names or ())
+    if len(names) == 1000 and names == tuple(each[0] for each in _imagenet()):
+        if tuple(classes) == tuple(map(str, range(count))):
+            return None
+        known: Sequence[Sequence[str]] = _imagenet()
+    elif names:
+        known = [(name,) for name in names]
     elif len(classes) == count:
         return None
     else:
@@ -82,7 +109,7 @@ def class_positions(model: nn.Module, classes: Sequence[str], count: int) -> tup
     found = positions_by_name(known, classes)
     if found is None:
         raise FoveateError(
-            f"the model's classes ({_listed([names[0] for names in known])}) do not hold all of the data's "
+            f"the model's classes ({_listed([each[0] for each in known])}) do not hold all of the data's "
             f"({_listed(classes)}): give data of the model's classes, or train the model on this data"
         )
     return None if found == tuple(range(count)) else found

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.data.opening import open_data
-from foveate.data.split import Split
 from foveate.errors import FoveateError
-from foveate.images import Preprocess
-from foveate.model_info import device_and_dtype
-from foveate.networks.class_names import class_names, class_positions, to_outputs
-from foveate.preserve import preserve_state
-from foveate.progress import ProgressBar
+from foveate.io import write_csv
 from foveate.scores import check_labels, top_classes
-from foveate.training.input.loaders import Source
-from foveate.training.input.sampler import Batch, images_in, of_whole
+from foveate.training.input.sampler import Batch
 
-if TYPE_CHECKING:
-    from foveate.data.split import ImageData
-
-__all__ = ["Diverged", "Evaluation", "collect_scores", "evaluate", "measure"]
+__all__ = ["Diverged", "Evaluation", "collect_scores", "measure"]
 
 _CALIBRATION_BINS = 15
 
@@ -100,6 +91,39 @@ class Evaluation:
             for label in range(count)
         ]
 
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write the rows of :meth:`per_class` as CSV, whole or not at all.
+
+        Raises:
+            FoveateError: the file cannot be written.
+        """
+        return write_csv(Path(path), self.per_class())
+
+    def draw_confusion(self, path: str | os.PathLike[str]) -> Path:
+        """Write the confusion matrix as a picture: each row is a class, its colours are shares of the row.
+
+        Args:
+            path: a name that ends in .png, .svg or .pdf.
+
+        Raises:
+            FoveateError: the name ends in something else, or the file cannot be written.
+        """
+        from foveate.training.confusion_picture import draw
+
+        count = len(self.confusion)
+        return draw(self.confusion, self.classes or tuple(map(str, range(count))), self.top1, Path(path))
+
+    def _repr_html_(self) -> str:
+        """The metrics of all images as a small table."""
+        names = {"images": str(len(self.labels)), "top-1": f"{self.top1:.2%}", "top-5": f"{self.top5:.2%}"}
+        names |= {
+            "loss": f"{self.loss:.4f}",
+            "macro F1": f"{self.macro_f1:.4f}",
+            "calibration error": f"{self.ece:.4f}",
+        }
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in names.items())
+        return f"<table>{rows}</table>"
+
     def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
         """Every metric as plain numbers, for JSON."""
         numbers = {name: getattr(self, name) for name in ("loss", "top1", "top5", "macro_f1", "ece")}
@@ -151,70 +175,3 @@ def collect_scores(
     if not scores:
         return torch.empty(0, classes), torch.empty(0, dtype=torch.int64)
     return torch.cat(scores), torch.cat(labels)
-
-
-def evaluate(
-    model: nn.Module,
-    data: Split | ImageData | str | os.PathLike[str],
-    *,
-    preprocess: Preprocess | None = None,
-    image_size: int | None = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    progress: bool = False,
-) -> Evaluation:
-    """Measure a model on images, in eval mode, on the device where it is. The model is left as found.
-
-    Args:
-        model: a classifier. Where it carries class names (``fit`` and ``save`` keep them), the split's classes are
-            found among them by name, in any order; every class of the model stands to be predicted.
-        data: a part such as ``data.train``; or what ``fit`` takes (a folder, ``hf:NAME``, ...), of which the validation
-            part is used. Where it has no split of its own, that is the fifth that ``fit`` does not train on, either.
-        preprocess: how images are prepared; without it as the model says.
-        image_size: side of the images in pixels, instead of the model's own.
-        batch_size: images in a step.
-        workers: processes that load images.
-        progress: show a bar.
-
-    Raises:
-        FoveateError: an image cannot be read, or the split has a class that the model does not know.
-        Diverged: a score is NaN or infinite.
-    """
-    split = data if isinstance(data, Split) else open_data(data).val
-    if not len(split):
-        raise FoveateError(f"the split {split.name!r} has no image to evaluate")
-    device, dtype = device_and_dtype(model)
-    source = Source(split, "", preprocess or Preprocess.of(model, image_size), workers)
-    with ProgressBar(progress) as bar, preserve_state(model, evaluation=True):
-        batches = source.stream()(of_whole(len(split), batch_size))
-        shown = bar.track(batches, f"evaluating on {split.name}", len(split), images_in)
-        forward = _Checked(model, split.classes, lambda inputs: model(source.normalised(inputs, device).to(dtype)))
-        scores, labels = collect_scores(forward, shown)
-        found = measure(scores, forward.labels(labels))
-    return replace(found, classes=class_names(model, scores.shape[1]) or split.classes)
-
-
-class _Checked:
-    """A forward pass that looks, at the first batch, whether the model's classes are those of the data.
-
-    Args:
-        model: gives the scores.
-        classes: of the data.
-        forward: batch -> scores (B, K).
-    """
-
-    def __init__(self, model: nn.Module, classes: Sequence[str], forward: Callable[[Tensor], Tensor]) -> None:
-        self.model, self.classes, self.forward = model, classes, forward
-        self.seen = False
-        self.positions: tuple[int, ...] | None = None
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        scores = self.forward(inputs)
-        if not self.seen and self.classes and scores.ndim == 2:
-            self.positions = class_positions(self.model, self.classes, scores.shape[1])
-        self.seen = True
-        return scores
-
-    def labels(self, labels: Tensor) -> Tensor:
-        """Labels of the data (N,) as positions among the model's classes."""
-        return to_outputs(labels, self.positions)

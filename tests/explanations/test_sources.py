@@ -5,7 +5,7 @@ from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.explanations.explain import explain
-from foveate.explanations.sources import files_of
+from foveate.image_files import files_of
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from torch import nn
 
 from foveate.data import ImageData, Split
 from foveate.errors import FoveateError
+from foveate.prediction.evaluate import evaluate
 from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.fit import Fit, fit
-from foveate.training.metrics import Diverged, evaluate
+from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import own_batchnorms
 

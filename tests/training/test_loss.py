@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.heads.ltpa import LearnToPayAttention
 from foveate.heads.saol import SpatiallyAttentiveOutput
+from foveate.prediction.evaluate import evaluate
 from foveate.training.fit import fit
 from foveate.training.loop import Run
 from foveate.training.loss import Objective
-from foveate.training.metrics import evaluate
 from foveate.training.recipes.recipe import Recipe
 
 

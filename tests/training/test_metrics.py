@@ -1,14 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from foveate.data import ImageData, Split
 from foveate.errors import FoveateError
-from foveate.training.metrics import Diverged, evaluate, measure
+from foveate.training.metrics import Diverged, measure
 
 
 @settings(max_examples=25, deadline=None)
@@ -57,50 +57,27 @@ def test_errors():
         measure(torch.zeros(3, 2), torch.zeros(3, 2))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluate_leaves_the_model_as_found(training, data: ImageData, new_net):
-    model: nn.Module = new_net().train(training)
-    model[1].eval()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
-    state = torch.get_rng_state()
-    found = evaluate(model, data.val, image_size=16, batch_size=4)
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert found.probabilities.shape == (9, 3)
-    assert found.labels.tolist() == list(data.val.labels)
-    again = evaluate(model, data.val, image_size=16, batch_size=9)
-    torch.testing.assert_close(again.probabilities, found.probabilities)
+def test_confusion_as_a_picture(tmp_path):
+    logits = torch.eye(3)[[0, 0, 1, 2]] * 5
+    found = replace(measure(logits, torch.tensor([0, 1, 1, 1])), classes=("$x_1$", "a\nb", "犬"))
+    for name in ("c.png", "c.svg", "deep/c.pdf"):
+        assert found.draw_confusion(tmp_path / name).stat().st_size > 1000
+    shapes = {found.draw_confusion(tmp_path / "c.png").read_bytes()}
+    other = replace(measure(logits, torch.tensor([0, 0, 0, 1])), classes=("a", "b", "c"))
+    assert other.draw_confusion(tmp_path / "c.png").read_bytes() not in shapes
+    svg = (tmp_path / "c.svg").read_text()
+    assert "4 images, 50.0% right" in svg
+    with pytest.raises(FoveateError, match=r"end the name in .png, .svg or .pdf"):
+        found.draw_confusion(tmp_path / "c.txt")
+    many = measure(torch.eye(70), torch.arange(70))
+    assert many.draw_confusion(tmp_path / "many.png").exists()
 
 
-def test_evaluate_needs_images(new_net):
-    with pytest.raises(FoveateError, match="no image"):
-        evaluate(new_net(), Split("val", (), (), ()))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_in_another_dtype(dtype, data: ImageData, new_net):
-    model = new_net()
-    expected = evaluate(model, data.val, image_size=16)
-    found = evaluate(model.to(dtype), data.val, image_size=16)
-    torch.testing.assert_close(found.probabilities, expected.probabilities, atol=0.05, rtol=0)
-
-
-def test_evaluate_takes_what_fit_takes(data, new_net, tmp_path):
-    model = new_net()
-    expected = evaluate(model, data.val)
-    assert torch.equal(evaluate(model, data).probabilities, expected.probabilities)
-    for part, split in (("train", data.train), ("val", data.val)):
-        for index, label in enumerate(split.labels):
-            folder = tmp_path / part / data.classes[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            split.load(index).save(folder / f"{index:03d}.png")
-    for folder in (tmp_path, str(tmp_path)):
-        found = evaluate(model, folder)
-        assert found.top1 == expected.top1
-        assert len(found.labels) == len(data.val)
-    with pytest.raises(FoveateError, match="no data at .*nowhere"):
-        evaluate(model, tmp_path / "nowhere")
-    with pytest.raises(FoveateError, match="not int"):
-        evaluate(model, 3)
+def test_per_class_as_csv_and_in_a_notebook(tmp_path):
+    found = replace(measure(torch.eye(3)[[0, 0, 1, 2]], torch.tensor([0, 1, 1, 1])), classes=("a", "b", "=c"))
+    lines = found.to_csv(tmp_path / "c.csv").read_text().splitlines()
+    assert lines[0] == "class,images,recall,precision,f1"
+    assert lines[1].startswith("a,1,1.0,0.5,0.66")
+    assert lines[2].startswith("b,3,0.33")
+    assert lines[3] == "'=c,0,0.0,0.0,0.0"
+    assert "<td>50.00%</td>" in found._repr_html_()

@@ -17,6 +17,7 @@ from torch import nn
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.io import state_digest
+from foveate.prediction.evaluate import evaluate
 from foveate.progress import ProgressBar
 from foveate.training.distillation import Teacher
 from foveate.training.fit import fit
@@ -24,7 +25,6 @@ from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.input.image_cache import decode
 from foveate.training.input.mixup import Mixing
 from foveate.training.loss import Objective
-from foveate.training.metrics import evaluate
 from foveate.training.recipes.named import open_recipe
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import OutOfMemory, compiled, memory_advice

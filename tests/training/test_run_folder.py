@@ -11,9 +11,9 @@ import yaml
 
 from foveate.errors import FoveateError
 from foveate.io import _place_code
+from foveate.prediction.evaluate import evaluate
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.fit import fit
-from foveate.training.metrics import evaluate
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.run_folder import COLUMNS, RunFolder
 

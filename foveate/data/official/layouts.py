@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.data.official.lists import lines_of, mat_values, pairs_of
-from foveate.data.parts import Unused, is_system
+from foveate.data.parts import Unused
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError
+from foveate.image_files import is_system
 from foveate.images import SUFFIXES
 
 __all__ = ["find_official", "read_official"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from foveate.data.split import Split
     from foveate.training.input.image_cache import Decoded
 
-__all__ = ["Augment", "Batches", "Held", "Source", "Streamed", "at_least"]
+__all__ = ["Augment", "Batches", "Held", "Source", "Streamed", "at_least", "normalised", "pixels_of"]
 
 _HUNG_SECONDS = 600
 
@@ -71,13 +71,7 @@ class Source:
 
     def normalised(self, inputs: Tensor, device: torch.device) -> Tensor:
         """uint8 pixels (B, C, H, W) as the float32 that the network expects; features (B, ...) as they are."""
-        inputs = inputs.to(device, non_blocking=True)
-        if inputs.dtype == torch.uint8:
-            from torchvision.transforms.v2 import functional as transform
-
-            mean, std = list(self.preprocess.mean), list(self.preprocess.std)
-            inputs = transform.normalize(transform.to_dtype(inputs, torch.float32, scale=True), mean, std)
-        return inputs
+        return normalised(inputs, self.preprocess, device)
 
 
 class Batches(Protocol):
@@ -174,14 +168,14 @@ class _Images(Dataset[Any]):
             # As a value: an exception raised in a worker comes back wrapped in the text of its traceback.
             return error
         if self.transform is None:
-            pixels = _pixels(self.preprocess.view(image), self.preprocess)
+            pixels = pixels_of(self.preprocess.view(image), self.preprocess)
             if self.augment.kind == "flip" and _is_flipped(seed):
                 pixels = pixels.flip(-1)
         else:
             state = torch.get_rng_state()
             try:
                 seed_draws(seed)
-                pixels = _pixels(self.transform(image), self.preprocess)
+                pixels = pixels_of(self.transform(image), self.preprocess)
             finally:
                 torch.set_rng_state(state)
         return pixels, self.split.label(index)
@@ -216,11 +210,29 @@ def _transform(augment: Augment, preprocess: Preprocess) -> Callable[[Image.Imag
     return transform
 
 
-def _pixels(image: Image.Image, preprocess: Preprocess) -> Tensor:
+def pixels_of(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """A picture of the network's size as uint8 (3, H, W), or (1, H, W) for a network that takes grey."""
     from torchvision.transforms.v2 import functional as transform
 
     pixels: Tensor = transform.pil_to_tensor(image.convert("L") if len(preprocess.mean) == 1 else image)
     return pixels
+
+
+def normalised(inputs: Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:
+    """uint8 pixels (B, C, H, W) as the float32 that the network expects; what is not uint8 as it is.
+
+    Args:
+        inputs: on any device.
+        preprocess: of the network.
+        device: where the result is.
+    """
+    inputs = inputs.to(device, non_blocking=True)
+    if inputs.dtype == torch.uint8:
+        from torchvision.transforms.v2 import functional as transform
+
+        mean, std = list(preprocess.mean), list(preprocess.std)
+        inputs = transform.normalize(transform.to_dtype(inputs, torch.float32, scale=True), mean, std)
+    return inputs
 
 
 def _collate(items: list[tuple[Tensor, int] | FoveateError]) -> Batch | FoveateError:

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from foveate.cli import allocator
+from foveate.cli.process import allocator
 
 STEPS = """
 import resource, sys
-from foveate.cli.allocator import keep_freed_memory
+from foveate.cli.process.allocator import keep_freed_memory
 assert keep_freed_memory() is (sys.argv[1] == "kept")
 def step():
     blocks = [b'x' * 32_000_000 for _ in range(4)]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import foveate as fv
-from foveate.cli import csv_lines
+from foveate.cli.tables import csv_lines
 from foveate.errors import FoveateError
 from foveate.io import JsonObject
 

@@ -1,0 +1,95 @@
+"""The command ``foveate evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+import foveate as fv
+from foveate.cli.tables import csv_lines
+from foveate.cli.options import DataOptions, open_classifier, open_images
+from foveate.errors import printable
+from foveate.io import json_text
+
+__all__ = ["evaluate"]
+
+_ALL, _WORST = 30, 10  # classes that are all shown; of more the worst
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    images: DataOptions | None = None,
+    part: Literal["val", "train", "all"] = "val",
+    pretrained: bool = False,
+    image_size: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    confusion: Path | None = None,
+    csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    json: bool = False,
+) -> None:
+    """Measure how good a network is on labelled images: accuracy, loss, and precision, recall and F1 of each class.
+
+    Args:
+        model: a folder that foveate saved, the folder of a training run (its best model is taken), or with --pretrained
+            a timm model or torchvision:NAME.
+        data: a folder with train/ and val/, a folder of class folders, Parquet, hf:NAME, torchvision:NAME, or "elpv".
+            Its classes are found among the model's by name; they may be fewer.
+        part: which images; without a split of its own, "val" is the fifth that "foveate train" does not train on.
+        pretrained: with a network's name, use its ImageNet weights.
+        image_size: side of the images in pixels; without it the model's own.
+        batch_size: images in one pass.
+        workers: processes that load images.
+        confusion: draw the confusion matrix to this .png, .svg or .pdf file.
+        csv: write a line for each class to this file; "-" prints them, and nothing else.
+        json: print every metric as JSON.
+    """
+    csv_lines.check(csv, json=json)
+    csv_lines.check(None if confusion is None else str(confusion), json=False, option="--confusion")
+    network = open_classifier(model, pretrained=pretrained)
+    opened = open_images(data, images or DataOptions(), min_classes=1)
+    found = fv.evaluate(
+        network,
+        opened,
+        part=part,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        progress=True,
+    )
+    rows = found.per_class()
+    if confusion is not None:
+        found.draw_confusion(confusion)
+    if csv is not None:
+        csv_lines.write_csv(rows, csv)
+    if json:
+        print(json_text({"data": opened.name, "part": part, "images": len(found.labels), **found.to_dict()}))
+    elif csv != "-":
+        _print(found, rows, opened.name, part)
+
+
+def _print(found: fv.Evaluation, rows: list[dict[str, Any]], name: str, part: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    present = [row for row in rows if row["images"]]
+    shown = present if len(present) <= _ALL else sorted(present, key=lambda row: row["f1"])[:_WORST]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("class", "images", "recall", "precision", "f1"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for row in shown:
+        numbers = [f"{row[key]:.3f}" for key in ("recall", "precision", "f1")]
+        table.add_row(escape(printable(row["class"])), str(row["images"]), *numbers)
+    five = min(5, found.probabilities.shape[1])
+    print(printable(f"{name}, {part}: {len(found.labels)} images, {len(rows)} classes of the model"))
+    print(f"top-1 {found.top1:.2%}, top-{five} {found.top5:.2%}, loss {found.loss:.4f}, macro F1 {found.macro_f1:.4f}")
+    Console().print(table)
+    if len(shown) < len(present):
+        print(f"the {_WORST} of {len(present)} classes with the lowest F1; --csv FILE writes all")
+    elif len(present) < len(rows):
+        print(f"{len(rows) - len(present)} classes of the model have no image here")

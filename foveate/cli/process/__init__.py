@@ -1,0 +1,1 @@
+"""What a command does with its own process: signals, and memory."""

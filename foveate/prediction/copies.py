@@ -1,0 +1,109 @@
+"""Image files copied into a folder for each class; nothing is overwritten, and no class's name leads elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.prediction.result import Prediction
+
+__all__ = ["Copies", "folder_name"]
+
+_NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows takes them for devices
+_MOST_BYTES = 200  # of a name; file systems take 255
+
+
+def folder_name(label: str) -> str:
+    """A class's name as the name of one folder, on any file system: never empty, hidden, a path or the folder above."""
+    name = _NOT_IN_NAMES.sub("_", unicodedata.normalize("NFC", label))
+    name = name.encode()[:_MOST_BYTES].decode(errors="ignore").rstrip(" .").strip()
+    if name[:1] in ("", ".") or _DEVICES.fullmatch(name):
+        name = f"_{name}"
+    return name
+
+
+class Copies:
+    """Copies files into ``folder/CLASS``.
+
+    Args:
+        folder: made when it does not exist.
+        sources: folders that the files are found in while they are copied.
+
+    Raises:
+        FoveateError: the folder lies in one of them, so that copies would be found again, or cannot be made.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[Path] = ()) -> None:
+        self.folder = folder
+        self._names: dict[str, str] = {}  # label -> the name of its folder
+        self._next: dict[Path, int] = {}  # a name that was taken -> the number to try next
+        real = Path(os.path.realpath(folder))
+        for source in sources:
+            if real.is_relative_to(os.path.realpath(source)):
+                raise FoveateError(
+                    f"copies in {folder} would be read as images of {source} again: name a folder outside of it"
+                )
+        self._make(folder)
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FoveateError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+
+    def add(self, prediction: Prediction) -> Path:
+        """Copy the file of one prediction.
+
+        Returns:
+            The copy.
+
+        Raises:
+            FoveateError: the image has no file of its own, or it cannot be copied; no part of it is left.
+        """
+        if prediction.path is None:
+            raise FoveateError(f"{prediction.name} is not a file, so it cannot be copied to {self.folder}")
+        folder = self.folder / self._name_of(prediction.label)
+        self._make(folder)
+        wanted = folder / prediction.path.name
+        try:
+            return self._copy(prediction.path, wanted)
+        except OSError as error:
+            raise FoveateError(f"cannot copy {prediction.path} to {folder}: {error.strerror or error}") from error
+
+    def _name_of(self, label: str) -> str:
+        """The folder of a class, which no other class has, also where names in upper and lower case are the same."""
+        if label not in self._names:
+            taken = {name.casefold() for name in self._names.values()}
+            name, number = folder_name(label), 2
+            while name.casefold() in taken:
+                name, number = f"{folder_name(label)}-{number}", number + 1
+            self._names[label] = name
+        return self._names[label]
+
+    def _copy(self, source: Path, wanted: Path) -> Path:
+        place, number = wanted, self._next.get(wanted, 2)
+        while True:
+            try:
+                file = place.open("xb")  # never what is there already
+                break
+            except FileExistsError:
+                place = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+                number += 1
+                self._next[wanted] = number
+        try:
+            with file, source.open("rb") as original:
+                shutil.copyfileobj(original, file)
+            shutil.copystat(source, place)
+        except BaseException:
+            place.unlink(missing_ok=True)
+            raise
+        return place
