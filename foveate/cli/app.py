@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 import foveate as fv
-from foveate.cli.tables import cost_tree
-from foveate.cli.process.allocator import keep_freed_memory
 from foveate.cli.audit import audit
 from foveate.cli.compare import compare, results
 from foveate.cli.data import data
@@ -27,9 +25,11 @@ from foveate.cli.export import export
 from foveate.cli.latency import latency
 from foveate.cli.options import ModelOptions, open_network, say
 from foveate.cli.predict import predict
+from foveate.cli.process.allocator import keep_freed_memory
+from foveate.cli.process.stopping import after_demo, nothing, stop_on_sigterm, stopped, when_stopped
 from foveate.cli.reproduce import reproduce
 from foveate.cli.serve import serve
-from foveate.cli.process.stopping import after_demo, nothing, stop_on_sigterm, stopped, when_stopped
+from foveate.cli.tables import cost_tree
 from foveate.cli.train import train
 from foveate.errors import FoveateError, printable
 

@@ -13,8 +13,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.process.allocator import keep_freed_memory
 from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
+from foveate.cli.process.allocator import keep_freed_memory
 from foveate.cli.process.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
 from foveate.errors import FoveateError

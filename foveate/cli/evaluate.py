@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.tables import csv_lines
 from foveate.cli.options import DataOptions, open_classifier, open_images
+from foveate.cli.tables import csv_lines
 from foveate.errors import printable
 from foveate.io import json_text
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.tables import csv_lines
 from foveate.cli.options import open_network_or_file, say
+from foveate.cli.tables import csv_lines
 from foveate.io import JsonObject
 
 __all__ = ["latency"]

@@ -11,9 +11,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.tables import csv_lines
 from foveate.cli.options import open_classifier, say
 from foveate.cli.process.stopping import kept, when_stopped
+from foveate.cli.tables import csv_lines
 
 __all__ = ["predict"]
 

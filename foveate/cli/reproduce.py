@@ -9,8 +9,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.tables import csv_lines
 from foveate.cli.options import say
+from foveate.cli.tables import csv_lines
 
 __all__ = ["reproduce"]
 

@@ -8,12 +8,8 @@ import shutil
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from foveate.errors import FoveateError
-
-if TYPE_CHECKING:
-    from foveate.prediction.result import Prediction
 
 __all__ = ["Copies", "folder_name"]
 
@@ -60,8 +56,13 @@ class Copies:
         except OSError as error:
             raise FoveateError(f"cannot make the folder {folder}: {error.strerror or error}") from error
 
-    def add(self, prediction: Prediction) -> Path:
-        """Copy the file of one prediction.
+    def add(self, path: Path | None, label: str, name: str) -> Path:
+        """Copy one image's file.
+
+        Args:
+            path: of the file; None where the image has none of its own.
+            label: its predicted class.
+            name: what errors call the image.
 
         Returns:
             The copy.
@@ -69,15 +70,15 @@ class Copies:
         Raises:
             FoveateError: the image has no file of its own, or it cannot be copied; no part of it is left.
         """
-        if prediction.path is None:
-            raise FoveateError(f"{prediction.name} is not a file, so it cannot be copied to {self.folder}")
-        folder = self.folder / self._name_of(prediction.label)
+        if path is None:
+            raise FoveateError(f"{name} is not a file, so it cannot be copied to {self.folder}")
+        folder = self.folder / self._name_of(label)
         self._make(folder)
-        wanted = folder / prediction.path.name
+        wanted = folder / path.name
         try:
-            return self._copy(prediction.path, wanted)
+            return self._copy(path, wanted)
         except OSError as error:
-            raise FoveateError(f"cannot copy {prediction.path} to {folder}: {error.strerror or error}") from error
+            raise FoveateError(f"cannot copy {path} to {folder}: {error.strerror or error}") from error
 
     def _name_of(self, label: str) -> str:
         """The folder of a class, which no other class has, also where names in upper and lower case are the same."""

@@ -59,21 +59,22 @@ class Inputs:
         self.images: Split | Iterable[OneImage]
         if isinstance(images, ImageData):
             raise FoveateError("a data set has two parts: name one, as data.val")
-        if isinstance(images, str | os.PathLike | bytes | Image.Image):
-            if isinstance(images, str | os.PathLike):
-                _require(images)
-            images = [images]
-        elif not isinstance(images, Split | Iterable) or type(images).__module__.partition(".")[0] in (
-            "torch",
-            "numpy",
-        ):
+        if isinstance(images, Split):
+            self.images = images
+        elif isinstance(images, str | os.PathLike):
+            _require(images)
+            self.images = [images]
+        elif isinstance(images, bytes | Image.Image):
+            self.images = [images]
+        elif isinstance(images, Iterable) and not type(images).__module__.startswith(("torch", "numpy")):
+            self.images = images
+        else:
             raise FoveateError(
                 f"images are paths, bytes, PIL images, or an iterable of these, not {type(images).__name__}"
             )
-        if isinstance(images, Split | Sequence) and not len(images):
+        if isinstance(self.images, Split | Sequence) and not len(self.images):
             raise FoveateError("there is no image to predict: the list is empty; give a path or a list of paths")
-        self.images = images
-        for source in images if isinstance(images, Sequence) else ():
+        for source in self.images if isinstance(self.images, Sequence) else ():
             if isinstance(source, str | os.PathLike) and Path(source).is_dir():
                 self.folders.append(Path(source))
 

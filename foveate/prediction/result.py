@@ -190,8 +190,10 @@ class Predictions:
             FoveateError: a file cannot be written, an image to copy has no file, ``copy_to`` lies in a folder that the
                 images are read from, or as for reading.
         """
-        copies = Copies(Path(copy_to), self._folders) if copy_to is not None else None
-        actions = [action for action in (copies and copies.add, each) if action]
+        actions = [each] if each is not None else []
+        if copy_to is not None:
+            copies = Copies(Path(copy_to), self._folders)
+            actions.insert(0, lambda one: copies.add(one.path, one.label, one.name))
         if csv is None:
             for _ in self._passed(actions):
                 pass

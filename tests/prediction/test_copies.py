@@ -6,18 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.errors import FoveateError
 from foveate.prediction.copies import Copies, folder_name
-from foveate.prediction.result import Prediction
-
-
-def prediction(path, label="cat"):
-    return Prediction(str(path), 0, label, 1.0, ((label, 1.0),), torch.ones(1), Path(path))
 
 
 def test_files_are_copied_by_class(net, photos, tmp_path):
@@ -42,7 +36,7 @@ def test_nothing_is_overwritten(tmp_path):
     for _ in range(2):  # a second run goes on counting
         copies = Copies(tmp_path / "to")
         for source in sources:
-            copies.add(prediction(source))
+            copies.add(source, "cat", "a.png")
     names = ["a.png", *(f"a-{k}.png" for k in range(2, 8))]
     texts = [(tmp_path / "to" / "cat" / name).read_text() for name in names]
     assert texts == ["old", "new 0", "new 1", "new 2", "new 0", "new 1", "new 2"]
@@ -80,10 +74,10 @@ def test_classes_whose_names_become_the_same_have_folders_of_their_own(tmp_path)
     (tmp_path / "a.png").write_text("x")
     copies = Copies(tmp_path / "to")
     labels = ("a/b", "a:b", "A_B", "a_b-2", "\u00e9", "e\u0301")
-    places = [copies.add(prediction(tmp_path / "a.png", label)) for label in labels]
+    places = [copies.add(tmp_path / "a.png", label, "a.png") for label in labels]
     assert len({str(place.parent).casefold() for place in places}) == 6
     assert all(place.parent.parent == tmp_path / "to" for place in places)
-    assert copies.add(prediction(tmp_path / "a.png", "a/b")).parent == places[0].parent
+    assert copies.add(tmp_path / "a.png", "a/b", "a.png").parent == places[0].parent
 
 
 def test_a_folder_that_is_read_is_not_copied_into(net, photos, tmp_path):

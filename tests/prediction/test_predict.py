@@ -357,7 +357,10 @@ def test_what_cannot_be_predicted_is_one_clear_line(net, photos, tmp_path):
         (lambda: fv.predict(net, photos, batch_size=0), "batch_size=0"),
         (lambda: fv.predict(net, photos, threads=0), "threads=0"),
         (lambda: fv.predict(tmp_path, photos), "no saved model"),
-        (lambda: fv.predict(photos / "val" / "red" / "0.png", photos), "is a file: name the folder"),
+        (
+            lambda: fv.predict(photos / "val" / "red" / "0.png", photos),
+            "of no format that foveate exports .*onnx",
+        ),
         (lambda: fv.predict(object(), photos), "not object"),
     ]
     for call, text in cases:
@@ -446,3 +449,14 @@ def test_a_stream_that_is_left_leaves_no_thread_at_work(net, photos):
         del stream
         gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("foveate-decode")]
+
+
+def test_an_exported_file_says_what_the_network_says(saved, photos, tmp_path):
+    pytest.importorskip("onnxruntime")
+    fv.export(fv.load(saved), "onnx", tmp_path, check=False)
+    (file,) = tmp_path.glob("*.onnx")
+    expected, found = (list(fv.predict(model, photos / "val")) for model in (saved, file))
+    assert [one.label for one in found] == [one.label for one in expected]
+    rows = [torch.stack([one.probabilities for one in each]) for each in (found, expected)]
+    torch.testing.assert_close(*rows, rtol=0, atol=1e-4)
+    assert torch.equal(fv.evaluate(file, photos).confusion, fv.evaluate(saved, photos).confusion)

@@ -12,7 +12,8 @@ import time
 import pytest
 
 import foveate as fv
-from foveate.cli import main, stopping
+from foveate.cli import main
+from foveate.cli.process import stopping
 
 SMALL = ["--model", "test_resnet", "--epochs", "2", "--image-size", "32", "--batch-size", "8"]
 
