@@ -1,6 +1,7 @@
 """A planned network in the hands of what trains it: data parallelism, layer-wise learning rates, worker processes."""
 
 import multiprocessing
+from datetime import timedelta
 
 import pytest
 import timm
@@ -24,18 +25,17 @@ def images(seed=0, count=4):
     return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def work(rank, world, place, model, results):
-    """A copy of a model, and one step of data parallel training with another worker."""
+def work(place, model, results):
+    """In a process of its own: a copy of a model, and the other half of the batch in data parallel training."""
     torch.set_num_threads(1)
-    copied = model(images(count=1)).detach().numpy().tolist()
-    gradients = train_in_parallel(rank, world, place)
-    if rank == 0:
-        results.put((copied, gradients))
+    results.put(model(images(count=1)).detach().numpy().tolist())
+    train_in_parallel(1, 2, place)
 
 
 def train_in_parallel(rank, world, place):
     """One step of data parallel training; batch norms in eval mode, so that the gradients are those of the batch."""
-    distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=world)
+    within = {"timeout": timedelta(seconds=120)}
+    distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=world, **within)
     model = DistributedDataParallel(planned().eval())
     half = images().chunk(world)[rank]
     model(half).square().mean().backward()
@@ -47,20 +47,17 @@ def train_in_parallel(rank, world, place):
 
 @pytest.fixture(scope="module")
 def worked(tmp_path_factory):
-    """What two worker processes give back: the scores of their copy of a model, and gradients."""
-    world, place, model = 2, tmp_path_factory.mktemp("group") / "group", planned().eval()
+    """The scores of a model in a worker process, and the gradients that this one and that give together."""
+    place = tmp_path_factory.mktemp("group") / "group"
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    workers = [
-        context.Process(target=work, args=(rank, world, place, model, results), daemon=True) for rank in range(world)
-    ]
-    for worker in workers:
-        worker.start()
-    found = results.get(timeout=120)
-    for worker in workers:
-        worker.join(timeout=60)
-        assert worker.exitcode == 0
-    return found
+    worker = context.Process(target=work, args=(place, planned().eval(), results), daemon=True)
+    worker.start()
+    scores = results.get(timeout=120)
+    gradients = train_in_parallel(0, 2, place)
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
+    return scores, gradients
 
 
 def test_data_parallel_gradients_are_those_of_the_whole_batch(worked):
