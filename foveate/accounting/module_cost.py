@@ -73,4 +73,4 @@ def module_costs(
 def _working(module: nn.Module) -> nn.Module:
     """The attention module in a wrapper or a gate."""
     inside = module.foveate if isinstance(module, Replacement | HeadWrapper) else module
-    return mechanism_of(inside)  # type: ignore[arg-type]
+    return mechanism_of(inside)  # type: ignore[arg-type]  # a child is a module

@@ -61,5 +61,5 @@ def constructor(name: str) -> Callable[..., nn.Module]:
         return layer(channels, **options)
 
     first = inspect.Parameter("channels", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    build.__signature__ = inspect.Signature([first, *_options(layer)])  # type: ignore[attr-defined]
+    build.__signature__ = inspect.Signature([first, *_options(layer)])  # type: ignore[attr-defined]  # inspect looks for it
     return build

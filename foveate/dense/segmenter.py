@@ -73,7 +73,7 @@ def _build(spec: Spec, channels: Sequence[int], strides: Sequence[int], classes:
         if key not in options:
             raise FoveateError(f"{spec.name} has no option {key!r}; {near(key, options)}")
     try:
-        return decoder(channels, strides, classes, **spec.kwargs)  # type: ignore[arg-type]
+        return decoder(channels, strides, classes, **spec.kwargs)  # type: ignore[arg-type]  # options of a decoder, which checks them
     except FoveateError:
         raise
     except Exception as error:

@@ -34,7 +34,7 @@ class Taps:
         """The feature maps, (B, C_l, h_l, w_l) each."""
         if self.whole:
             # In most of timm's networks what lies behind the last of these maps is not run.
-            maps: list[Tensor] = trunk.forward_intermediates(  # type: ignore[operator]
+            maps: list[Tensor] = trunk.forward_intermediates(  # type: ignore[operator]  # timm's method
                 x, indices=list(self.indices), stop_early=True, intermediates_only=True
             )
             return maps

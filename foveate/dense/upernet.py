@@ -39,7 +39,7 @@ def _conv(channels: int, width: int, kernel_size: int) -> nn.Sequential:
 def _classifier(width: int, classes: int) -> nn.Conv2d:
     conv = nn.Conv2d(width, classes, 1)
     nn.init.normal_(conv.weight, std=0.01)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # it has one
     return conv
 
 

@@ -150,7 +150,7 @@ class NetworkInNetwork(nn.Module):
         if num_classes > 0:
             classifier = nn.Conv2d(self.num_features, num_classes, 1)
             nn.init.normal_(classifier.weight, std=0.01)
-            nn.init.ones_(classifier.bias)  # type: ignore[arg-type]
+            nn.init.ones_(classifier.bias)  # type: ignore[arg-type]  # it has one
         like = self.block3.conv.weight
         self.classifier = classifier.to(like.device, like.dtype).train(self.training)
 

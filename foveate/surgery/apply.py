@@ -76,7 +76,7 @@ def is_plain_sequence(module: nn.Module) -> bool:
 def hook_target(model: nn.Module, site: str) -> str:
     """Where a hook goes for a site: the last part of a plain Sequential, whose output is the Sequential's own."""
     module = model.get_submodule(site)
-    while is_plain_sequence(module) and len(module):  # type: ignore[arg-type]
+    while is_plain_sequence(module) and len(module):  # type: ignore[arg-type]  # a Sequential has a length
         leaf, module = list(module.named_children())[-1]
         site = f"{site}.{leaf}"
     return site

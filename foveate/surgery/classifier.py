@@ -178,11 +178,11 @@ def ends_of(model: nn.Module, size: tuple[int, int, int]) -> Ends | None:
     image = torch.zeros(1, *size, device=device, dtype=dtype)
     try:
         with torch.no_grad():
-            features = methods[0](image) if cut else model(image)  # type: ignore[misc]
+            features = methods[0](image) if cut else model(image)  # type: ignore[misc]  # cut says that there are two
             taken.clear()
             if cut:
                 with contextlib.suppress(Exception):  # at the latest the head, for it gets no maps
-                    methods[1](features)  # type: ignore[misc]
+                    methods[1](features)  # type: ignore[misc]  # cut says that there are two
     finally:
         for handle in handles:
             handle.remove()

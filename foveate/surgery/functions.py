@@ -103,7 +103,7 @@ class Functions:
         def fill() -> None:
             for old, new in made:
                 if hasattr(old, ORIGINAL):
-                    new.held[0] = copy.deepcopy(new.held[0], memo)  # type: ignore[attr-defined]
+                    new.held[0] = copy.deepcopy(new.held[0], memo)  # type: ignore[attr-defined]  # set by _calls
                     continue
                 for cell, other in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
                     with contextlib.suppress(ValueError):
@@ -124,5 +124,5 @@ def _calls(held: list[Callable[..., object]]) -> Callable[..., object]:
     def eager(*args: object, **kwargs: object) -> object:
         return held[0](*args, **kwargs)
 
-    eager.held = held  # type: ignore[attr-defined]
+    eager.held = held  # type: ignore[attr-defined]  # for made_anew
     return eager

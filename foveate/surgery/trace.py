@@ -65,7 +65,7 @@ def input_size_of(model: nn.Module, input_size: int | tuple[int, ...] | None = N
         raise FoveateError(f"input_size={input_size!r}: write a side, (height, width) or (channels, height, width)")
     if len(size) == 1:
         return channels, size[0], size[0]
-    return (channels, *size) if len(size) == 2 else size  # type: ignore[return-value]
+    return (channels, *size) if len(size) == 2 else size  # type: ignore[return-value]  # its length was checked
 
 
 class _ShapesOnly(TorchFunctionMode):

@@ -104,7 +104,7 @@ class Replacement(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """mechanism(x)."""
-        return _attended(self.foveate, x, nhwc=self.nhwc)  # type: ignore[arg-type]
+        return _attended(self.foveate, x, nhwc=self.nhwc)  # type: ignore[arg-type]  # a child is a module
 
 
 class HeadWrapper(nn.Module):
@@ -135,7 +135,7 @@ class HeadWrapper(nn.Module):
         """
         found = maps_of_pass(self.key, len(self.nhwc), split=self.split)
         maps = [x.permute(0, 3, 1, 2) if nhwc else x for x, nhwc in zip(found, self.nhwc, strict=True)]
-        scores: Tensor = self.foveate(maps, pooled.flatten(1))  # type: ignore[operator]
+        scores: Tensor = self.foveate(maps, pooled.flatten(1))  # type: ignore[operator]  # a child is a module
         return scores[(..., *(None,) * self.trailing)] if self.trailing else scores
 
 

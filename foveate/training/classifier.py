@@ -53,7 +53,7 @@ def replace_classifier(model: nn.Module, classes: int) -> None:
     parent, _, leaf = names[0].rpartition(".")
     setattr(model.get_submodule(parent), leaf, new)
     if isinstance(getattr(model, "num_classes", None), int):
-        model.num_classes = classes  # type: ignore[assignment]
+        model.num_classes = classes  # type: ignore[assignment]  # timm's networks have it
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from torch import nn
 
 from foveate.errors import FoveateError

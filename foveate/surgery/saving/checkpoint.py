@@ -264,7 +264,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             tensor.data = tensor.data.to(state[name].dtype)
     fitting = OrderedDict(state)
     # torchvision's MNASNet asks which version of it wrote a state dict.
-    fitting._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    fitting._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # torch's own attribute of a state dict
     model.load_state_dict(fitting, strict=False)
 
 

@@ -196,7 +196,7 @@ def _typed(name: str, value: object, wanted: str) -> Any:
         return None
     kind = wanted.removesuffix(" | None")
     if kind == "float" and type(value) in (int, float):
-        return float(value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]  # mypy does not follow type()
     if type(value).__name__ != kind:
         words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}[kind]
         raise FoveateError(f"recipe: {name}={value!r} is not {words}")

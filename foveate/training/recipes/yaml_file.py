@@ -12,7 +12,7 @@ import math
 import re
 from typing import TypeAlias
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from foveate.errors import FoveateError
 from foveate.io import JsonObject
