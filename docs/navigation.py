@@ -15,6 +15,7 @@ GUIDES = (
     "training.md",
     "compare.md",
     "saving.md",
+    "predict.md",
     "export.md",
     "explain.md",
     "audit.md",
