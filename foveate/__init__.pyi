@@ -47,6 +47,8 @@ from .studies.reporting.pages import write_page as write_page
 from .studies.reporting.report import report as report
 from .studies.reproduction.reproduce import reproduce as reproduce
 from .studies.reproduction.results import Reproduction as Reproduction
+from .studies.search.results import Search as Search
+from .studies.search.search import search as search
 from .surgery import create_model as create_model
 from .surgery.families import resolve_family as resolve_family
 from .surgery.fuse import fuse as fuse

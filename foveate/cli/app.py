@@ -28,6 +28,7 @@ from foveate.cli.predict import predict
 from foveate.cli.process.allocator import keep_freed_memory
 from foveate.cli.process.stopping import after_demo, nothing, stop_on_sigterm, stopped, when_stopped
 from foveate.cli.reproduce import reproduce
+from foveate.cli.search import search
 from foveate.cli.serve import serve
 from foveate.cli.tables import cost_tree
 from foveate.cli.train import train
@@ -51,6 +52,7 @@ app.command(data)
 app.command(train)
 app.command(compare)
 app.command(results)
+app.command(search)
 app.command(latency)
 app.command(reproduce)
 app.command(serve)

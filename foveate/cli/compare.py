@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import multiprocessing
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +10,10 @@ from cyclopts import Parameter
 
 import foveate as fv
 from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
-from foveate.cli.process.allocator import keep_freed_memory
+from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
 from foveate.errors import FoveateError
-from foveate.io import JsonObject
 
 __all__ = ["compare", "results"]
 
@@ -59,10 +54,7 @@ def compare(
     network, chosen = network or ModelOptions(), chosen_recipe(recipe, fields)
     if network.plan is not None:
         raise FoveateError("compare takes --plans, not --plan")
-    if jobs < 1:
-        raise FoveateError(f"--jobs {jobs}: at least 1")
-    if jobs > 1:  # before torch is imported: processes that all use all cores are slower than one after the other
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    check_jobs(jobs)
     opened = open_images(data, images or DataOptions())
     request = {
         "model": open_network(network) if is_folder(network.model) else network.model,
@@ -77,7 +69,7 @@ def compare(
         "most_plans": most_plans,
         "output": output,
     }
-    with _helpers(jobs - 1, request):
+    with helpers(jobs - 1, "compare", request):
         found = fv.compare(**request)
     report = fv.report(found, opened)
     _show(found, json=json)
@@ -115,29 +107,3 @@ def _show(found: fv.Comparison, *, json: bool) -> None:
     from rich.console import Console
 
     found.print(Console())
-
-
-@contextmanager
-def _helpers(count: int, request: dict[str, object]) -> Iterator[None]:
-    """Other processes that share the grid; they end with this one."""
-    context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=_help, args=(request,)) for _ in range(count)]
-    for process in started:
-        process.start()
-    try:
-        yield
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.join()
-
-
-def _help(request: JsonObject) -> None:
-    keep_freed_memory()
-    try:
-        fv.compare(**request, progress=False)
-    except FoveateError as error:
-        say(f"foveate: a helper stopped: {error}")
-    except KeyboardInterrupt:
-        return  # the process that started it says so

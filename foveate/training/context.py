@@ -23,6 +23,7 @@ class RunContext:
         bar: shows the progress.
         cache: of decoded images and of a frozen trunk's features.
         folder: for checkpoints and results, or None.
+        until_epoch: pause after so many of the recipe's epochs; None: train to the end.
     """
 
     recipe: Recipe
@@ -30,3 +31,4 @@ class RunContext:
     bar: ProgressBar
     cache: FeatureCache
     folder: RunFolder | None
+    until_epoch: int | None = None

@@ -40,6 +40,7 @@ def fit(
     *,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    until_epoch: int | None = None,
     progress: bool = True,
     cache: FeatureCache | None = None,
     teacher: nn.Module | None = None,
@@ -63,6 +64,8 @@ def fit(
         output: a folder for checkpoints and results, in timm's layout; without it nothing is written.
         resume: go on with the run that ``output`` holds, to the same weights, bit for bit on a CPU, as without the
             interruption; a finished run gives its result; without a run there, start.
+        until_epoch: pause after so many of the recipe's epochs, to go on later with ``resume``; the learning rate
+            follows the whole recipe. The result is that of the weights at the pause.
         progress: show bars and a line per epoch on stderr.
         cache: to share prepared images and a frozen trunk's features among several calls.
         teacher: a trained model to learn from, instead of the recipe's ``teacher``; left as found.
@@ -79,6 +82,10 @@ def fit(
         ProcessLost: another process of the run has ended or hangs.
     """
     recipe = recipe or Recipe()
+    if until_epoch is not None and (until_epoch < 1 or output is None):
+        raise FoveateError(
+            f"until_epoch={until_epoch} pauses a run after at least one epoch, and needs an output folder"
+        )
     rank = rank_and_count()[0]
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     with (
@@ -94,7 +101,7 @@ def fit(
         options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
         with accelerated(recipe.amp, **options) as accelerator, restored_afterwards(model, accelerator.device):
             group = ProcessGroup(accelerator)
-            context = RunContext(recipe, group, bar, FeatureCache() if cache is None else cache, folder)
+            context = RunContext(recipe, group, bar, FeatureCache() if cache is None else cache, folder, until_epoch)
             _announce(context)
             preprocess = adapt(model, data.classes, recipe, bar.line)
             group.broadcast([model])

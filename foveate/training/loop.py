@@ -105,7 +105,8 @@ class Run:
         position = self.begin()
         self.seconds_before = position.seconds
         val, evaluation = self.pipeline.val(), None
-        if position.epoch < recipe.epochs:
+        until = min(recipe.epochs, self.context.until_epoch or recipe.epochs)
+        if position.epoch < until:
             start = (position.epoch, position.step)
             train = self.pipeline.train()
             sizes = {"accumulate": recipe.accumulate, "rank": group.rank, "processes": group.count}
@@ -115,7 +116,7 @@ class Run:
             stream, done = train.batches(order), position.epoch * order.images_per_epoch + position.images
             task = self.bar.task("", order.images_per_epoch * recipe.epochs, done)
             with compiled(self.model, recipe.compile):
-                while position.epoch < recipe.epochs:
+                while position.epoch < until:
                     self.train_epoch(stream, position, order, task)
                     evaluation = self.end_epoch(position, val, order)
         evaluation = evaluation or self.evaluate(val)

@@ -13,6 +13,7 @@ __all__ = [
     "Terminated",
     "after_compare",
     "after_demo",
+    "after_search",
     "after_train",
     "kept",
     "nothing",
@@ -76,6 +77,16 @@ def after_compare(output: Path, again: str = "the same command") -> str:
     if not begun and not runs:
         return f"no run had a checkpoint yet, so nothing is kept; {again} starts again"
     return f"{runs} finished run{'s' * (runs != 1)} and the last checkpoints are kept in {output}; {again} goes on"
+
+
+def after_search(output: Path) -> str:
+    """What a search keeps in its folder."""
+    trials = {file.parent for file in output.glob("trials/*/result.*.json")}
+    begun = trials | {file.parents[1] for file in output.glob("trials/*/attempt.*/training.safetensors")}
+    if not begun:
+        return "no plan had a checkpoint yet, so nothing is kept; the same command starts again"
+    number = f"{len(trials)} trial{'s' * (len(trials) != 1)}"
+    return f"{number} and the last checkpoints are kept in {output}; the same command goes on"
 
 
 def kept(output: Path) -> str:

@@ -28,7 +28,7 @@ from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["BASELINE", "Comparison", "Row", "compare"]
+__all__ = ["BASELINE", "Comparison", "Maker", "Row", "compare"]
 
 Model = str | nn.Module | Callable[[int], nn.Module]
 
@@ -86,7 +86,7 @@ def compare(
     data = open_data(data)
     folder = Path(output) if output is not None else None
     grid = Grid(folder / RUNS if folder else None, progress=progress, cache=cache or FeatureCache())
-    maker = _Maker(model, pretrained, start)
+    maker = Maker(model, pretrained, start)
     labelled, families = labelled_plans(plans, partial(maker.resolve, recipe, chosen[0]), most_plans)
     for plan in labelled.values():  # a plan that does not fit is found before the first hour of training
         maker.build(plan, recipe, chosen[0])
@@ -114,7 +114,7 @@ def compare(
     return comparison
 
 
-class _Maker:
+class Maker:
     """Makes networks with plans: the same ones for the same seed.
 
     Args:
@@ -175,7 +175,7 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 def _tune(
     grid: Grid,
-    maker: _Maker,
+    maker: Maker,
     labelled: Mapping[str, Plan | None],
     data: ImageData,
     recipe: Recipe,

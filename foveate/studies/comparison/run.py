@@ -36,7 +36,7 @@ __all__ = ["PERCENT", "Run", "RunResult", "digest_of", "read_result", "scores_of
 
 PERCENT = ("top1", "top5", "macro_f1", "ece")  # scores that are shares from 0 to 1, shown in percent
 _FREE = ("workers", "checkpoint_every")
-_RESULT, _PREDICTIONS = "result.json", "predictions.safetensors"
+_RESULT, _PREDICTIONS = "result{}.json", "predictions{}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,21 @@ def digest_of(model: nn.Module) -> str:
     return state_digest(model.state_dict().items(), header=structure)
 
 
-def write_result(folder: Path, run: Run, result: RunResult) -> None:
-    """Keep a result; the file that says that the run is finished is written last.
+def _files(folder: Path, until_epoch: int | None) -> tuple[Path, Path]:
+    """Where a result and its predictions are; those of a paused run have the number of epochs in their names."""
+    part = "" if until_epoch is None else f".{until_epoch}"
+    return folder / _RESULT.format(part), folder / _PREDICTIONS.format(part)
+
+
+def write_result(folder: Path, run: Run, result: RunResult, until_epoch: int | None = None) -> None:
+    """Keep a result; the file that says that the run is finished, or paused, is written last.
 
     Raises:
         FoveateError: the folder cannot be written.
     """
     tensors = save_tensors({"predictions": result.predictions, "labels": result.labels})
-    write_atomically(folder / _PREDICTIONS, tensors)
+    written, predictions = _files(folder, until_epoch)
+    write_atomically(predictions, tensors)
     cost = {f.name: v for f in dataclasses.fields(Cost) if type(v := getattr(result.cost, f.name)) is int}
     content = {
         "run": run.identity,
@@ -133,24 +140,25 @@ def write_result(folder: Path, run: Run, result: RunResult) -> None:
         "folder": result.folder.name if result.folder else None,
         "predictions_sha256": hashlib.sha256(tensors).hexdigest(),
     }
-    write_atomically(folder / _RESULT, json.dumps(content, indent=1).encode())
+    write_atomically(written, json.dumps(content, indent=1).encode())
 
 
-def read_result(folder: Path) -> RunResult | None:
-    """A finished run's result; None when it is not finished.
+def read_result(folder: Path, until_epoch: int | None = None) -> RunResult | None:
+    """A finished run's result, or that of its pause after so many epochs; None when it is not so far.
 
     Raises:
         FoveateError: the files are damaged; the message says what to delete.
     """
+    file, predictions = _files(folder, until_epoch)
     try:
-        text = (folder / _RESULT).read_bytes()
+        text = file.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise FoveateError(f"cannot read {folder / _RESULT}: {error.strerror or error}") from error
+        raise FoveateError(f"cannot read {file}: {error.strerror or error}") from error
     try:
         content = json.loads(text)
-        raw = (folder / _PREDICTIONS).read_bytes()
+        raw = predictions.read_bytes()
         if hashlib.sha256(raw).hexdigest() != content["predictions_sha256"]:
             raise ValueError("its predictions are not those that were written")
         tensors = load_tensors(raw)
@@ -168,4 +176,4 @@ def read_result(folder: Path) -> RunResult | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         damage = f"the result in {folder} is damaged ({type(error).__name__}: {error})"
-        raise FoveateError(f"{damage}: delete {folder / _RESULT}, and the run is finished anew") from error
+        raise FoveateError(f"{damage}: delete {file}, and the run is finished anew") from error

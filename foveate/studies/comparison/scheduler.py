@@ -20,7 +20,7 @@ from rich.markup import escape
 from torch import nn
 
 from foveate import __version__
-from foveate.accounting.cost import cost
+from foveate.accounting.cost import Cost, cost
 from foveate.data import ImageData
 from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
@@ -47,12 +47,16 @@ class Job:
         label: what it is called in messages.
         data: what it trains on.
         build: makes the network with its plan, anew at each call and always the same.
+        until_epoch: pause after so many of the recipe's epochs; a later job of the same run goes on from there.
+        cost: of the network, where it is known; else it is counted.
     """
 
     run: Run
     label: str
     data: ImageData
     build: Callable[[], nn.Module]
+    until_epoch: int | None = None
+    cost: Cost | None = None
 
 
 class Grid:
@@ -128,17 +132,19 @@ class Grid:
         place = self.place(job.run)
         if place is None:
             return self._train(job, None, number, keep)
-        result = read_result(place)
+        result = read_result(place, job.until_epoch)
         if result is not None:
             return result
         lock = self._locks.take(place)
         if lock is None:
             return None
         with lock:
-            result = read_result(place)  # it may have been finished between the first look and the lock
+            result = read_result(
+                place, job.until_epoch
+            )  # it may have been finished between the first look and the lock
             if result is None:
                 result = self._train(job, _attempt(place, lock.number), number, keep)
-                write_result(place, job.run, result)
+                write_result(place, job.run, result, job.until_epoch)
         return result
 
     def _train(self, job: Job, output: Path | None, number: str, keep: bool) -> RunResult:
@@ -147,18 +153,25 @@ class Grid:
         went_on = output is not None and output.exists()
         try:
             done = fit(
-                network, job.data, recipe, output=output, resume=went_on, progress=self.progress, cache=self.cache
+                network,
+                job.data,
+                recipe,
+                output=output,
+                resume=went_on,
+                until_epoch=job.until_epoch,
+                progress=self.progress,
+                cache=self.cache,
             )
         except Diverged as error:
             none = torch.empty(0, dtype=torch.int32)
-            counted = cost(network, recipe.image_size)
+            counted = job.cost or cost(network, recipe.image_size)
             return RunResult({}, counted, none, none, 0.0, 0.0, made_with(), str(error), output)
         if keep:
             self.kept[job.run.name] = network
         found = done.evaluation
         return RunResult(
             scores_of(found),
-            cost(network, recipe.image_size),
+            job.cost or cost(network, recipe.image_size),
             found.predictions.to(torch.int32),
             found.labels.to(torch.int32),
             done.seconds,
