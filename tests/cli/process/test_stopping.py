@@ -13,7 +13,7 @@ import pytest
 
 import foveate as fv
 from foveate.cli import main
-from foveate.cli.process import stopping
+from foveate.cli.process import helpers, stopping
 
 SMALL = ["--model", "test_resnet", "--epochs", "2", "--image-size", "32", "--batch-size", "8"]
 
@@ -92,17 +92,16 @@ def test_a_real_signal_before_the_first_epoch(number, code, folder, tmp_path):
     assert not (tmp_path / "run" / "training.safetensors").exists()
 
 
-def sleeps(request):
+def sleeps(_verb, request):
     time.sleep(request["seconds"])
 
 
-def test_helpers_of_a_comparison_end_with_the_process_that_started_them(monkeypatch):
-    command = sys.modules["foveate.cli.compare"]
-    monkeypatch.setattr(command, "_help", sleeps)
+def test_helpers_of_a_command_end_with_the_process_that_started_them(monkeypatch):
+    monkeypatch.setattr(helpers, "_help", sleeps)
     before, started = set(multiprocessing.active_children()), []
 
     def is_stopped():
-        with command._helpers(2, {"seconds": 600}):
+        with helpers.helpers(2, "compare", {"seconds": 600}):
             started.extend(set(multiprocessing.active_children()) - before)
             assert [process.is_alive() for process in started] == [True, True]
             raise stopping.Terminated
@@ -110,3 +109,14 @@ def test_helpers_of_a_comparison_end_with_the_process_that_started_them(monkeypa
     with pytest.raises(stopping.Terminated):
         is_stopped()
     assert not any(process.is_alive() for process in started)
+
+
+def test_what_a_search_keeps(tmp_path):
+    assert "nothing is kept" in stopping.after_search(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "trials" / name / "attempt.0").mkdir(parents=True)
+        (tmp_path / "trials" / name / "attempt.0" / "training.safetensors").touch()
+    assert stopping.after_search(tmp_path).startswith("0 trials and the last checkpoints are kept")
+    for epochs in (1, 3):
+        (tmp_path / "trials" / "a" / f"result.{epochs}.json").touch()
+    assert stopping.after_search(tmp_path).startswith("1 trial and the last checkpoints are kept")
