@@ -32,6 +32,8 @@ def compare(
     most_plans: int = 64,
     output: Path = Path("runs/compare"),
     jobs: int = 1,
+    on: str | None = None,
+    workers: int | None = None,
     json: bool = False,
 ) -> None:
     """Train a network without attention and with each plan, for several seeds, and compare.
@@ -48,6 +50,8 @@ def compare(
         most_plans: how many plans a family may have.
         output: folder for the runs, the tables and report.html.
         jobs: processes on this machine that share the runs.
+        on: who else shares them: processes:4, dask://HOST:PORT, slurm:PARTITION[,key=value] or ray://HOST:PORT.
+        workers: how many of those; without it as many as there are.
         json: print the table as JSON.
     """
     when_stopped(lambda: after_compare(output))
@@ -70,7 +74,7 @@ def compare(
         "output": output,
     }
     with helpers(jobs - 1, "compare", request):
-        found = fv.compare(**request)
+        found = fv.compare(**request, executor=on, workers=workers)
     report = fv.report(found, opened)
     _show(found, json=json)
     say(f"report: {report}")

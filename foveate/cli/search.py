@@ -34,6 +34,8 @@ def search(
     storage: str | None = None,
     output: Path = Path("runs/search"),
     jobs: int = 1,
+    on: str | None = None,
+    workers: int | None = None,
     json: bool = False,
 ) -> None:
     """Look for the best plans of a family under a budget, then compare these with the network without attention.
@@ -52,6 +54,8 @@ def search(
         storage: of Optuna, a URL such as postgresql://...; without it a file in the output folder.
         output: folder for search.csv, the trials and the comparison.
         jobs: processes on this machine that share the runs.
+        on: who else shares them: processes:4, dask://HOST:PORT, slurm:PARTITION[,key=value] or ray://HOST:PORT.
+        workers: how many of those; without it as many as there are.
         json: print the trials as JSON.
     """
     when_stopped(lambda: after_search(output))
@@ -77,7 +81,7 @@ def search(
         "output": output,
     }
     with helpers(jobs - 1, "search", request):
-        found = fv.search(**request)
+        found = fv.search(**request, executor=on, workers=workers)
     if json:
         print(json_format.dumps(found.as_dicts(), indent=2))
     else:

@@ -22,6 +22,7 @@ from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.results import Comparison, Networks, Row, collect
 from foveate.studies.comparison.run import Run, RunResult, digest_of
 from foveate.studies.comparison.scheduler import Grid, Job
+from foveate.studies.executors.joining import Executor, joined
 from foveate.surgery.families import resolve_family
 from foveate.surgery.insert import insert
 from foveate.training.input.feature_cache import FeatureCache
@@ -48,6 +49,8 @@ def compare(
     output: str | os.PathLike[str] | None = None,
     progress: bool = True,
     cache: FeatureCache | None = None,
+    executor: Executor | str | None = None,
+    workers: int | None = None,
 ) -> Comparison:
     """Train a network without attention and with each plan, for several seeds, and compare.
 
@@ -74,12 +77,31 @@ def compare(
         output: folder for the runs, grid.json, comparison.csv, runs.csv, timing.csv and, of families, factors.csv.
         progress: show a bar and a line for each epoch.
         cache: a frozen trunk's features, to be shared with other calls.
+        executor: starts workers that share the runs through ``output``, which all of them see: anything with
+            ``submit(fn, *args)``, or "processes:4", "dask://HOST:PORT", "slurm:PARTITION[,key=value]", "ray://HOST:PORT".
+        workers: how many it starts; without it as many as the executor says it has. This process works, too.
 
     Raises:
         FoveateError: what ``open_data``, ``insert`` and ``fit`` raise. Every plan is tried on the network before the
             first training step.
         Diverged: a run's loss became NaN or infinite.
     """
+    if executor is not None:
+        request = {
+            "model": model,
+            "plans": plans,
+            "data": data,
+            "recipe": recipe,
+            "seeds": seeds,
+            "start": start,
+            "pretrained": pretrained,
+            "learning_rates": learning_rates,
+            "margin": margin,
+            "most_plans": most_plans,
+            "output": output,
+        }
+        with joined(executor, workers, compare, request):
+            return compare(**request, progress=progress, cache=cache)  # type: ignore[arg-type]  # they are its own
     recipe = recipe or Recipe()
     margin = check_margin(margin)
     chosen, rates = _seeds(seeds), check_learning_rates(learning_rates)

@@ -24,6 +24,7 @@ from foveate.spec import Plan
 from foveate.studies.comparison.compare import Maker, compare
 from foveate.studies.comparison.lr_search import tuning_data
 from foveate.studies.comparison.scheduler import Grid, Job
+from foveate.studies.executors.joining import Executor, joined
 from foveate.studies.search.candidates import Candidate, Candidates
 from foveate.studies.search.costs import Budget, CostTable, read_budget
 from foveate.studies.search.halving import Halving, rungs_of
@@ -57,6 +58,8 @@ def search(
     output: str | os.PathLike[str] | None = None,
     progress: bool = True,
     cache: FeatureCache | None = None,
+    executor: Executor | str | None = None,
+    workers: int | None = None,
 ) -> Search:
     """Look for the best plans of a family under a budget, then compare these with the network without attention.
 
@@ -87,6 +90,8 @@ def search(
         output: folder for search.csv, the trials, the study and the comparison.
         progress: show a bar and a line for each epoch.
         cache: a frozen trunk's features, to be shared with other calls.
+        executor: as in ``compare``.
+        workers: as in ``compare``.
 
     Returns:
         The trials, the front of accuracy and cost, the finalists and their comparison. ``best.plan`` is the plan.
@@ -94,6 +99,24 @@ def search(
     Raises:
         FoveateError: what ``compare`` raises; no plan fits the network or keeps the budget; or Optuna is missing.
     """
+    if executor is not None:
+        request = {
+            "model": model,
+            "family": family,
+            "data": data,
+            "recipe": recipe,
+            "budget": budget,
+            "trials": trials,
+            "finalists": finalists,
+            "seeds": seeds,
+            "sampler": sampler,
+            "storage": storage,
+            "start": start,
+            "pretrained": pretrained,
+            "output": output,
+        }
+        with joined(executor, workers, search, request):
+            return search(**request, progress=progress, cache=cache)  # type: ignore[arg-type]  # they are its own
     began, recipe = time.perf_counter(), recipe or Recipe()
     _check(recipe, trials, finalists, seeds, sampler)
     data, maker = open_data(data), Maker(model, pretrained, start)

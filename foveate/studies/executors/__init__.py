@@ -1,0 +1,1 @@
+"""Workers on one machine or many that join a grid of runs."""
