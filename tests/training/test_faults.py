@@ -76,6 +76,7 @@ class Hangs(Split):
 @pytest.mark.filterwarnings("ignore")
 def test_22_a_hung_worker_is_a_clear_error(data: ImageData, monkeypatch):
     monkeypatch.setattr(loaders, "_HUNG_SECONDS", 1)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # it is waited for before it is killed
     hung = Hangs("train", data.train.sources, data.train.labels, data.train.names)
     source = Source(hung, "", Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3), 1)
     with pytest.raises(FoveateError, match="a process that loads images failed .*timed out.*: try workers=0"):
