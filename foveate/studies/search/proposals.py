@@ -8,6 +8,7 @@ Algorithms for Hyper-Parameter Optimization, NeurIPS 2011.
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ OptunaStudy: TypeAlias = Any
 OptunaTrial: TypeAlias = Any
 _BEAT, _STALE = 30, 120  # seconds
 _MOST_RETRIES = 3
+_ATTEMPTS = 8  # to open a storage that other processes make at the same time
 _PLAN = "plan"
 _IDLE = 100  # plans that were known or not allowed in a row, before the rest is drawn at random
 
@@ -101,19 +103,23 @@ def _quiet_optuna() -> Iterator[Any]:
 
 
 def _study(optuna: Any, name: str, storage: str, seed: int) -> OptunaStudy:
-    try:
-        opened = None
-        if storage:
-            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=_MOST_RETRIES)
-            opened = optuna.storages.RDBStorage(
-                storage, heartbeat_interval=_BEAT, grace_period=_STALE, heartbeat_stale_trial_callback=retry
-            )
-        study: OptunaStudy = optuna.create_study(
-            study_name=name, storage=opened, direction="maximize", load_if_exists=True
-        )
-    except Exception as error:
-        shown = storage.partition("@")[2] or storage  # without a password
-        raise FoveateError(f"the storage {shown!r} cannot be opened: {first_line(error)}") from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            opened = None
+            if storage:
+                retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=_MOST_RETRIES)
+                opened = optuna.storages.RDBStorage(
+                    storage, heartbeat_interval=_BEAT, grace_period=_STALE, heartbeat_stale_trial_callback=retry
+                )
+            study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
+            break
+        except Exception as error:
+            # Of two processes that find a database empty, one makes the tables, and the other finds them there.
+            if attempt + 1 < _ATTEMPTS and any(word in str(error).lower() for word in ("exist", "unique", "locked")):
+                time.sleep(0.2 * (attempt + 1))
+                continue
+            shown = storage.partition("@")[2] or storage  # without a password
+            raise FoveateError(f"the storage {shown!r} cannot be opened: {first_line(error)}") from error
     # Another process, or the same one later, does not draw the same again.
     study.sampler = optuna.samplers.TPESampler(seed=seed + 7919 * len(study.get_trials(deepcopy=False)))
     return study

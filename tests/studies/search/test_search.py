@@ -191,6 +191,23 @@ def test_tpe_asks_for_different_plans_that_are_allowed(candidates, tmp_path):
     assert more[:14] == found
 
 
+def test_two_processes_may_make_the_storage_at_once(candidates, tmp_path, monkeypatch):
+    times = []
+
+    class Late(optuna.storages.RDBStorage):
+        def __init__(self, *args, **kwargs):
+            times.append(0)
+            if len(times) < 3:
+                raise optuna.exceptions.StorageInternalError("table studies already exists")
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", Late)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    assert len(propose(candidates, lambda _: 1.0, 1, name="s", storage=url, seed=0)) == 1
+    assert len(times) == 3
+
+
 def test_what_a_dead_process_left_is_asked_again(candidates, tmp_path, monkeypatch):
     monkeypatch.setattr(proposals, "_BEAT", 1)
     monkeypatch.setattr(proposals, "_STALE", 1)

@@ -1,0 +1,62 @@
+"""``foveate search`` and families on the command line."""
+
+import json
+
+import pytest
+
+from foveate.cli import main
+
+SMALL = ["--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--batch-size", "16"]
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr) of the command line in this process."""
+    try:
+        main([str(a) for a in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_search_within_a_budget(capsys, folder, tmp_path):
+    family = "se|identity replacing|after layer1.0"
+    options = ["--budget", "macs=-10%", "parameters=1M", "--finalists", "1", "--seeds", "1", "--output", tmp_path]
+    code, out, err = run(capsys, "search", folder, *SMALL, "--family", family, *options, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert {row["plan"] for row in rows} == {"se replacing layer1.0", "identity replacing layer1.0"}
+    assert [row["finalist"] for row in rows] == [True, False]
+    assert f'foveate train {folder} --model test_resnet --plan "{rows[0]["plan"]}"' in err
+    assert (tmp_path / "search.csv").is_file()
+    assert (tmp_path / "comparison" / "report.html").is_file()
+    code, out, _ = run(capsys, "results", tmp_path / "comparison")
+    assert code == 0
+    assert rows[0]["plan"] in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        (["--family", "se after #0", "--plan", "se after #0"], "search takes --family, not --plan"),
+        (["--family", "se after #0", "--budget", "macs"], "write NAME=VALUE, such as macs=-15%"),
+        (["--family", "se after #0", "--budget", "mac=3"], "did you mean 'macs'"),
+        (["--family", "se after #0", "--jobs", "0"], "--jobs 0: at least 1"),
+        (["--family", "se after #0|", "--trials", "2"], "cannot read the family"),
+        (["--family", "se after #0", "--on", "proceses:2"], "did you mean 'processes'"),
+    ],
+)
+def test_errors_are_one_line_and_code_2(capsys, folder, tmp_path, arguments, said):
+    code, _, err = run(capsys, "search", folder, *SMALL, "--output", tmp_path, *arguments)
+    assert code == 2
+    assert said in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_family_of_too_many_plans(capsys, folder, tmp_path):
+    family = "se|cbam|bam after layer1.0|layer2.0"
+    options = ["--plans", family, "--most-plans", "4", "--output", tmp_path]
+    code, _, err = run(capsys, "compare", folder, *SMALL, *options)
+    assert code == 2
+    assert "has 6 plans, and compare takes 4 at most" in err.splitlines()[-1]
