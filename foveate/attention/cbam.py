@@ -113,9 +113,9 @@ class CBAM(nn.Module):
             return self.attend_channels(x) * self.attend_positions(x)
         if self.order == "channel-spatial":
             channels = self.attend_channels(x)
-            return channels * self.attend_positions(channels * x)
+            return channels * self.attend_positions(x * channels)
         positions = self.attend_positions(x)
-        return positions * self.attend_channels(positions * x)
+        return positions * self.attend_channels(x * positions)
 
     def forward(self, x: Tensor) -> Tensor:
         """The map times x."""

@@ -120,6 +120,7 @@ def export(
         format_name=format,
         calibration=_batches(calibration, options) if calibration else (),
     )
+    program.images = samples.given
     positions = _positions(network, samples, program)
     if calibration:
         notes.append(f"calibrated on {calibration.description}")
@@ -157,6 +158,8 @@ def export(
         agreement=seen.agreement,
         top1=_top1(seen.logits, samples, positions),
         network_top1=_top1(seen.expected, samples, positions),
+        agreement_without=program.agreement_without,
+        contributions=program.contributions,
         milliseconds=milliseconds[0],
         network_milliseconds=milliseconds[1],
         images=f"checked with {samples.description}" if check else "not checked",

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line
+from foveate.exporters.contribution import Contribution
 from foveate.exporters.map_outputs import MapOutput, map_outputs
 from foveate.exporters.metadata import describe
 from foveate.exporters.options import ExportOptions
@@ -101,7 +103,10 @@ class Program:
         metadata: what the file is to say of itself.
         sites: where attention stands.
         calibration: batches as the file takes them, for int8.
+        images: those that the file is checked with, as it takes them.
         notes: what is to be told.
+        contributions: what is left of each attention module in the file, as the format measured it.
+        agreement_without: share of the images whose class stays as it is without attention, as the format measured it.
     """
 
     network: DeployableNetwork
@@ -110,7 +115,10 @@ class Program:
     metadata: dict[str, Any]
     sites: tuple[AttentionSite, ...] = ()
     calibration: tuple[Tensor, ...] = ()
+    images: np.ndarray[Any, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    contributions: tuple[Contribution, ...] = ()
+    agreement_without: float | None = None
 
     @property
     def input_name(self) -> str:

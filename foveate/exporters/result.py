@@ -8,27 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.exporters.contribution import Contribution
 from foveate.exporters.opened import ExportedClassifier, open_exported
 from foveate.exporters.verify import Check
 
-__all__ = ["Contribution", "Exported"]
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What one attention module adds, out - x, in the file beside the network, where the next layer reads it.
-
-    Args:
-        site: where it stands.
-        correlation: Pearson's, over all images, channels and positions.
-        error: norm of the difference divided by the norm of what the network's module adds.
-        remedy: what was done for it; an empty text for nothing.
-    """
-
-    site: str
-    correlation: float
-    error: float
-    remedy: str = ""
+__all__ = ["Exported"]
 
 
 @dataclass(frozen=True)
@@ -99,9 +83,9 @@ class Exported:
     def __str__(self) -> str:
         lines = [f"{self.path} ({self.format} {self.precision}, {self.megabytes:.2f} MB)"]
         lines += [f"  {_sign(check)} {check.name}: {check.value}{_limit(check)}" for check in self.checks]
-        for each in self.contributions:
-            remedy = f"; {each.remedy}" if each.remedy else ""
-            lines.append(f"  attention at {each.site}: correlation {each.correlation:.3f}{remedy}")
+        lines += [f"  {each}" for each in self.contributions]
+        if self.agreement_without is not None:
+            lines.append(f"  agreement of the network with itself without attention: {self.agreement_without:.3f}")
         if self.top1 is not None:
             lines.append(f"  top-1 {self.top1:.3f}, the network {self.network_top1:.3f}")
         if self.milliseconds is not None and self.network_milliseconds is not None:

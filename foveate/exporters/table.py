@@ -50,8 +50,8 @@ class ExportRow:
         row: dict[str, Any] = {"format": self.format, "precision": self.precision, "status": self.status}
         for name in ("megabytes", "difference", "agreement", "agreement_without", "top1", "network_top1"):
             row[name] = getattr(made, name, None)
-        lowest = min((each.correlation for each in made.contributions), default=None) if made else None
-        row["lowest_correlation"] = lowest
+        defined = [each.correlation for each in made.contributions if each.correlation is not None] if made else []
+        row["lowest_correlation"] = min(defined, default=None)
         row |= {name: getattr(made, name, None) for name in ("milliseconds", "network_milliseconds")}
         return {**row, "path": str(made.path) if made else "", "reason": self.reason}
 

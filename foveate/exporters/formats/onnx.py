@@ -13,6 +13,8 @@ from foveate.errors import FoveateError, first_line
 from foveate.exporters.format import Arrays, Format, Session
 from foveate.exporters.metadata import from_texts, to_texts
 from foveate.exporters.program import Program, blame, quiet
+from foveate.exporters.quantization.keep import quantize_keeping
+from foveate.exporters.quantization.static_onnx import static_quantizer
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +30,7 @@ class Onnx(Format):
 
     name, suffix = "onnx", ".onnx"
     requires = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}  # noqa: RUF012
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8")
 
     def convert(self, program: Program, path: Path) -> None:
         """See :meth:`Format.convert`."""
@@ -37,6 +39,8 @@ class Onnx(Format):
             raise FoveateError(
                 f"the network takes {model.ByteSize() / 1e9:.1f} GB, and one ONNX file holds 2.1 GB at most: use pt2"
             )
+        if program.options.precision == "int8":
+            model = quantize_keeping(program, static_quantizer(model, program))
         path.write_bytes(model.SerializeToString())
 
     def open(self, path: Path, threads: int | None = None) -> Session:

@@ -1,0 +1,1 @@
+"""8 bit files: quantization by the runtimes' own tools, and what is left of the attention after it."""
