@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 import foveate as fv
 from foveate.errors import FoveateError
@@ -58,9 +59,10 @@ NETWORKS = {
     "timm mobilenetv3": lambda: timm.create_model("mobilenetv3_small_050", num_classes=7),  # a layer after the pool
     "timm regnet": lambda: timm.create_model("regnetx_002", num_classes=7),
     "timm convnext": lambda: timm.create_model("convnext_atto", num_classes=7),  # a norm after the pool
-    "torchvision mobilenet": lambda: torchvision.models.mobilenet_v2(num_classes=7),  # pools by a function
-    "torchvision resnet": lambda: torchvision.models.resnet18(num_classes=7),
-    "torchvision shufflenet": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=7),
+    # Pools by a function; torchvision's are thinner than those that it has by name.
+    "torchvision mobilenet": lambda: torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.25),
+    "torchvision resnet": lambda: torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7),
+    "torchvision shufflenet": lambda: torchvision.models.ShuffleNetV2([2, 2, 2], [8, 16, 32, 64, 128], num_classes=7),
 }
 SIZE = 64
 
