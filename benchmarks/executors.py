@@ -103,12 +103,25 @@ def submitit(output: Path) -> Iterator[tuple[Any, int]]:
     yield LocalExecutor(folder=output / "jobs"), 2
 
 
+def imported(_: int) -> int:
+    """What a Ray worker does first: else this process has done every run before one is ready."""
+    import foveate.studies.comparison.compare
+
+    time.sleep(1)  # so that the next one goes to another worker
+    return len(foveate.__name__)
+
+
 @contextmanager
 def ray(output: Path) -> Iterator[tuple[Any, int]]:
     """A Ray of this machine, one worker of which is killed."""
+    import ray as engine
+
+    engine.init(num_cpus=2, log_to_driver=False)
+    engine.get([engine.remote(imported).remote(k) for k in range(2)])
     killer = kill_later(output)
     yield "ray:", 2
     killer.join()
+    engine.shutdown()
 
 
 @contextmanager

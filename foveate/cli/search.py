@@ -36,6 +36,8 @@ def search(
     jobs: int = 1,
     on: str | None = None,
     workers: int | None = None,
+    page: Path | None = None,
+    command: str | None = None,
     json: bool = False,
 ) -> None:
     """Look for the best plans of a family under a budget, then compare these with the network without attention.
@@ -56,6 +58,8 @@ def search(
         jobs: processes on this machine that share the runs.
         on: who else shares them: processes:4, dask://HOST:PORT, slurm:PARTITION[,key=value] or ray://HOST:PORT.
         workers: how many of those; without it as many as there are.
+        page: write a page of Markdown with all trials, and the comparison's page beside it.
+        command: the line that made the search, to stand on the page.
         json: print the trials as JSON.
     """
     when_stopped(lambda: after_search(output))
@@ -90,6 +94,8 @@ def search(
         found.print(Console())
     if found.comparison is not None:
         say(f"report: {fv.report(found.comparison, opened)}")
+    for file in fv.write_page(found, page, command) if page is not None else ():
+        say(f"written: {file}")
     if found.finalists:
         flags = f"--model {network.model}{' --pretrained' * network.pretrained}"
         flags += f" --start {network.start}" if network.start else ""

@@ -23,6 +23,7 @@ def run(capsys, *arguments):
 def test_a_search_within_a_budget(capsys, folder, tmp_path):
     family = "se|identity replacing|after layer1.0"
     options = ["--budget", "macs=-10%", "parameters=1M", "--finalists", "1", "--seeds", "1", "--output", tmp_path]
+    options += ["--page", tmp_path / "page.md", "--command", "foveate search ..."]
     code, out, err = run(capsys, "search", folder, *SMALL, "--family", family, *options, "--json")
     assert code == 0, err
     rows = json.loads(out)
@@ -31,6 +32,14 @@ def test_a_search_within_a_budget(capsys, folder, tmp_path):
     assert f'foveate train {folder} --model test_resnet --plan "{rows[0]["plan"]}"' in err
     assert (tmp_path / "search.csv").is_file()
     assert (tmp_path / "comparison" / "report.html").is_file()
+    page = (tmp_path / "page.md").read_text()
+    assert f"```\n{rows[0]['plan']}\n```" in page
+    assert "foveate search ..." in page
+    assert "(page_compared.md)" in page
+    assert "images/page_compared_cost.svg" in page
+    assert all(
+        (tmp_path / name).is_file() for name in ("page.csv", "page_compared.md", "images/page_compared_cost.svg")
+    )
     code, out, _ = run(capsys, "results", tmp_path / "comparison")
     assert code == 0
     assert rows[0]["plan"] in " ".join(out.split())

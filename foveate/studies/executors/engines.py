@@ -137,16 +137,18 @@ def _slurm(text: str, rest: str, folder: Path) -> Iterator[Engine]:
 @contextmanager
 def _ray(text: str, _rest: str, _folder: Path) -> Iterator[Engine]:
     ray = _package("ray", "ray")
-    address = text if text != "ray:" else None
-    try:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-    except Exception as error:
-        raise FoveateError(f"{text} cannot be reached: {first_line(error)}") from error
+    ours = not ray.is_initialized()  # a program that is connected already stays so
+    if ours:
+        try:
+            ray.init(address=text if text != "ray:" else None, log_to_driver=False)
+        except Exception as error:
+            raise FoveateError(f"{text} cannot be reached: {first_line(error)}") from error
     try:
         nodes = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
         yield Engine(text, _Ray(ray), max(1, nodes))
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
 class _Ray:

@@ -179,3 +179,46 @@ def test_search_takes_workers(folder, tmp_path):
     (_, arguments), *_ = executor.given
     assert arguments[1]["data"] == str(folder)
     assert "executor" not in arguments[1]
+
+
+class Ray:
+    """What is used of Ray, in this process."""
+
+    def __init__(self, connected):
+        self.connected, self.log = connected, []
+
+    def is_initialized(self):
+        return self.connected
+
+    def init(self, address, log_to_driver):
+        self.log.append(("init", address))
+
+    def shutdown(self):
+        self.log.append("shutdown")
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": False, "Resources": {"CPU": 9.0}}]
+
+    def remote(self, **options):
+        assert options == {"max_retries": 3}
+        return lambda fn: type("Remote", (), {"remote": lambda *args: (fn, args)})
+
+    def wait(self, references, timeout):
+        return references, []
+
+    def get(self, reference):
+        fn, args = reference
+        return fn(*args)
+
+    def cancel(self, reference, force):
+        self.log.append("cancel")
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_ray_is_connected_and_left_as_it_was(connected, tmp_path, monkeypatch, caplog):
+    ray = Ray(connected)
+    monkeypatch.setattr(engines, "_package", lambda *_: ray)
+    with caplog.at_level(logging.WARNING, "foveate"), joined("ray:", None, fail, {"output": tmp_path, "data": "x"}):
+        pass
+    assert caplog.text.count("this worker does not work") == 3  # one for each processor that lives
+    assert ray.log == ([] if connected else [("init", None), "shutdown"])
