@@ -18,11 +18,11 @@ F = TypeVar("F", bound=Callable[..., object])
 _RENAMED = {"evaluate": {"split": "data"}}  # keywords of an older version, by function
 
 
-class UnknownName(FoveateError, AttributeError):  # noqa: N818 - it says what happened
+class UnknownName(FoveateError, AttributeError):
     """``foveate`` has no such name. It is an AttributeError, too, so that ``hasattr`` answers."""
 
 
-class WrongArguments(FoveateError, TypeError):  # noqa: N818 - it says what happened
+class WrongArguments(FoveateError, TypeError):
     """A call does not fit the function's arguments. It is a TypeError, too, as Python's own would be."""
 
 

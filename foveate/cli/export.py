@@ -24,7 +24,7 @@ def export(
     data: str | None = None,
     images: int = 100,
     maps: Annotated[list[Literal["attention", "cam"]] | None, Parameter(consume_multiple=True)] = None,
-    input: Literal["float", "uint8"] = "float",  # noqa: A002 - the field's word
+    input: Literal["float", "uint8"] = "float",
     batch: str = "dynamic",
     size: str | None = None,
     keep: Literal["auto", "none", "attention"] = "auto",

@@ -37,14 +37,14 @@ _ROUNDS, _SECONDS = 30, 3.0  # of the timing
 
 def export(
     model: nn.Module | str | os.PathLike[str],
-    format: str,  # noqa: A002 - the field's word
+    format: str,
     output: str | os.PathLike[str],
     *,
     precision: str = "fp32",
     data: str | os.PathLike[str] | ImageData | None = None,
     images: int = 100,
     maps: Sequence[str] | str = (),
-    input: str = "float",  # noqa: A002 - the field's word
+    input: str = "float",
     batch: Batch = "dynamic",
     size: Size = None,
     keep: str = "auto",

@@ -8,11 +8,13 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.errors import FoveateError, near
+from foveate.io import JsonObject
 
 if TYPE_CHECKING:
     from foveate.exporters.program import Program
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Arrays", "Format", "Session", "find_format", "format_names", "format_of_file"]
 
 _FOLDER = "foveate.exporters.formats"
-Arrays = tuple[np.ndarray[Any, Any], ...]
+Arrays = tuple[NDArray[np.generic], ...]
 
 
 class Session(ABC):
@@ -30,10 +32,10 @@ class Session(ABC):
         metadata: what the file says of itself, as ``foveate.exporters.metadata`` wrote it.
     """
 
-    metadata: dict[str, Any]
+    metadata: JsonObject
 
     @abstractmethod
-    def run(self, images: np.ndarray[Any, Any]) -> Arrays:
+    def run(self, images: NDArray[np.generic]) -> Arrays:
         """Give images to the network.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,14 @@ from foveate.explanations.attention import Reader, readers
 from foveate.explanations.axes import AVERAGED, check_axes
 from foveate.explanations.cam import class_weights
 from foveate.explanations.layers import Layer, find_layer
+from foveate.io import JsonObject
 from foveate.scores import predicted_classes
 
-__all__ = ["MapOutput", "map_outputs"]
+__all__ = ["Kept", "MapOutput", "map_outputs"]
 
 Hook = Callable[..., None]
+Kept: TypeAlias = dict[str, Any]
+"""What a forward pass left for the maps, by their names: a tensor, or several."""
 
 
 class MapOutput(Protocol):
@@ -25,13 +28,13 @@ class MapOutput(Protocol):
 
     name: str
     axes: str
-    description: dict[str, Any]
+    description: JsonObject
 
-    def watch(self, found: dict[str, Any]) -> list[torch.utils.hooks.RemovableHandle]:
+    def watch(self, found: Kept) -> list[torch.utils.hooks.RemovableHandle]:
         """Have a forward pass put what the map is made of into ``found``."""
         ...
 
-    def values(self, found: dict[str, Any], logits: Tensor) -> Tensor:
+    def values(self, found: Kept, logits: Tensor) -> Tensor:
         """The map, from what the forward pass put there."""
         ...
 
@@ -77,14 +80,15 @@ class _Cam:
         self._module = model.get_submodule(layer.name)
         self.description = {"site": layer.name, "maps": ["class activation map of the predicted class"]}
 
-    def watch(self, found: dict[str, Any]) -> list[torch.utils.hooks.RemovableHandle]:
+    def watch(self, found: Kept) -> list[torch.utils.hooks.RemovableHandle]:
         def keep(_: nn.Module, __: Any, output: Tensor) -> None:
             found[self.name] = self.layer.channels_first(output)
 
         return [self._module.register_forward_hook(keep)]
 
-    def values(self, found: dict[str, Any], logits: Tensor) -> Tensor:
-        maps, chosen = found[self.name], predicted_classes(logits)
+    def values(self, found: Kept, logits: Tensor) -> Tensor:
+        maps: Tensor = found[self.name]
+        chosen = predicted_classes(logits)
         if self.weights is None:
             return _of_class(maps, chosen)
         rows = self.weights.to(maps.dtype)[chosen]
@@ -99,9 +103,9 @@ class _OwnMaps:
 
     def __init__(self, reader: Reader, name: str) -> None:
         self.reader, self.name = reader, name
-        self.description: dict[str, Any] = {"site": reader.name, "mechanism": type(reader.module).__name__}
+        self.description: JsonObject = {"site": reader.name, "mechanism": type(reader.module).__name__}
 
-    def watch(self, found: dict[str, Any]) -> list[torch.utils.hooks.RemovableHandle]:
+    def watch(self, found: Kept) -> list[torch.utils.hooks.RemovableHandle]:
         def keep(module: Any, inputs: tuple[Any, ...]) -> None:
             spatial = hasattr(module, "spatial_probabilities")
             classes = module.spatial_probabilities(inputs[0]) if spatial else None
@@ -109,7 +113,7 @@ class _OwnMaps:
 
         return [self.reader.module.register_forward_pre_hook(keep)]
 
-    def values(self, found: dict[str, Any], logits: Tensor) -> Tensor:
+    def values(self, found: Kept, logits: Tensor) -> Tensor:
         attended, classes = found[self.name]
         chosen = predicted_classes(logits)
         if self.reader.per_class and not isinstance(attended, tuple) and classes is None:

@@ -14,7 +14,7 @@ from foveate import __version__
 from foveate.errors import FoveateError
 from foveate.exporters.options import ExportOptions
 from foveate.images import Preprocess
-from foveate.io import json_text, state_digest
+from foveate.io import JsonObject, json_text, state_digest
 from foveate.networks import origin_of
 from foveate.surgery.insert import plan_of
 
@@ -53,8 +53,8 @@ def describe(
     classes: tuple[str, ...],
     preprocess: Preprocess,
     shape: tuple[int | str, ...],
-    outputs: list[dict[str, Any]],
-) -> dict[str, Any]:
+    outputs: list[JsonObject],
+) -> JsonObject:
     """Everything that a program needs to use the file.
 
     Args:
@@ -87,18 +87,18 @@ def describe(
     }
 
 
-def to_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+def to_texts(metadata: JsonObject) -> dict[str, str]:
     """Metadata as text by key, for formats that hold text: each value is JSON, its key begins with ``foveate.``."""
     return {PREFIX + key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
 
 
-def from_texts(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
+def from_texts(texts: Mapping[str, str], path: Path) -> JsonObject:
     """Metadata as ``to_texts`` wrote it.
 
     Raises:
         FoveateError: the file is not one of foveate's exports, or says something that cannot be.
     """
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for key, text in texts.items():
         if key.startswith(PREFIX):
             try:
@@ -108,7 +108,7 @@ def from_texts(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
     return check_metadata(found, path)
 
 
-def check_metadata(metadata: Any, path: Path) -> dict[str, Any]:
+def check_metadata(metadata: Any, path: Path) -> JsonObject:
     """Metadata that was read, when it is whole.
 
     Raises:
@@ -123,16 +123,14 @@ def check_metadata(metadata: Any, path: Path) -> dict[str, Any]:
     return metadata
 
 
-def preprocess_of(metadata: Mapping[str, Any], path: Path) -> Preprocess:
+def preprocess_of(metadata: JsonObject, path: Path) -> Preprocess:
     """How images are prepared for the file.
 
     Raises:
         FoveateError: what the file says cannot be.
     """
     try:
-        given: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in metadata["preprocess"].items()
-        }
+        given: JsonObject = {key: tuple(v) if isinstance(v, list) else v for key, v in metadata["preprocess"].items()}
         return Preprocess(**given)
     except (TypeError, FoveateError) as error:
         raise FoveateError(f"{path}: it does not say how its images are prepared: {error}") from error
@@ -143,12 +141,12 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_sidecar(path: Path, metadata: Mapping[str, Any]) -> None:
+def write_sidecar(path: Path, metadata: JsonObject) -> None:
     """Write the metadata beside a file."""
     sidecar(path).write_text(json_text(dict(metadata)), encoding="utf-8")
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
+def read_sidecar(path: Path) -> JsonObject:
     """The metadata beside a file.
 
     Raises:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.errors import FoveateError, near
@@ -16,6 +16,7 @@ from foveate.exporters.format import Arrays, Session, format_names, format_of_fi
 from foveate.exporters.metadata import preprocess_of
 from foveate.exporters.sample_images import as_given
 from foveate.images import Preprocess
+from foveate.io import JsonObject
 
 __all__ = ["ExportedClassifier", "is_exported", "open_exported"]
 
@@ -36,7 +37,7 @@ class ExportedClassifier:
 
     def __init__(self, path: Path, session: Session, format_name: str) -> None:
         self.path, self.format, self._session = path, format_name, session
-        self.metadata: Mapping[str, Any] = session.metadata
+        self.metadata: JsonObject = session.metadata
         self._preprocess = preprocess_of(session.metadata, path)
 
     @property
@@ -69,7 +70,7 @@ class ExportedClassifier:
         """
         return torch.from_numpy(np.ascontiguousarray(self.run(as_given(images, self.metadata, self.preprocess))[0]))
 
-    def run(self, images: np.ndarray[Any, Any]) -> Arrays:
+    def run(self, images: NDArray[np.generic]) -> Arrays:
         """All outputs of the file, for images as it takes them, in the order of ``metadata["outputs"]``."""
         return self._session.run(images)
 

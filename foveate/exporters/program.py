@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line
 from foveate.exporters.contribution import Contribution
-from foveate.exporters.map_outputs import MapOutput, map_outputs
+from foveate.exporters.map_outputs import Kept, MapOutput, map_outputs
 from foveate.exporters.metadata import describe
 from foveate.exporters.options import ExportOptions
 from foveate.images import Preprocess
+from foveate.io import JsonObject
 from foveate.networks.class_names import class_names
 from foveate.preserve import preserve_state
 from foveate.scores import check_logits
@@ -71,7 +72,7 @@ class DeployableNetwork(nn.Module):
         if self.pixels:
             # As `Preprocess` computes it, so that the logits are equal to the last bit.
             images = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
-        found: dict[str, Any] = {}
+        found: Kept = {}
         handles = [handle for one in self.maps for handle in one.watch(found)]
         try:
             logits = check_logits(self.network(images.to(self.dtype)))
@@ -112,7 +113,7 @@ class Program:
     network: DeployableNetwork
     options: ExportOptions
     example: Tensor
-    metadata: dict[str, Any]
+    metadata: JsonObject
     sites: tuple[AttentionSite, ...] = ()
     calibration: tuple[Tensor, ...] = ()
     images: np.ndarray[Any, Any] | None = None
@@ -258,7 +259,7 @@ def prepare(
     named = [{"name": "logits", "axes": "b k"}]
     named += [{"name": "probabilities", "axes": "b k"}] if options.softmax else []
     named += [{"name": name, "axes": "b n"} for name in ("top_probabilities", "top_classes")] if options.top else []
-    described: list[dict[str, Any]] = [*named]
+    described: list[JsonObject] = [*named]
     described += [{"name": one.name, "axes": one.axes, **one.description} for one in outputs]
     metadata = describe(
         unwrapped(model),

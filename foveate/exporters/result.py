@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from foveate.exporters.contribution import Contribution
 from foveate.exporters.opened import ExportedClassifier, open_exported
 from foveate.exporters.verify import Check
+from foveate.io import JsonObject
 
 __all__ = ["Exported"]
 
@@ -41,7 +40,7 @@ class Exported:
     path: Path
     format: str
     precision: str
-    metadata: Mapping[str, Any] = field(repr=False)
+    metadata: JsonObject = field(repr=False)
     checks: tuple[Check, ...] = field(repr=False)
     megabytes: float
     difference: float | None = None
@@ -64,7 +63,7 @@ class Exported:
         """The file in its own runtime: what ``predict`` and ``evaluate`` take in the network's place."""
         return open_exported(self.path)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Everything as plain values, for JSON."""
         numbers = (
             *("precision", "megabytes", "difference", "agreement", "top1", "network_top1", "agreement_without"),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError
 from foveate.exporters.options import ExportOptions
 from foveate.images import Preprocess
+from foveate.io import JsonObject
 
 __all__ = ["Samples", "as_given", "open_samples", "random_samples", "spread_evenly"]
 
@@ -34,7 +34,7 @@ class Samples:
     """
 
     normalised: Tensor
-    given: np.ndarray[Any, Any]
+    given: NDArray[np.generic]
     labels: Tensor | None
     classes: tuple[str, ...]
     description: str
@@ -88,7 +88,7 @@ def random_samples(count: int, preprocess: Preprocess, options: ExportOptions) -
     return Samples(normalised, given, None, (), f"{count} images of random pixels: no data was given")
 
 
-def as_given(normalised: Tensor, metadata: Mapping[str, Any], preprocess: Preprocess) -> np.ndarray[Any, Any]:
+def as_given(normalised: Tensor, metadata: JsonObject, preprocess: Preprocess) -> NDArray[np.generic]:
     """Normalised images as an exported file takes them: as they are, or the pixels that they were made of."""
     if metadata["input"]["type"] != "uint8":
         return normalised.float().contiguous().numpy()
@@ -103,7 +103,7 @@ def spread_evenly(length: int, count: int) -> list[int]:
     return [index * length // count for index in range(count)]
 
 
-def _pixels(pictures: list[Image.Image], preprocess: Preprocess) -> np.ndarray[Any, Any]:
+def _pixels(pictures: list[Image.Image], preprocess: Preprocess) -> NDArray[np.generic]:
     views = [preprocess.view(picture) for picture in pictures]
     if len(preprocess.mean) == 1:
         return np.stack([np.asarray(view.convert("L"))[..., None] for view in views])

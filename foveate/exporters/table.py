@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -17,11 +17,11 @@ from foveate.exporters.export import export
 from foveate.exporters.format import find_format
 from foveate.exporters.options import PRECISIONS
 from foveate.exporters.result import Exported
-from foveate.io import write_csv
+from foveate.io import JsonObject, write_csv
 from foveate.surgery.saving.checkpoint import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
 __all__ = ["ExportRow", "ExportTable", "export_all"]
 
@@ -44,10 +44,10 @@ class ExportRow:
     reason: str = ""
     exported: Exported | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The row's numbers by column."""
         made = self.exported
-        row: dict[str, Any] = {"format": self.format, "precision": self.precision, "status": self.status}
+        row: JsonObject = {"format": self.format, "precision": self.precision, "status": self.status}
         for name in ("megabytes", "difference", "agreement", "agreement_without", "top1", "network_top1"):
             row[name] = getattr(made, name, None)
         defined = [each.correlation for each in made.contributions if each.correlation is not None] if made else []
@@ -84,7 +84,7 @@ def export_all(
     precisions: Sequence[str] = ("fp32",),
     data: str | os.PathLike[str] | ImageData | None = None,
     started: Callable[[str, str], object] = lambda _format, _precision: None,
-    options: Mapping[str, Any] | None = None,
+    options: JsonObject | None = None,
 ) -> ExportTable:
     """Export a network in each format and precision; what fails is a row, and the others go on.
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.errors import FoveateError
@@ -114,7 +114,7 @@ def _expected(program: Program, samples: Samples) -> tuple[Tensor, ...]:
     return tuple(torch.cat([each[n] for each in outputs]).clone() for n in range(len(outputs[0])))
 
 
-def run_in_batches(session: Session, images: np.ndarray[Any, Any], batch: int) -> Arrays:
+def run_in_batches(session: Session, images: NDArray[np.generic], batch: int) -> Arrays:
     """All images, so many at a time; the last batch is filled up with its last image."""
     outputs: list[Arrays] = []
     for start in range(0, len(images), batch):
@@ -166,7 +166,7 @@ class _Logits:
     checks: list[Check]
 
 
-def _compare_logits(program: Program, given: np.ndarray[Any, Any], expected: Tensor) -> tuple[Tensor, _Logits]:
+def _compare_logits(program: Program, given: NDArray[np.generic], expected: Tensor) -> tuple[Tensor, _Logits]:
     logits = torch.from_numpy(np.ascontiguousarray(given)).float()
     if logits.shape != expected.shape or not bool(torch.isfinite(logits).all()):
         what = f"shape {tuple(logits.shape)}" if logits.shape != expected.shape else "NaN or infinite values"
@@ -184,7 +184,7 @@ def _compare_logits(program: Program, given: np.ndarray[Any, Any], expected: Ten
 
 
 def _compare_output(
-    program: Program, name: str, given: np.ndarray[Any, Any], expected: Tensor, same: Tensor
+    program: Program, name: str, given: NDArray[np.generic], expected: Tensor, same: Tensor
 ) -> list[Check]:
     """One more output; class numbers and maps of an int8 file follow its own predictions and are not compared."""
     if program.options.precision == "int8":

@@ -135,7 +135,7 @@ def copied(model: nn.Module, *, data: bool) -> nn.Module:
     return result.eval()
 
 
-class CannotCopy(FoveateError):  # noqa: N818 - it says what happened
+class CannotCopy(FoveateError):
     """A part of a model cannot be copied."""
 
 

@@ -22,7 +22,7 @@ from foveate.errors import FoveateError, first_line, near
 __all__ = ["ProcessGroup", "ProcessLost", "accelerated", "rank_and_count"]
 
 
-class ProcessLost(FoveateError):  # noqa: N818 - it says what happened
+class ProcessLost(FoveateError):
     """Another process of the run has died, or did not answer in time."""
 
     exit_code = 4

@@ -42,7 +42,7 @@ class Frozen:
         return self.modules[-1]
 
 
-class _Stop(Exception):  # noqa: N818 - it ends a pass early and is not an error
+class _Stop(Exception):
     def __init__(self, features: object) -> None:
         super().__init__()
         self.features = features

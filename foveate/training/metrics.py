@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.io import write_csv
+from foveate.io import JsonObject, write_csv
 from foveate.scores import check_labels, top_classes
 from foveate.training.input.sampler import Batch
 
@@ -23,7 +22,7 @@ __all__ = ["Diverged", "Evaluation", "collect_scores", "measure"]
 _CALIBRATION_BINS = 15
 
 
-class Diverged(FoveateError):  # noqa: N818 - as FloatingPointError and StopIteration, it says what happened
+class Diverged(FoveateError):
     """The loss or the model's outputs are NaN or infinite."""
 
     exit_code = 3
@@ -63,7 +62,7 @@ class Evaluation:
         found: Tensor = multiclass_confusion_matrix(self.predictions, self.labels, self.probabilities.shape[1])
         return found
 
-    def per_class(self, classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def per_class(self, classes: Sequence[str] | None = None) -> list[JsonObject]:
         """A row for each class: name, images, recall (its accuracy), precision and F1, 0 where nothing is counted.
 
         Args:
@@ -124,7 +123,7 @@ class Evaluation:
         rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in names.items())
         return f"<table>{rows}</table>"
 
-    def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+    def to_dict(self, classes: Sequence[str] | None = None) -> JsonObject:
         """Every metric as plain numbers, for JSON."""
         numbers = {name: getattr(self, name) for name in ("loss", "top1", "top5", "macro_f1", "ece")}
         return {**numbers, "classes": self.per_class(classes), "confusion": self.confusion.tolist()}

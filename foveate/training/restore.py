@@ -67,7 +67,7 @@ def _attributes(module: nn.Module) -> dict[str, object]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
-class OutOfMemory(FoveateError):  # noqa: N818 - it says what happened
+class OutOfMemory(FoveateError):
     """There is not enough memory for a training step."""
 
     exit_code = 5

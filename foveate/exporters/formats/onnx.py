@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from foveate.errors import FoveateError, first_line
 from foveate.exporters.format import Arrays, Format, Session
@@ -29,7 +31,7 @@ class Onnx(Format):
     """Open Neural Network Exchange."""
 
     name, suffix = "onnx", ".onnx"
-    requires = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}  # noqa: RUF012
+    requires: ClassVar[Mapping[str, str]] = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
     precisions = ("fp32", "fp16", "int8")
 
     def convert(self, program: Program, path: Path) -> None:
@@ -116,7 +118,7 @@ class _Session(Session):
         self.metadata = from_texts(self._session.get_modelmeta().custom_metadata_map, path)
         self._input = self._session.get_inputs()[0].name
 
-    def run(self, images: np.ndarray[Any, Any]) -> Arrays:
+    def run(self, images: NDArray[np.generic]) -> Arrays:
         try:
             return tuple(self._session.run(None, {self._input: images}))
         except Exception as error:  # onnxruntime has a class of its own for each fault

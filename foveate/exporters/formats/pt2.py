@@ -8,15 +8,16 @@ from __future__ import annotations
 import copy
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from foveate.errors import FoveateError, first_line
 from foveate.exporters.format import Arrays, Format, Session
 from foveate.exporters.metadata import PREFIX, from_texts, to_texts
 from foveate.exporters.program import Program, quiet
+from foveate.io import JsonObject
 
 __all__ = ["Pt2"]
 
@@ -51,7 +52,7 @@ class Pt2(Format):
 
 class _Session(Session):
     def __init__(self, path: Path) -> None:
-        texts: dict[str, Any] = {f"{PREFIX}{key}": "" for key in _keys(path)}
+        texts: JsonObject = {f"{PREFIX}{key}": "" for key in _keys(path)}
         try:
             with quiet():
                 loaded = torch.export.load(path, extra_files=texts)
@@ -62,7 +63,7 @@ class _Session(Session):
         )
         self._module = loaded.module()
 
-    def run(self, images: np.ndarray[Any, Any]) -> Arrays:
+    def run(self, images: NDArray[np.generic]) -> Arrays:
         with torch.inference_mode():
             outputs = self._module(torch.from_numpy(images))
         return tuple(np.asarray(output) for output in outputs)

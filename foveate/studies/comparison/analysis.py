@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError, near
-from foveate.io import write_csv
+from foveate.io import JsonObject, Row, write_csv
 from foveate.studies.comparison.margin import check_margin, margin_test
 from foveate.studies.comparison.plan_analysis import ALPHA, PlanAnalysis
 from foveate.studies.comparison.power import plan_power, variance_of
@@ -78,7 +77,7 @@ class Analysis:
             lines += [f"{row.label}: {row.verdict}", f"  {row.power_text}"]
         return "\n".join(lines)
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[JsonObject]:
         """The rows as plain values, the baseline first, as a row without a difference."""
         parts = {self.baseline: PlanAnalysis.of_baseline()} | {row.label: row.as_dict() for row in self.rows}
         return [{"plan": label, "top1": mean(self.accuracies[label]), **part} for label, part in parts.items()]
@@ -188,7 +187,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def table_rows(rows: Sequence[Row]) -> list[JsonObject]:
     """Rows of ``as_dicts`` as they stand in a CSV file: without lists and what only pictures and pages need."""
     hidden = ("sign", "power_text")
     return [{k: v for k, v in row.items() if k not in hidden and not k.endswith("_per_seed")} for row in rows]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from foveate.io import JsonObject
 from foveate.studies.comparison.contrasts import contrasts, joint_p
 from foveate.studies.comparison.factors import Factor, FamilyRows, factors_of, level_weights
 from foveate.studies.comparison.plan_analysis import ALPHA
@@ -93,7 +93,7 @@ class FactorAnalysis:
         best = max(self.levels, key=lambda level: level.effect.mean if level.effect else float("-inf"))
         return f"{self.name}: {said}: F test of {len(self.levels)} levels, {p}; highest: {best.name} {best.effect}"
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[JsonObject]:
         """A row for each level."""
         shared = {"family": self.family, "factor": self.name}
         tested = {"test": self.test, "p": self.p, "p_holm": self.p_holm, "text": self.text}

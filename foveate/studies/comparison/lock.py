@@ -25,10 +25,10 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from foveate.errors import FoveateError
-from foveate.io import process_place, write_atomically
+from foveate.io import JsonObject, process_place, write_atomically
 
 __all__ = ["BEAT", "STALE", "RunLock", "RunLocks"]
 
@@ -138,7 +138,7 @@ def _number(path: Path) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     """What an owner wrote; nothing while it is being written, or after a torn write."""
     try:
         owner = json.loads(path.read_text())
@@ -147,7 +147,7 @@ def _read(path: Path) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _owner() -> dict[str, Any]:
+def _owner() -> JsonObject:
     pid = os.getpid()
     return {"host": platform.node(), "pid": pid, "started": _stat(pid)[1], "place": process_place(), "released": False}
 

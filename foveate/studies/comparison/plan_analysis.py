@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import stdev
-from typing import Any
 
+from foveate.io import JsonObject
 from foveate.studies.comparison.margin import MarginTest
 from foveate.studies.comparison.power import Power
 from foveate.studies.comparison.statistics import Difference, McNemar, p_text
@@ -72,7 +72,7 @@ class PlanAnalysis:
     obstacle: str | None
 
     @staticmethod
-    def of_baseline() -> dict[str, Any]:
+    def of_baseline() -> JsonObject:
         """The keys of ``as_dict``, for the row of the baseline, which has no difference."""
         return dict.fromkeys(_KEYS) | {"verdict": "baseline"}
 
@@ -133,7 +133,7 @@ class PlanAnalysis:
             return f"no number of seeds would show {size:.1f} points on these images: {of_images} would be needed"
         return f"{size:.1f} points would need both more seeds and more validation images"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """As plain values; what cannot be said is None."""
         power, margin = self.power, self.margin
         return {

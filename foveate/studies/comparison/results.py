@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
-from foveate.io import write_csv
+from foveate.io import JsonObject, write_csv
 from foveate.studies.comparison.analysis import analyse, mean, table_rows
 from foveate.studies.comparison.config import BASELINE, RUNS, Setup
 from foveate.studies.comparison.factor_analysis import EFFECTS, FactorAnalysis, analyse_factors, effects_table
@@ -71,9 +71,9 @@ class Row:
         """What the difference allows one to say, in words."""
         return self.analysis.verdict if self.analysis else "baseline"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The row as plain values; what the baseline does not have is None."""
-        found: dict[str, Any] = {
+        found: JsonObject = {
             "plan": self.label,
             "params": self.cost.params,
             "macs": self.cost.macs,
@@ -136,7 +136,7 @@ class Comparison:
         """Of every run, but for the seed and, with tuning, the learning rate."""
         return self.setup.recipe
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[JsonObject]:
         """The table as plain values, one dict for each plan."""
         return [row.as_dict() for row in self.rows]
 
@@ -202,17 +202,17 @@ class Comparison:
             tables["factors.csv"] = self.factor_rows()
         return tuple(write_csv(folder / name, table, digits=6) for name, table in tables.items())
 
-    def factor_rows(self) -> list[dict[str, Any]]:
+    def factor_rows(self) -> list[JsonObject]:
         """A row for each level of each factor."""
         return [row for factor in self.factors for row in factor.as_dicts()]
 
-    def plan_rows(self) -> list[dict[str, Any]]:
+    def plan_rows(self) -> list[JsonObject]:
         """A row for each plan, without times."""
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in table_rows(self.as_dicts())]
         levels = levels_of(self.setup.families, BASELINE)
         return [row | {f"factor {name}": of.get(row["plan"]) for name, of in levels.items()} for row in rows]
 
-    def run_rows(self) -> list[dict[str, Any]]:
+    def run_rows(self) -> list[JsonObject]:
         """A row for each run, without times."""
         return [
             {"plan": row.label, "seed": seed, "learning_rate": row.learning_rate}

@@ -19,7 +19,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
-from foveate.io import state_digest, write_atomically
+from foveate.io import JsonObject, state_digest, write_atomically
 from foveate.training.metrics import Evaluation
 from foveate.training.recipes.recipe import Recipe
 
@@ -58,7 +57,7 @@ class Run:
     data: str
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """The run as plain values, which the hash is over."""
         recipe = {key: value for key, value in self.recipe.to_dict().items() if key not in _FREE}
         if recipe["classifier"] == "by name":
