@@ -3,6 +3,7 @@
     pip install 'foveate[dask,slurm,ray,search]'
     python benchmarks/executors.py                    # processes, dask, submitit, ray
     python benchmarks/executors.py dask               # some of them
+    SLURM_PARTITION=NAME python benchmarks/executors.py slurm
     python benchmarks/executors.py --storage postgresql://USER@HOST/DB storage    # two searches on one database
 
 Images, network and fits are tiny: what is tried is that every run ends, whatever happens to the workers.
@@ -125,6 +126,14 @@ def ray(output: Path) -> Iterator[tuple[Any, int]]:
 
 
 @contextmanager
+def slurm(output: Path) -> Iterator[tuple[Any, int]]:
+    """Two jobs of a real Slurm, one of which is killed; ``SLURM_PARTITION`` names where."""
+    killer = kill_later(output)
+    yield f"slurm:{os.environ['SLURM_PARTITION']},time=30", 2
+    killer.join()
+
+
+@contextmanager
 def processes(output: Path) -> Iterator[tuple[Any, int | None]]:
     """Three processes, this one among them; one of the others is killed."""
     killer = kill_later(output)
@@ -170,7 +179,7 @@ def main() -> None:
     """Try the engines."""
     engines = {"processes": processes, "dask": dask, "submitit": submitit, "ray": ray}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("engines", nargs="*", default=list(engines), choices=[*engines, "storage"])
+    parser.add_argument("engines", nargs="*", default=list(engines), choices=[*engines, "slurm", "storage"])
     parser.add_argument("--storage", default="")
     asked = parser.parse_args()
     failed = []
@@ -187,7 +196,7 @@ def main() -> None:
             if name == "storage":
                 same = shared_storage(data, root, asked.storage or f"sqlite:///{root / 'search.db'}")
             else:
-                with engines[name](root / name) as (executor, workers):
+                with {**engines, "slurm": slurm}[name](root / name) as (executor, workers):
                     same = compared(data, root / name, executor, workers) == alone
             good, bad = ("complete", "INCOMPLETE") if name == "storage" else ("the same", "DIFFERENT")
             print(f"{name}: {good if same else bad}, {time.perf_counter() - began:.1f} s", flush=True)
