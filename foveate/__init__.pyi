@@ -39,6 +39,9 @@ from .studies.comparison.compare import compare as compare
 from .studies.comparison.results import Comparison as Comparison
 from .studies.comparison.results import read_comparison as read_comparison
 from .studies.demo import demo as demo
+from .studies.deployment.plan_exports import PlanExports as PlanExports
+from .studies.deployment.plan_exports import check_targets as check_targets
+from .studies.deployment.plan_exports import export_plans as export_plans
 from .studies.evaluation.audit import audit as audit
 from .studies.evaluation.audit_result import Audit as Audit
 from .studies.evaluation.faithfulness import faithfulness as faithfulness

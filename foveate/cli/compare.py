@@ -34,6 +34,7 @@ def compare(
     jobs: int = 1,
     on: str | None = None,
     workers: int | None = None,
+    export: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     json: bool = False,
 ) -> None:
     """Train a network without attention and with each plan, for several seeds, and compare.
@@ -52,6 +53,7 @@ def compare(
         jobs: processes on this machine that share the runs.
         on: who else shares them: processes:4, dask://HOST:PORT, slurm:PARTITION[,key=value] or ray://HOST:PORT.
         workers: how many of those; without it as many as there are.
+        export: files to write of each plan's first network and to time beside the one without, such as onnx:int8.
         json: print the table as JSON.
     """
     when_stopped(lambda: after_compare(output))
@@ -59,6 +61,8 @@ def compare(
     if network.plan is not None:
         raise FoveateError("compare takes --plans, not --plan")
     check_jobs(jobs)
+    if export:
+        fv.check_targets(export)  # before hours of training
     opened = open_images(data, images or DataOptions())
     request = {
         "model": open_network(network) if is_folder(network.model) else network.model,
@@ -75,8 +79,9 @@ def compare(
     }
     with helpers(jobs - 1, "compare", request):
         found = fv.compare(**request, executor=on, workers=workers)
+    files = fv.export_plans(found, opened, export) if export else None
     report = fv.report(found, opened)
-    _show(found, json=json)
+    _show(found, json=json, files=files)
     say(f"report: {report}")
 
 
@@ -104,10 +109,18 @@ def results(
             say(f"written: {file}")
 
 
-def _show(found: fv.Comparison, *, json: bool) -> None:
+def _show(found: fv.Comparison, *, json: bool, files: fv.PlanExports | None = None) -> None:
     if json:
-        print(json_format.dumps(found.as_dicts(), indent=2))
+        rows = found.as_dicts()
+        if files:
+            rows = [{**row, "exports": [each for each in files.rows if each["plan"] == row["plan"]]} for row in rows]
+        print(json_format.dumps(rows, indent=2))
         return
     from rich.console import Console
 
     found.print(Console())
+    if files:
+        Console().print(files.table())
+        for each in files.rows:
+            if each["reason"]:
+                say(f"{each['plan']}, {each['format']} {each['precision']}: {each['reason']}")

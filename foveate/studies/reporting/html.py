@@ -26,6 +26,7 @@ from foveate.studies.evaluation.audit_result import Audit
 from foveate.studies.reporting.audit_table import audit_part
 from foveate.studies.reporting.charts import points_of, scatter
 from foveate.studies.reporting.differences import changes_of, differences
+from foveate.studies.reporting.export_table import export_table
 from foveate.studies.reporting.factor_effects import effect_plot, factor_lines, factor_table
 from foveate.studies.reporting.style import STYLE
 from foveate.studies.reporting.tables import comparison, has_verdicts, lines, margins, runs, statistics
@@ -64,6 +65,7 @@ def write_report(
     figures: Iterable[tuple[str, Picture]] = (),
     galleries: Iterable[tuple[str, Iterable[tuple[str, Picture]]]] = (),
     audits: Mapping[str, Audit] | None = None,
+    exports: Sequence[Row] = (),
     notes: Iterable[str] = (),
     commands: Iterable[str] = (),
 ) -> Path:
@@ -83,6 +85,7 @@ def write_report(
         figures: captions and pictures.
         galleries: headings, each with captions and pictures. A picture is a PIL image, or a PNG's or JPEG's bytes.
         audits: by plan.
+        exports: rows of ``PlanExports``.
         notes: paragraphs.
         commands: the shell lines that made it.
 
@@ -113,6 +116,7 @@ def write_report(
         statistics=statistics(rows),
         margins=margins(rows),
         audit=audit_part(audits or {}),
+        exports=export_table(exports),
         notes=list(notes),
         galleries=[
             (heading, [_figure(caption, picture) for caption, picture in pictures])

@@ -10,6 +10,7 @@ from foveate.errors import FoveateError
 from foveate.explanations.explain import explain
 from foveate.studies.comparison.config import BASELINE
 from foveate.studies.comparison.results import Comparison
+from foveate.studies.deployment.plan_exports import read_plan_exports
 from foveate.studies.evaluation.audit import audit
 from foveate.studies.reporting.html import write_report
 from foveate.studies.reporting.notes import notes
@@ -28,6 +29,8 @@ def report(
     commands: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, one self-contained page, and ``overlays/`` with its pictures.
+
+    What ``export_plans`` wrote into the folder is shown, too.
 
     Args:
         comparison: from ``compare``.
@@ -63,6 +66,7 @@ def report(
         for label, model in comparison.models.items()
         if audited and plan_of(model)
     }
+    exported = read_plan_exports(place)
     return write_report(
         place,
         title=f"{data.name}: attention against none",
@@ -71,6 +75,7 @@ def report(
         factors=comparison.factor_rows(),
         galleries=galleries,
         audits=audits,
+        exports=exported.rows if exported else (),
         notes=notes(comparison),
         commands=list(commands),
     )

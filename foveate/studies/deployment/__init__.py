@@ -1,0 +1,1 @@
+"""The networks of a comparison where they run: as exported files."""
