@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from foveate.data import open_data
+from foveate.exporters.export import export
 from foveate.studies.comparison.compare import Comparison, compare
 from foveate.studies.reporting.report import report
 from foveate.training.recipes.recipe import Recipe
@@ -47,7 +48,7 @@ def _free_folder() -> Path:
 
 
 def demo(*, quick: bool = False, output: str | os.PathLike[str] | None = None, progress: bool = True) -> Comparison:
-    """Train, compare and look, and print where the report is.
+    """Train, compare, look and export, and print where everything is.
 
     Args:
         quick: fewer images and epochs: a minute instead of some.
@@ -55,7 +56,8 @@ def demo(*, quick: bool = False, output: str | os.PathLike[str] | None = None, p
         progress: show bars and a line for each epoch.
 
     Raises:
-        FoveateError: the packages of the extra ``demo`` are missing, or the folder holds another run.
+        FoveateError: the packages of the extra ``demo`` are missing, the folder holds another run, or the exported file
+            does not do what the network does.
     """
     began = time.perf_counter()
     console = Console()
@@ -68,6 +70,17 @@ def demo(*, quick: bool = False, output: str | os.PathLike[str] | None = None, p
     page = report(found, data, folder=folder, commands=["foveate demo --quick" if quick else "foveate demo"])
     console.print()
     found.print(console)
+    console.print(f"\nTo a phone: {PLANS[-1]}, seed 0, as ONNX with 8 bit integers", style="bold", highlight=False)
+    exported = export(
+        found.models[PLANS[-1]],
+        *("onnx", folder / "exported"),
+        precision="int8",
+        data=data,
+        size=recipe.image_size,
+        maps=("attention",),
+    )
+    console.print(str(exported), highlight=False, markup=False, soft_wrap=True)
+    console.print()
     for what, place in (
         ("report", page),
         ("overlays", folder / "overlays"),

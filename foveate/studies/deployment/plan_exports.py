@@ -174,6 +174,7 @@ def ratio_text(row: Row) -> str:
 
 
 def _numbers(made: Exported) -> Row:
+    known = [each.correlation for each in made.contributions if each.correlation is not None]
     return {
         "status": "ok" if made.ran else "converted, not run",
         "megabytes": made.megabytes,
@@ -181,7 +182,7 @@ def _numbers(made: Exported) -> Row:
         "network_top1": None if made.network_top1 is None else 100 * made.network_top1,
         "agreement": made.agreement,
         "milliseconds": made.milliseconds,
-        "lowest_correlation": min((each.correlation for each in made.contributions), default=None),
+        "lowest_correlation": min(known, default=None),
     }
 
 
