@@ -17,6 +17,7 @@ GUIDES = (
     "saving.md",
     "predict.md",
     "export.md",
+    "export_formats.md",
     "explain.md",
     "audit.md",
     "serve.md",

@@ -36,6 +36,7 @@ def export(
     time: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
+    python: str | None = None,
     json: bool = False,
     csv: str | None = None,
     options: DataOptions = DataOptions(),  # noqa: B008 - frozen
@@ -64,6 +65,7 @@ def export(
         time: time both.
         overwrite: replace files that are there.
         keep_failed: keep files that failed a check.
+        python: the interpreter of an environment with litert-torch, which converts for litert.
         json: print JSON.
         csv: write a line for each file to this file.
         options: how the data is read.
@@ -81,6 +83,7 @@ def export(
         "time": time,
         "overwrite": overwrite,
         "keep_failed": keep_failed,
+        "python": python,
     }
     network = open_network(ModelOptions(model, pretrained=pretrained, plan=plan))
     opened = None if data is None else open_images(data, options)

@@ -54,6 +54,7 @@ def export(
     time: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
+    python: str | os.PathLike[str] | None = None,
 ) -> Exported:
     """Write a network as a file for another runtime, and check it there before it takes its name.
 
@@ -78,6 +79,7 @@ def export(
         time: whether both are timed, in turns.
         overwrite: whether files that are there already may be replaced.
         keep_failed: whether a file that failed a check is kept under a name that says so.
+        python: the interpreter of the environment that holds litert-torch, for "litert" only.
 
     Returns:
         The file with what was seen.
@@ -86,18 +88,18 @@ def export(
         FoveateError: the request cannot be met, the network cannot be written in this format, or the file does not do
             what the network does. Nothing is left behind, and what was there before is untouched.
     """
-    options = ExportOptions(
-        precision, (maps,) if isinstance(maps, str) else tuple(maps), input, batch, size, keep, softmax, top
-    )
+    named = (maps,) if isinstance(maps, str) else tuple(maps)
+    elsewhere = None if python is None else os.fspath(python)
+    options = ExportOptions(precision, named, input, batch, size, keep, softmax, top, elsewhere)
     form = find_format(format)
     if images < 1:
         raise FoveateError(f"images={images}: a file is checked with 1 image at least")
-    _check_possible(form, options)
+    form.check_installed()
+    form.check_options(options)
     notes: list[str] = []
     if options.batch == "dynamic" and not form.dynamic_batch:
         options = replace(options, batch=1)
         notes.append(f"{format} takes a fixed number of images: this file takes 1 at a time")
-    form.check_installed()
     network = model if isinstance(model, nn.Module) else load(model)
     place = _place(Path(output), form, network, options, overwrite)
     preprocess = _preprocess(network, options)
@@ -146,7 +148,7 @@ def export(
         megabytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
         if wrong:
             notes.append("this file FAILED a check")
-        _put(Path(folder), place.parent)
+        _put(Path(folder), place, overwrite)
     return Exported(
         path=place,
         format=format,
@@ -165,13 +167,6 @@ def export(
         images=f"checked with {samples.description}" if check else "not checked",
         notes=(*notes, *program.notes),
     )
-
-
-def _check_possible(form: Format, options: ExportOptions) -> None:
-    if options.precision not in form.precisions:
-        raise FoveateError(f"{form.name} is written in {', '.join(form.precisions)}, not in {options.precision}")
-    if options.size == "dynamic" and not form.dynamic_size:
-        raise FoveateError(f"{form.name} takes images of one size: give size=, or leave it out for the model's own")
 
 
 def _preprocess(network: nn.Module, options: ExportOptions) -> Preprocess:
@@ -235,10 +230,18 @@ def _time(program: Program, form: Format, path: Path, samples: Samples) -> tuple
     return times[0], times[1]
 
 
-def _put(folder: Path, target: Path) -> None:
+def _put(folder: Path, place: Path, overwrite: bool) -> None:
     """Move everything that was written to its place; the file that is named comes last."""
-    for made in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime):
-        there = target / made.name
-        if made.is_dir() and there.is_dir():
+    made = sorted(folder.iterdir(), key=lambda path: path.name == place.name)
+    for path in made:
+        there = place.parent / path.name
+        if there.exists() and not overwrite:
+            raise FoveateError(
+                f"{there}, which belongs to {place.name}, is there already: overwrite=True (--overwrite) replaces it, "
+                "or choose another name"
+            )
+    for path in made:
+        there = place.parent / path.name
+        if there.is_dir():
             shutil.rmtree(there)
-        made.replace(there)
+        path.replace(there)

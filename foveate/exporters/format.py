@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import FoveateError, near
+from foveate.exporters.options import INPUTS, ExportOptions
 from foveate.io import JsonObject
 
 if TYPE_CHECKING:
@@ -58,8 +59,12 @@ class Format(ABC):
         requires: module to import -> distribution to install.
         extra: of foveate's own that brings them; None where the user's own environment must hold them.
         precisions: those that it can be written in.
+        inputs: what it can take: "float", "uint8".
         dynamic_batch: whether one file takes any number of images.
         dynamic_size: whether one file takes images of any size.
+        largest_batch: the most images that one file takes at a time; None where there is no such limit.
+        example: Python that opens ``FILE``, and makes ``logits`` (K,) of ``images``, and the classes' ``names``.
+        example_requires: the distributions that it imports, beside numpy and Pillow.
     """
 
     name: ClassVar[str]
@@ -69,6 +74,29 @@ class Format(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     dynamic_batch: ClassVar[bool] = True
     dynamic_size: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = INPUTS
+    largest_batch: ClassVar[int | None] = None
+    example: ClassVar[str]
+    example_requires: ClassVar[tuple[str, ...]]
+
+    def check_options(self, options: ExportOptions) -> None:
+        """Make sure that a file of this format can be what was asked, before anything is computed.
+
+        Raises:
+            FoveateError: it cannot.
+        """
+        if options.precision not in self.precisions:
+            raise FoveateError(f"{self.name} is written in {', '.join(self.precisions)}, not in {options.precision}")
+        if options.size == "dynamic" and not self.dynamic_size:
+            raise FoveateError(f"{self.name} takes images of one size: give size=, or leave it out for the model's own")
+        if options.input not in self.inputs:
+            raise FoveateError(
+                f"{self.name} does not take input={options.input!r}: leave it out, and prepare the images as the "
+                "file's metadata says"
+            )
+        if options.batch != "dynamic" and self.largest_batch and options.batch > self.largest_batch:
+            most = "1 image" if self.largest_batch == 1 else f"{self.largest_batch} images"
+            raise FoveateError(f"batch={options.batch}: {self.name} takes {most} at a time at most")
 
     @abstractmethod
     def convert(self, program: Program, path: Path) -> None:
@@ -98,6 +126,11 @@ class Format(ABC):
         """Operations in a file that its runtime does not know, such as ``aten::`` ones that a converter left."""
         del path
         return ()
+
+    def other_sessions(self, path: Path, threads: int | None = None) -> Mapping[str, Session]:
+        """Other ways in which the runtime may compute a file, by what they are called, such as its own default."""
+        del path, threads
+        return {}
 
     def runs_here(self) -> str:
         """Why files of this format cannot be run on this machine; an empty text where they can."""

@@ -34,6 +34,7 @@ class ExportOptions:
         keep: what int8 leaves in more bits: "none"; "attention", the input and output of every attention module;
             "auto", those only of modules that would lose what they do, where that changes predictions.
         softmax: an output "probabilities" (B, K) beside the logits.
+        python: the interpreter of the environment that converts, for formats whose packages need one of their own.
         top: outputs "top_probabilities" and "top_classes" (B, top), the largest first; 0 for none.
 
     Raises:
@@ -48,6 +49,7 @@ class ExportOptions:
     keep: str = "auto"
     softmax: bool = False
     top: int = 0
+    python: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)

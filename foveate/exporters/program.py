@@ -28,7 +28,7 @@ from foveate.surgery.model_copy import copied, guarded
 from foveate.surgery.record import record_of, unwrapped
 from foveate.surgery.trace import input_size_of
 
-__all__ = ["AttentionSite", "DeployableNetwork", "Program", "blame", "prepare", "quiet", "reason", "where"]
+__all__ = ["AttentionSite", "DeployableNetwork", "Program", "prepare", "quiet", "reason", "where"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class AttentionSite:
     Args:
         site: as the plan names it.
         module: the dotted name of the module that computes, in the network.
+        mechanism: its name in the plan.
     """
 
     site: str
     module: str
+    mechanism: str = ""
 
 
 class DeployableNetwork(nn.Module):
@@ -102,7 +104,8 @@ class Program:
         options: what was asked, with what the format cannot do resolved.
         example: images as the file takes them.
         metadata: what the file is to say of itself.
-        sites: where attention stands.
+        sites: where attention stands that gives a feature map like its input.
+        parts: all that the plan put in: also pools and heads.
         calibration: batches as the file takes them, for int8.
         images: those that the file is checked with, as it takes them.
         notes: what is to be told.
@@ -120,6 +123,7 @@ class Program:
     notes: list[str] = field(default_factory=list)
     contributions: tuple[Contribution, ...] = ()
     agreement_without: float | None = None
+    parts: tuple[AttentionSite, ...] = ()
 
     @property
     def input_name(self) -> str:
@@ -159,39 +163,17 @@ class Program:
                     self.network, (self.example,), dynamic_shapes=self.dynamic_shapes(most), strict=False
                 )
         except Exception as error:  # torch raises what it likes
-            inside = where(str(error), self.sites)
+            inside = where(str(error), self.parts)
             raise FoveateError(f"torch.export cannot follow the network{inside}: {reason(error)}") from error
 
 
 def where(text: str, sites: Sequence[AttentionSite]) -> str:
     """In which attention module an error or an operation is, if its text names one."""
     for site in sites:
-        if site.module in text:
-            return f" in the attention at {site.site}"
+        # A module's name is followed by another character than one of its own: layer1.1 is not in layer1.10.
+        if re.search(rf"(?<![\w.]){re.escape(site.module)}(?!\w)", text.replace("network.", " ")):
+            return f" in {site.mechanism} at {site.site}"
     return ""
-
-
-def blame(exported: torch.export.ExportedProgram, error: Exception, sites: Sequence[AttentionSite]) -> str:
-    """Which operation a converter stopped at, and in which attention module, as far as its error names a node.
-
-    Args:
-        exported: the graph that was converted.
-        error: the converter's.
-        sites: where attention stands.
-    """
-    chain: list[BaseException] = [error]
-    while (inner := chain[-1].__cause__) is not None and inner not in chain:
-        chain.append(inner)
-    text = " ".join(map(str, chain))
-    with quiet(), torch.no_grad():  # converters work on torch's smaller set of operations
-        graph = exported.run_decompositions().graph
-    named = {f"%{node.name}": node for node in graph.nodes if node.op == "call_function"}
-    # The first node in the text is the one, those behind it are its inputs.
-    for word in re.findall(r"%\w+", text):
-        if word in named:
-            inside = where(str(named[word].meta.get("nn_module_stack", "")), sites)
-            return f"it has no form for the operation {named[word].target}{inside}"
-    return reason(error)
 
 
 def reason(error: Exception) -> str:
@@ -270,11 +252,8 @@ def prepare(
         shape=tuple(shape),
         outputs=described,
     )
-    return Program(deployable, options, images, metadata, _sites(network), tuple(calibration))
-
-
-def _sites(network: nn.Module) -> tuple[AttentionSite, ...]:
-    """The attention that gives a feature map like its input: not pools and heads."""
     record = record_of(network)
     placed = record.placed if record else ()
-    return tuple(AttentionSite(at.site, at.path) for at in placed if not at.verb.startswith("as "))
+    parts = [AttentionSite(at.site, at.path, at.spec.name) for at in placed]
+    sites = [part for part, at in zip(parts, placed, strict=True) if not at.verb.startswith("as ")]
+    return Program(deployable, options, images, metadata, tuple(sites), tuple(calibration), parts=tuple(parts))

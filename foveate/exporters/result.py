@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveate.exporters.contribution import Contribution
+from foveate.exporters.examples import write_example
 from foveate.exporters.opened import ExportedClassifier, open_exported
 from foveate.exporters.verify import Check
 from foveate.io import JsonObject
@@ -62,6 +64,23 @@ class Exported:
     def open(self) -> ExportedClassifier:
         """The file in its own runtime: what ``predict`` and ``evaluate`` take in the network's place."""
         return open_exported(self.path)
+
+    def write_example(self, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False) -> Path:
+        """Write a Python program that classifies a picture with the file; it needs its runtime, numpy and Pillow.
+
+        Args:
+            path: a .py file in the folder of the exported file; None for its name with ``_example.py`` behind.
+            overwrite: whether a file that is there may be replaced.
+
+        Returns:
+            The path of the program.
+
+        Raises:
+            FoveateError: a file is there, the folder is another one, or it cannot be written.
+        """
+        name = self.path.name.split(".")[0] + "_example.py"
+        place = self.path.with_name(name) if path is None else Path(path)
+        return write_example(self.path, self.metadata, place, overwrite=overwrite)
 
     def to_dict(self) -> JsonObject:
         """Everything as plain values, for JSON."""

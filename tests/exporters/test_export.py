@@ -292,7 +292,7 @@ class Eigen(torch.nn.Module):
 def test_an_operation_that_no_format_has(tmp_path, monkeypatch):
     monkeypatch.setattr("foveate.registry._REGISTERED", {})
     fv.register("eigen", Eigen)
-    with pytest.raises(FoveateError, match="ONNX.*svd.* in the attention at layer2") as caught:
+    with pytest.raises(FoveateError, match="ONNX.*svd.* in eigen at layer2") as caught:
         fv.export(network("eigen after layer2"), "onnx", tmp_path, size=SIZE)
     assert "\n" not in str(caught.value)
 

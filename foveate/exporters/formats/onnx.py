@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from foveate.errors import FoveateError, first_line
 from foveate.exporters.format import Arrays, Format, Session
 from foveate.exporters.metadata import from_texts, to_texts
-from foveate.exporters.program import Program, blame, quiet
+from foveate.exporters.operations import converting
+from foveate.exporters.program import Program
 from foveate.exporters.quantization.keep import quantize_keeping
 from foveate.exporters.quantization.static_onnx import static_quantizer
 
@@ -32,6 +33,14 @@ class Onnx(Format):
 
     name, suffix = "onnx", ".onnx"
     requires: ClassVar[Mapping[str, str]] = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
+    example_requires = ("onnxruntime",)
+    example = """
+import onnxruntime
+
+session = onnxruntime.InferenceSession(FILE, providers=["CPUExecutionProvider"])
+names = json.loads(session.get_modelmeta().custom_metadata_map["foveate.classes"])
+logits = session.run(["logits"], {"images": images})[0][0]
+"""
     precisions = ("fp32", "fp16", "int8")
 
     def convert(self, program: Program, path: Path) -> None:
@@ -70,23 +79,20 @@ def to_onnx(program: Program) -> onnx.ModelProto:
     if program.options.precision == "fp16":
         program = copy.copy(program)
         program.network = copy.deepcopy(program.network).half_precision()
-    exported = program.exported()
-    try:
-        with quiet(), torch.no_grad():
-            made = torch.onnx.export(
-                exported,
-                dynamo=True,
-                verbose=False,
-                input_names=[program.input_name],
-                output_names=program.output_names,
-            )
+
+    def convert(
+        graph: torch.export.ExportedProgram, inputs: list[str] | None = None, outputs: list[str] | None = None
+    ) -> onnx.ModelProto:
+        made = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
         if made is None:
-            raise RuntimeError("torch gave no graph")
-        model: onnx.ModelProto = made.model_proto
-    except Exception as error:  # torch raises what it likes
-        raise FoveateError(
-            f"the network cannot be exported to ONNX: {blame(exported, error, program.sites)}"
-        ) from error
+            raise FoveateError("the network cannot be exported to ONNX: torch gave no graph")
+        return made.model_proto
+
+    model = converting(
+        *(program, "ONNX", program.exported()),
+        lambda graph: convert(graph, [program.input_name], program.output_names),
+        convert,
+    )
     _name_axes(model, program.metadata["input"]["shape"])
     for key, text in to_texts(program.metadata).items():
         entry = model.metadata_props.add()

@@ -26,6 +26,16 @@ class Pt2(Format):
     """torch.export's archive."""
 
     name, suffix, extra = "pt2", ".pt2", None
+    example_requires = ("torch",)
+    example = """
+import torch
+
+texts = {"foveate.classes": ""}
+program = torch.export.load(FILE, extra_files=texts)
+names = json.loads(texts["foveate.classes"])
+with torch.inference_mode():
+    logits = program.module()(torch.from_numpy(images))[0][0].numpy()
+"""
     precisions = ("fp32", "fp16")
 
     def convert(self, program: Program, path: Path) -> None:
