@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import json
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -71,11 +72,35 @@ def by_faithfulness(model, data):
     return 1.0  # it measures the model's own prediction
 
 
+def by_export(model, data):
+    with tempfile.TemporaryDirectory() as folder:
+        made = fv.export(model, "pt2", folder, data=data, images=12, time=False)
+        assert made.top1 == made.network_top1
+        return made.top1
+
+
+def by_export_all(model, data):
+    with tempfile.TemporaryDirectory() as folder:
+        (row,) = fv.export_all(model, ["pt2"], folder, data=data, options={"images": 12, "time": False}).rows
+        if row.exported is None:
+            raise FoveateError(row.reason)  # a table of files says in a row why there is none
+        return row.exported.top1
+
+
+def by_search(model, data):
+    recipe = fv.Recipe(epochs=1, learning_rate=0.0, image_size=16)
+    family = "se(reduction=1) after 0"
+    found = fv.search(model, family, data, recipe, seeds=1, start="identity", progress=False)
+    return found.comparison.rows[0].top1[0] / 100
+
+
 VERBS = {
     "evaluate": lambda model, data: fv.evaluate(model, data.val).top1,
     "audit": by_audit,
     "fit": lambda model, data: fv.fit(model, data, fv.Recipe(epochs=0, image_size=16), progress=False).evaluation.top1,
     "compare": by_compare,
+    "export": by_export,
+    "export_all": by_export_all,
     "faithfulness": by_faithfulness,
 }
 
@@ -91,7 +116,12 @@ def test_every_verb_of_model_and_data_is_here():
         verb = getattr(fv, name)
         if inspect.isfunction(verb) and _takes_both(verb):
             found.add(name)
-    assert found == set(VERBS)
+    assert found == {*VERBS, "search"}
+
+
+def test_a_search_knows_the_classes_by_name():
+    """It trains, so it gives a network of other classes a new classifier where the other verbs refuse."""
+    assert by_search(network(), colours("green", "blue")) == 1.0
 
 
 @pytest.mark.parametrize("verb", VERBS)
