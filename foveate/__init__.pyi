@@ -67,6 +67,7 @@ from .surgery.saving.hub import from_pretrained as from_pretrained
 from .surgery.saving.hub import push_to_hub as push_to_hub
 from .surgery.saving.hub import save_pretrained as save_pretrained
 from .surgery.sites import Site as Site
+from .surgery.sites import Sites as Sites
 from .surgery.sites import sites as sites
 from .training.fit import Fit as Fit
 from .training.fit import fit as fit

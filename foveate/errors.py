@@ -18,6 +18,10 @@ class FoveateError(ValueError):
 
     exit_code = 2
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks show of it: one line, as the command line does."""
+        return [f"{type(self).__name__}: {printable(str(self))}"]
+
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 

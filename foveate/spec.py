@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from foveate.arguments import checked_class
 from foveate.errors import FoveateError, near
+from foveate.html import html_text
 
 __all__ = ["VERBS", "Literal", "Parser", "Placement", "Plan", "Spec", "literal_text"]
 
@@ -118,6 +119,7 @@ class Plan:
     """
 
     placements: tuple[Placement, ...] = ()
+    _repr_html_ = html_text
 
     def __str__(self) -> str:
         return "; ".join(str(placement) for placement in self.placements)

@@ -10,7 +10,7 @@ import foveate
 PACKAGE = Path(foveate.__file__).parent
 LEVELS = [
     {"errors"},
-    {"model_info", "image_formats", "arguments"},
+    {"model_info", "image_formats", "arguments", "html"},
     {"spec", "images", "image_files", "preserve", "scores", "io", "progress"},
     {"classifier_protocol", "families", "registry", "kernels"},
     {"attention", "pooling", "heads"},

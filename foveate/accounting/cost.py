@@ -15,11 +15,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from foveate.accounting.cost_html import cost_html
 from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.accounting.counting.forward import network_of
 from foveate.accounting.counting.paper import Counted, as_printed, parameters_of, with_the_plan
 from foveate.accounting.memory import saved_bytes
-from foveate.accounting.module_cost import ModuleCost, module_costs
+from foveate.accounting.module_cost import ModuleCost, module_costs, with_removed
 from foveate.accounting.profiling.module_times import time_fractions
 from foveate.errors import FoveateError, first_line, near
 from foveate.preserve import preserve_state
@@ -102,6 +103,17 @@ class Cost:
         unsupported = tuple(sorted({*self.unsupported, *other.unsupported}))
         paper = None if self.paper is None or other.paper is None else self.paper._plus(other.paper, sign)
         return Cost(**numbers, counting=self.counting, unsupported=unsupported, paper=paper)
+
+    @property
+    def rows(self) -> tuple[ModuleCost, ...]:
+        """The modules, and before what the plan put in a block's place those of the block."""
+        return with_removed(self.modules, self.baseline.modules if self.baseline else ())
+
+    def _repr_html_(self) -> str:
+        columns: dict[str, Cost] = {"": self}
+        if self.baseline is not None:
+            columns = {"with the plan": self, "without": self.baseline, "difference": self - self.baseline}
+        return cost_html(self.counting, columns, self.rows, self.unsupported)
 
     def __str__(self) -> str:
         text = f"{self.params:,} parameters, {self.macs:,} MACs"

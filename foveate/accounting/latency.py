@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,11 @@ from torch import nn
 from foveate.accounting.counting.forward import network_of
 from foveate.accounting.environment.machine import processor
 from foveate.accounting.file_latency import TimedFile, time_files
+from foveate.accounting.latency_result import Latency, Timing
 from foveate.accounting.profiling.peak_memory import measured_peak
 from foveate.accounting.profiling.runners import BenchmarkConfig, device_of, dtype_of, ready
 from foveate.accounting.profiling.timer import Quantiles, interleaved
 from foveate.errors import FoveateError, first_line
-from foveate.io import JsonObject
 from foveate.preserve import preserve_state
 from foveate.surgery.apply import undo
 from foveate.surgery.insert import plan_of
@@ -31,78 +31,6 @@ __all__ = ["Latency", "Timing", "latency"]
 
 Value = TypeVar("Value", int, str)
 PLAIN = "the network without its plan"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What was measured in one configuration. Quantiles are over the rounds.
-
-    Args:
-        setting: batch size, threads, dtype, memory format, backend.
-        seconds: of a batch.
-        reference_seconds: of the reference; None without one.
-        ratio: seconds for one of the reference's, round by round.
-        peak_bytes: the most memory that the weights and a pass take; None: it was not measured.
-        reference_peak_bytes: the reference's.
-    """
-
-    setting: BenchmarkConfig
-    seconds: Quantiles
-    reference_seconds: Quantiles | None = None
-    ratio: Quantiles | None = None
-    peak_bytes: int | None = None
-    reference_peak_bytes: int | None = None
-
-    @property
-    def images_per_second(self) -> float:
-        """By the median of the seconds."""
-        return self.setting.batch_size / self.seconds.median
-
-    def as_dict(self) -> JsonObject:
-        """Plain data, flat: quantiles have a key for each of their numbers."""
-        found: dict[str, object] = asdict(self.setting)
-        for name in ("seconds", "reference_seconds", "ratio"):
-            quantiles = getattr(self, name)
-            for part in fields(Quantiles):
-                key = name if part.name == "median" else f"{name}_{part.name}"
-                if part.name != "count":
-                    found[key] = None if quantiles is None else getattr(quantiles, part.name)
-        found["rounds"] = self.seconds.count
-        found["images_per_second"] = self.images_per_second
-        return {**found, "peak_bytes": self.peak_bytes, "reference_peak_bytes": self.reference_peak_bytes}
-
-    def __str__(self) -> str:
-        at = self.setting
-        said = f"batch {at.batch_size}, {at.threads} threads, {at.dtype}, {at.memory_format}, {at.backend}: "
-        said += f"{1000 * self.seconds.median:.3g} ms, {self.images_per_second:.3g} images/s"
-        return said if self.ratio is None else f"{said}, {self.ratio} of the reference's time"
-
-
-@dataclass(frozen=True)
-class Latency:
-    """What ``latency`` measured. Its text has a line for each setting.
-
-    Args:
-        timings: one for each setting.
-        reference: what the reference is; "" without one.
-        device: what it was measured on.
-        versions: of torch and, where it ran, onnxruntime.
-        notes: what could not be measured, and why.
-    """
-
-    timings: tuple[Timing, ...]
-    reference: str
-    device: str
-    versions: str
-    notes: tuple[str, ...] = ()
-
-    def as_dicts(self) -> list[JsonObject]:
-        """Plain data, flat: one for each setting, with the device."""
-        whole = {"reference": self.reference, "device": self.device, "versions": self.versions}
-        return [{**timing.as_dict(), **whole} for timing in self.timings]
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.timings))
 
 
 def latency(

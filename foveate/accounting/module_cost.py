@@ -10,7 +10,7 @@ from torch import nn
 from foveate.accounting.counting.dispatch_counter import OperationCount
 from foveate.surgery.wrappers import HeadWrapper, Replacement, mechanism_of
 
-__all__ = ["ModuleCost", "module_costs"]
+__all__ = ["ModuleCost", "module_costs", "with_removed"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,22 @@ def module_costs(
             )
         )
     return tuple(rows)
+
+
+def with_removed(rows: Sequence[ModuleCost], plain: Sequence[ModuleCost]) -> tuple[ModuleCost, ...]:
+    """The rows with a plan, and before what stands in a block's place those of the block.
+
+    Args:
+        rows: of the network with the plan.
+        plain: of the network without it.
+    """
+    removed = [row for row in plain if row.change]
+    merged: list[ModuleCost] = []
+    for row in rows:
+        if row.change == "added":
+            merged += [old for old in removed if f"{old.name}.".startswith(f"{row.name}.")]
+        merged.append(row)
+    return tuple(merged)
 
 
 def _working(module: nn.Module) -> nn.Module:

@@ -15,11 +15,13 @@ from foveate.data.opening import open_unchecked
 from foveate.data.parts import NOT_READ_REASON
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError
+from foveate.html import html_lines, html_table
 from foveate.io import JsonObject
 
 __all__ = ["DataReport", "check_data"]
 
 T = TypeVar("T")
+_SHOWN = 10  # of a kind, in a notebook
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,25 @@ class DataReport:
                 for group in ("same_bytes", "same_pixels", "leaks", "two_classes")
             },
         }
+
+    def _repr_html_(self) -> str:
+        lines = {
+            "bad images": [f"{image}: {reason}" for image, reason in self.bad],
+            "in training and in validation": [" = ".join(group) for group in self.leaks],
+            "in two classes": [" = ".join(group) for group in self.two_classes],
+            "equal byte by byte": [" = ".join(group) for group in self.same_bytes],
+            "equal once decoded": [" = ".join(group) for group in self.same_pixels],
+            **{f"not used, {reason}": list(names) for reason, names in self.unused},
+        }
+        rows = [
+            (what, len(found), "; ".join(found[:_SHOWN]) + "; ..." * (len(found) > _SHOWN))
+            for what, found in lines.items()
+        ]
+        head = html_lines(f"{self.name}: {'sound' if self.sound else 'not sound'}", [self.note])
+        return (
+            f"{head}{html_table(('what', 'how many', 'which'), rows, right=(1,))}"
+            f"{html_table(('class', 'training images', 'validation images'), self.counts)}"
+        )
 
 
 def check_data(source: str | os.PathLike[str] | ImageData, *, seed: int = 0, val_fraction: float = 0.2) -> DataReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from PIL import Image
 from foveate.arguments import checked_class
 from foveate.data.sources import Piece, Row
 from foveate.errors import FoveateError, printable
+from foveate.html import html_lines, html_table
 from foveate.images import open_image
 
 __all__ = ["ImageData", "Split"]
@@ -118,6 +120,14 @@ class ImageData:
         object.__setattr__(self, "note", printable(self.note))
         unused = tuple((reason, tuple(map(printable, names))) for reason, names in self.unused)
         object.__setattr__(self, "unused", unused)
+
+    def _repr_html_(self) -> str:
+        train, val = Counter(self.train.labels), Counter(self.val.labels)
+        rows = [(name, train[label], val[label]) for label, name in enumerate(self.classes)]
+        counts = f"{self.name}: {len(self.train)} training and {len(self.val)} validation images"
+        unused = [f"{len(names)} {reason}" for reason, names in self.unused]
+        head = html_lines(counts, [self.note, self.licence or "", *unused])
+        return head + html_table(("class", "training images", "validation images"), rows)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -13,11 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.html import html_lines, html_picture
 from foveate.io import write_atomically
 from foveate.progress import track
 from foveate.scores import top_classes
 
 __all__ = ["Explanation", "Map"]
+
+_SHOWN = 8  # pictures in a notebook
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,17 @@ class Explanation:
             for found in self.maps
         ]
         return draw(self.pictures[index], caption, panels, [(name, weights[index]) for name, weights in self.channels])
+
+    def _repr_html_(self) -> str:
+        shown = range(min(len(self.pictures), _SHOWN))
+        pictures = [
+            html_picture(
+                self.draw(n), f"{self.names[n]}: {self.method}, predicted {self.label(int(self.predictions[n]))}"
+            )
+            for n in shown
+        ]
+        more = len(self.pictures) - len(shown)
+        return "<br>".join(pictures) + html_lines("", [f"and {more} more images: save(folder) draws all"] * bool(more))
 
     def save(self, path: str | os.PathLike[str], *, progress: bool = False) -> tuple[Path, ...]:
         """Write the drawings: one image into a PNG file, several into a folder of PNG files.

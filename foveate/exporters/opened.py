@@ -15,6 +15,7 @@ from foveate.errors import FoveateError, near
 from foveate.exporters.format import Arrays, Session, format_names, format_of_file
 from foveate.exporters.metadata import preprocess_of
 from foveate.exporters.sample_images import as_given
+from foveate.html import html_lines, html_table
 from foveate.images import Preprocess
 from foveate.io import JsonObject
 
@@ -82,6 +83,9 @@ class ExportedClassifier:
         """A function that runs the file once on these images, (B, C, H, W), normalised: for timing."""
         given = as_given(images, self.metadata, self.preprocess)
         return lambda: self.run(given)
+
+    def _repr_html_(self) -> str:
+        return html_lines(repr(self)) + html_table(("what the file says", ""), self.metadata.items(), right=())
 
     def __repr__(self) -> str:
         return f"<{self.metadata['architecture']} in {self.path}, {self.metadata['precision']}>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from foveate.exporters.contribution import Contribution
 from foveate.exporters.examples import write_example
 from foveate.exporters.opened import ExportedClassifier, open_exported
 from foveate.exporters.verify import Check
+from foveate.html import html_lines, html_table
 from foveate.io import JsonObject
 
 __all__ = ["Exported"]
@@ -112,15 +112,10 @@ class Exported:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{_sign(check)}</td><td>{html.escape(check.name)}</td><td>{html.escape(check.value)}</td>"
-            f"<td>{html.escape(check.limit)}</td></tr>"
-            for check in self.checks
-        )
+        rows = [(_sign(check), check.name, check.value, check.limit) for check in self.checks]
         head, *rest = str(self).splitlines()
-        after = "<br>".join(html.escape(line.strip()) for line in rest[len(self.checks) :])
-        table = f"<table><tr><th></th><th>check</th><th>seen</th><th>limit</th></tr>{rows}</table>"
-        return f"<p><b>{html.escape(head)}</b></p>{table}<p>{after}</p>"
+        table = html_table(("", "check", "seen", "limit"), rows, right=())
+        return html_lines(head) + table + html_lines("", [line.strip() for line in rest[len(self.checks) :]])
 
 
 def _sign(check: Check) -> str:

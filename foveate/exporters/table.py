@@ -17,6 +17,7 @@ from foveate.exporters.export import export
 from foveate.exporters.format import find_format
 from foveate.exporters.options import PRECISIONS
 from foveate.exporters.result import Exported
+from foveate.html import html_table
 from foveate.io import JsonObject, write_csv
 from foveate.surgery.saving.checkpoint import load
 
@@ -66,6 +67,12 @@ class ExportTable:
     def failed(self) -> tuple[ExportRow, ...]:
         """What was not written."""
         return tuple(row for row in self.rows if row.status == "failed")
+
+    def _repr_html_(self) -> str:
+        rows = [row.to_dict() for row in self.rows]
+        shown = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)] if rows else []
+        cells = [[f"{row[name]:.4g}" if isinstance(row[name], float) else row[name] for name in shown] for row in rows]
+        return html_table([name.replace("_", " ") for name in shown], cells)
 
     def write_csv(self, path: str | os.PathLike[str]) -> Path:
         """A line for each row.

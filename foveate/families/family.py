@@ -26,6 +26,7 @@ from typing import TypeVar
 from foveate.arguments import checked_class
 from foveate.errors import FoveateError
 from foveate.families.alternatives import Place, PlacementFamily, SpecFamily
+from foveate.html import html_text
 from foveate.spec import Parser, Placement, Plan
 
 __all__ = ["Family"]
@@ -48,6 +49,7 @@ class Family:
     """
 
     placements: tuple[PlacementFamily, ...] = ()
+    _repr_html_ = html_text
 
     def __str__(self) -> str:
         return "; ".join(str(placement) for placement in self.placements)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from foveate.errors import FoveateError, near
+from foveate.html import html_table
 from foveate.surgery.trace import ModuleTrace, input_size_of, probe
 
-__all__ = ["Site", "list_sites", "resolve", "sites"]
+__all__ = ["Site", "Sites", "list_sites", "resolve", "sites"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -42,6 +43,18 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.name} {self.channels}x{self.height}x{self.width}"
+
+
+class Sites(list[Site]):
+    """A list of sites, which notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        headings = ("#", "site", "kind", "channels", "height", "width", "replaceable")
+        rows = [
+            (f"#{n}", site.name, site.kind, site.channels, site.height, site.width, "yes" if site.replaceable else "")
+            for n, site in enumerate(self)
+        ]
+        return html_table(headings, rows)
 
 
 def _weights(module: nn.Module) -> int:
@@ -160,7 +173,7 @@ def _with_maps(kinds: dict[str, str], traces: dict[str, ModuleTrace], size: tupl
     return found
 
 
-def sites(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> list[Site]:
+def sites(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> Sites:
     """Where attention can go.
 
     Args:
@@ -178,7 +191,7 @@ def sites(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> 
     """
     size = input_size_of(model, input_size)
     traces, copied = probe(model, size, plain=True)
-    return list_sites(copied, traces, size)
+    return Sites(list_sites(copied, traces, size))
 
 
 def _pattern(text: str) -> re.Pattern[str]:

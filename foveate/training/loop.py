@@ -15,6 +15,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from foveate.html import html_curves, html_lines
 from foveate.io import state_digest
 from foveate.model_info import pretrained_config
 from foveate.preserve import preserve_state
@@ -58,6 +59,17 @@ class Fit:
     images_per_second: float
     folder: Path | None
     recipe: Recipe = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        found, epochs = self.evaluation, len(self.history)
+        scores = f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%, ECE {100 * found.ece:.1f}%"
+        speed = f"{epochs} epochs, {self.seconds:.0f} s, {self.images_per_second:.0f} images/s in training steps"
+        names = {"train_loss": "training loss", "eval_loss": "validation loss", "eval_top1": "validation top-1, share"}
+        curves = {text: [row[name] for row in self.history if name in row] for name, text in names.items()}
+        kept = f"kept in {self.folder}" if self.folder else ""
+        return html_lines(scores, [speed, kept]) + html_curves(
+            {name: values for name, values in curves.items() if values}
+        )
 
 
 class Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from foveate.html import html_lines, html_table
 from foveate.io import JsonObject
 
 __all__ = ["Diagnosis", "Finding", "reason", "without_home"]
@@ -64,6 +65,13 @@ class Diagnosis:
                 lines += ["", section.capitalize()]
             lines.append(f"  {line}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        problems = [f"{line.section}, {line}" for line in self.problems]
+        rows = [(line.section, line.name, line.value, line.advice) for line in self.findings]
+        marked = [n for n, line in enumerate(self.findings) if line.problem]
+        head = html_lines("Problems" if problems else "No problem was found.", problems)
+        return head + html_table(("section", "name", "value", "advice"), rows, right=(), bold=marked)
 
 
 def reason(error: BaseException) -> str:

@@ -66,7 +66,7 @@ def as_json(cost: fv.Cost) -> JsonObject:
     if cost.modules:
         # ``uncounted`` is the former name.
         found.update(
-            unsupported=cost.unsupported, uncounted=cost.unsupported, modules=[_plain(row) for row in _rows(cost)]
+            unsupported=cost.unsupported, uncounted=cost.unsupported, modules=[_plain(row) for row in cost.rows]
         )
     return found
 
@@ -82,7 +82,7 @@ def write_csv(cost: fv.Cost, where: str) -> None:
     Raises:
         FoveateError: the file cannot be written.
     """
-    csv_lines.write_csv([_plain(row) for row in _rows(cost)], where)
+    csv_lines.write_csv([_plain(row) for row in cost.rows], where)
 
 
 def totals(cost: fv.Cost, console: Console) -> Table:
@@ -140,7 +140,7 @@ def changes(cost: fv.Cost) -> Table | None:
     from rich.table import Table
     from rich.text import Text
 
-    rows = _rows(cost)
+    rows = cost.rows
     starts = [row for row in rows if row.change and not any(_inside(row, other) for other in rows)]
     if not starts:
         return None
@@ -215,20 +215,9 @@ class _Node:
         return bool(self.row.change) or any(part.changes() for part in self.parts)
 
 
-def _rows(cost: fv.Cost) -> list[_Row]:
-    """The rows with the plan, and before what stands in a block's place those of the block."""
-    removed = [row for row in cost.baseline.modules if row.change] if cost.baseline else []
-    merged = []
-    for row in cost.modules:
-        if row.change == "added":
-            merged += [old for old in removed if f"{old.name}.".startswith(f"{row.name}.")]
-        merged.append(row)
-    return merged
-
-
 def _grown(cost: fv.Cost) -> _Node:
     nodes: dict[tuple[bool, str], _Node] = {}
-    for row in _rows(cost):
+    for row in cost.rows:
         is_removed, above = row.change == "removed", row.name.rpartition(".")[0]
         nodes[is_removed, row.name] = node = _Node(row)
         if row.name:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError, near
+from foveate.html import html_table
 from foveate.io import JsonObject, Row, write_csv
 from foveate.studies.comparison.margin import check_margin, margin_test
 from foveate.studies.comparison.plan_analysis import ALPHA, PlanAnalysis
@@ -76,6 +77,14 @@ class Analysis:
         for row in self.rows:
             lines += [f"{row.label}: {row.verdict}", f"  {row.power_text}"]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [(self.baseline, f"{mean(self.accuracies[self.baseline]):.1f}", "", "baseline", "")]
+        rows += [
+            (row.label, f"{mean(self.accuracies[row.label]):.1f}", str(row.difference), row.verdict, row.power_text)
+            for row in self.rows
+        ]
+        return html_table(("plan", "top-1 %", "difference [95%]", "verdict", "what would be seen"), rows, right=(1, 2))
 
     def as_dicts(self) -> list[JsonObject]:
         """The rows as plain values, the baseline first, as a row without a difference."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
+from foveate.html import html_lines, html_table
 from foveate.io import JsonObject, write_csv
 from foveate.studies.comparison.analysis import analyse, mean, table_rows
 from foveate.studies.comparison.config import BASELINE, RUNS, Setup
@@ -161,6 +162,31 @@ class Comparison:
                 end_section=new_group,
             )
         return table
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                row.label,
+                *(f"{row.cost.params:,}", f"{row.cost.macs:,}", f"{mean(row.top1):.1f}", f"{mean(row.macro_f1):.1f}"),
+                row.difference,
+                row.verdict,
+                row.analysis.power_text if row.analysis else None,
+            )
+            for row in self.rows
+        ]
+        headings = (
+            "plan",
+            "parameters",
+            "MACs",
+            "top-1 %",
+            "F1 %",
+            "difference [95%]",
+            "verdict",
+            "what would be seen",
+        )
+        head = f"{self.setup.data}: {self.setup.val_images} validation images, {len(self.seeds)} seeds"
+        notes = [*(factor.text for factor in self.factors), self.tuning_words, f"in {self.folder}" * bool(self.folder)]
+        return html_lines(head) + html_table(headings, rows, right=range(1, 6)) + html_lines("", notes)
 
     def print(self, console: Console | None = None) -> None:
         """Print the table, a verdict in words for each plan, and how to read them."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.html import html_lines, html_table
 from foveate.io import JsonObject, csv_text, write_csv
 from foveate.studies.evaluation.low_precision import PRECISIONS, Survival
 from foveate.studies.evaluation.verdict import Measures, points
@@ -118,6 +119,26 @@ class Audit:
     def __str__(self) -> str:
         words = [f"{row.site} ({row.spec} {row.verb}): {row.verdict}: {row.reason}" for row in self.rows]
         return "\n".join([self.table(), "", *words])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                row.site,
+                f"{row.spec} {row.verb}",
+                row.verdict,
+                row.reason,
+                points(row.off.difference) if row.off else None,
+                f"{row.shuffled.difference.mean:+.1f}" if row.shuffled else None,
+                _number(row.contribution, ".2g"),
+                _number(row.entropy, ".3f"),
+                _number(row.varies, ".2f"),
+                f"{100 * row.time:.2g}%",
+            )
+            for row in self.rows
+        ]
+        headings = ("module", "attention", "verdict", "reason", "without it, points [95%]", "another image's map")
+        table = html_table((*headings, "contribution", "entropy", "varies", "time"), rows, right=range(4, 10))
+        return html_lines(f"{self.data}: {self.images} images, accuracy {self.accuracy:.1f}%") + table
 
     def print(self) -> None:
         """Print the table, and a verdict in words for each module."""

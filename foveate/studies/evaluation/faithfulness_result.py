@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError, near
+from foveate.html import html_lines, html_table
 from foveate.io import JsonObject
 
 __all__ = ["Faithfulness", "bootstrapped"]
@@ -93,6 +94,17 @@ class Faithfulness:
                 label = " ".join(filter(None, (model, method)))[-first:]
                 lines.append(f"{label:<{first}}" + "".join(f" {_cell(*cell):>20}" for cell in cells))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (model, method, *(_cell(*self.interval(method, measure, model)) for measure in self.measures))
+            for model in self.models
+            for method in self.methods
+        ]
+        note = "mean [95% interval over the images]; + large is good, - small"
+        headings = [f"{measure} {_BETTER[measure]}" for measure in self.measures]
+        table = html_table(("model", "method", *headings), rows, right=range(2, 2 + len(headings)))
+        return html_lines(f"{self.data}: {self.images} images", [note]) + table
 
     def print(self) -> None:
         """Print the table."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from foveate.html import html_lines, html_table
 from foveate.io import JsonObject, csv_text, write_atomically
 from foveate.studies.reproduction.paper_tables import Table
 
@@ -164,6 +165,16 @@ class Reproduction:
         else:
             console.print(self._overview())
         console.print(str(self), highlight=False)
+
+    def _repr_html_(self) -> str:
+        headings = ("table", "row", "column", "printed", "ours", "counting", "verdict")
+        rows = [
+            [getattr(cell, name) for name in headings]
+            for cell in self.cells
+            if cell.verdict not in (TRAINING, MEASUREMENT)
+        ]
+        reasons = [f"{where(cells)}: {reason}" for reason, cells in self.reasons().items()]
+        return html_lines(str(self)) + html_table(headings, rows, right=(3, 4)) + html_lines("", reasons)
 
     def _detail(self) -> Grid:
         grid = Grid(box=None, pad_edge=False)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from foveate import __version__
 from foveate.errors import FoveateError
+from foveate.html import html_text
 from foveate.io import JsonObject
 from foveate.model_info import pretrained_config, update_pretrained_config
 from foveate.networks import create_model, origin_of
@@ -65,6 +66,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     structure: bool = True
+    _repr_html_ = html_text
 
     @classmethod
     def of(cls, model: nn.Module, state: Mapping[str, Tensor], *, structure: bool = True) -> LoadReport:

@@ -10,6 +10,7 @@ from typing import Any
 
 from foveate.arguments import checked_class
 from foveate.errors import FoveateError, near
+from foveate.html import html_table
 from foveate.io import JsonObject
 
 __all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "Recipe"]
@@ -175,6 +176,12 @@ class Recipe:
         """The fields that differ from the defaults, with their values."""
         usual = Recipe().to_dict()
         return {name: value for name, value in self.to_dict().items() if value != usual[name]}
+
+    def _repr_html_(self) -> str:
+        usual = Recipe().to_dict()
+        rows = [(name, repr(value), repr(usual[name])) for name, value in self.to_dict().items()]
+        changed = [n for n, (_, value, default) in enumerate(rows) if value != default]
+        return html_table(("field", "value", "default"), rows, bold=changed)
 
     def to_dict(self) -> JsonObject:
         """Field -> value, plain numbers, text and None: ``Recipe.from_dict(r.to_dict()) == r``."""
