@@ -27,6 +27,7 @@ from foveate.cli.options import ModelOptions, open_network, say
 from foveate.cli.predict import predict
 from foveate.cli.process.allocator import keep_freed_memory
 from foveate.cli.process.stopping import after_demo, nothing, stop_on_sigterm, stopped, when_stopped
+from foveate.cli.process.usage_errors import usage_error
 from foveate.cli.reproduce import reproduce
 from foveate.cli.search import search
 from foveate.cli.serve import serve
@@ -40,6 +41,8 @@ app = App(
     name="foveate",
     help="Give a convolutional network spatial attention, and learn what it bought.",
     version=lambda: fv.__version__,
+    version_flags=("--version", "-V"),
+    default_parameter=Parameter(negative=()),  # no --no-json, no --empty-plans; what is on by default can be turned off
     suppress_keyboard_interrupt=False,  # else cyclopts exits without a word
 )
 
@@ -72,6 +75,8 @@ def _print_json(value: object) -> None:
 @app.command
 def sites(model: str, *, input_size: int | None = None, json: bool = False) -> None:
     """List where attention can go: name, channels, height, width.
+
+    Example: `foveate sites mobilenetv2_100`
 
     Args:
         model: a timm model, torchvision:NAME, or a folder that foveate saved.
@@ -107,6 +112,8 @@ def cost(
 ) -> None:
     """Count parameters, MACs, element operations and memory, module by module, with and without the plan.
 
+    Example: `foveate cost mobilenetv2_100 --plan "se after blocks.4.2"`
+
     Args:
         model: a timm model, torchvision:NAME, or a folder that foveate saved.
         plan: attention to insert first.
@@ -141,6 +148,8 @@ def cost(
 def demo(*, quick: bool = False, output: Path | None = None) -> None:
     """The main job on real input: a pretrained network, real solar cells, attention against none.
 
+    Example: `foveate demo --quick`
+
     Args:
         quick: fewer images and epochs: under a minute.
         output: folder for the report; without it the next free runs/demo.
@@ -149,6 +158,9 @@ def demo(*, quick: bool = False, output: Path | None = None) -> None:
     fv.demo(quick=quick, output=output)
 
 
+app.register_install_completion_command()
+
+_COMMANDS = sorted(name for name in app if not name.startswith("-"))
 _TRAIN = ("demo", "train", "compare")
 _COMPUTE = (*_TRAIN, "predict", "evaluate", "audit", "explain", "serve")
 _STAT = Path("/proc/stat")
@@ -217,9 +229,10 @@ def main(arguments: list[str] | None = None) -> None:
     when_stopped(nothing)
     logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
     try:
-        app(arguments, exit_on_error=False)
-    except CycloptsError:
-        sys.exit(2)  # cyclopts has said what is wrong
+        app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        print(f"foveate: {printable(usage_error(error, _COMMANDS))}", file=sys.stderr)
+        sys.exit(2)
     except FoveateError as error:
         print(f"foveate: {printable(str(error))}", file=sys.stderr)  # of whichever process it is
         sys.exit(error.exit_code)

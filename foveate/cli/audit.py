@@ -29,6 +29,8 @@ def audit(
 ) -> None:
     """Find out of each inserted attention whether it does anything: works, static, inert or harmful.
 
+    Example: `foveate audit runs/mine path/to/images`
+
     Args:
         model: a folder that foveate saved.
         data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv"; the validation part is used,

@@ -9,11 +9,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
+from foveate.cli.options import DataOptions, NetworkOptions, check_names, is_folder, open_images, open_network, say
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
-from foveate.errors import FoveateError
 
 __all__ = ["compare", "results"]
 
@@ -22,7 +21,7 @@ def compare(
     data: str,
     *,
     plans: Annotated[list[str], Parameter(consume_multiple=True)],
-    network: ModelOptions | None = None,
+    network: NetworkOptions | None = None,
     images: DataOptions | None = None,
     recipe: str | None = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
@@ -41,6 +40,8 @@ def compare(
 
     The same command again goes on where it was broken off; run by several machines on one folder, they share the work.
 
+    Example: `foveate compare path/to/images --plans "se after blocks.4.2" "cbam after blocks.4.2"`
+
     Args:
         data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
         plans: plans or families, each in quotes: --plans "se after blocks.4.2" "ulsam(groups=1|4) after blocks.4.2".
@@ -57,12 +58,11 @@ def compare(
         json: print the table as JSON.
     """
     when_stopped(lambda: after_compare(output))
-    network, chosen = network or ModelOptions(), chosen_recipe(recipe, fields)
-    if network.plan is not None:
-        raise FoveateError("compare takes --plans, not --plan")
+    network, chosen = network or NetworkOptions(), chosen_recipe(recipe, fields)
     check_jobs(jobs)
     if export:
         fv.check_targets(export)  # before hours of training
+    check_names(network, chosen, plans)
     opened = open_images(data, images or DataOptions())
     request = {
         "model": open_network(network) if is_folder(network.model) else network.model,
@@ -94,6 +94,8 @@ def results(
     json: bool = False,
 ) -> None:
     """Show what a comparison found, from its folder alone.
+
+    Example: `foveate results runs/compare --margin 1`
 
     Args:
         folder: the --output of foveate compare.

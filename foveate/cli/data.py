@@ -23,6 +23,8 @@ _OF_A_GROUP = 6  # names of equal images on a line
 def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: bool = False) -> None:
     """List bad images, the same picture twice, files that are not used, and the classes. Exits with 1 if not sound.
 
+    Example: `foveate data check path/to/images`
+
     Args:
         source: a folder with train/ and val/, a folder of class folders, Parquet, tar files, hf:NAME,
             torchvision:NAME, or "elpv".

@@ -14,6 +14,8 @@ def doctor(*, json: bool = False) -> None:
 
     It always answers, with exit code 0: what is broken or missing is a line that says what, and what to do.
 
+    Example: `foveate doctor`
+
     Args:
         json: print JSON.
     """

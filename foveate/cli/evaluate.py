@@ -34,6 +34,8 @@ def evaluate(
 ) -> None:
     """Measure how good a network is on labelled images: accuracy, loss, and precision, recall and F1 of each class.
 
+    Example: `foveate evaluate runs/mine path/to/images`
+
     Args:
         model: a folder that foveate saved, the folder of a training run (its best model is taken), or with --pretrained
             a timm model or torchvision:NAME.

@@ -34,6 +34,8 @@ def explain(
 ) -> None:
     """Show what a network looks at, drawn over the images.
 
+    Example: `foveate explain runs/mine dog.jpg --method gradcam --target dog`
+
     Args:
         model: a folder that foveate saved, a timm model, or torchvision:NAME.
         images: image files, folders (the images in them and below), or patterns in quotes such as "dogs/*.jpg".

@@ -32,8 +32,8 @@ def export(
     top: int = 0,
     plan: str | None = None,
     pretrained: bool = False,
-    check: bool = True,
-    time: bool = True,
+    check: Annotated[bool, Parameter(negative="--no-check")] = True,
+    time: Annotated[bool, Parameter(negative="--no-time")] = True,
     overwrite: bool = False,
     keep_failed: bool = False,
     python: str | None = None,
@@ -44,6 +44,8 @@ def export(
     """Write a network as files for other runtimes, each checked against it before it is kept.
 
     The exit code is 1 when a file could not be written or does not do what the network does.
+
+    Example: `foveate export runs/mine --to onnx --output exported`
 
     Args:
         model: a run folder, a folder that foveate saved, a timm model, or torchvision:NAME.

@@ -30,13 +30,15 @@ def latency(
     backend: list[Literal["eager", "compile", "onnxruntime"]] | None = None,
     rounds: int = 30,
     seconds: float = 60.0,
-    memory: bool = True,
+    memory: Annotated[bool, Parameter(negative="--no-memory")] = True,
     json: bool = False,
     csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> None:
     """Time a network in turns with a reference, and measure its peak memory.
 
     An option that is given several times is measured with each value, one after the other.
+
+    Example: `foveate latency mobilenetv2_100 --plan "se after blocks.4.2" --batch-size 8`
 
     Args:
         model: a timm model, torchvision:NAME, a folder that foveate saved, or a file that foveate exported: that is

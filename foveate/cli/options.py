@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from foveate.errors import FoveateError, printable
 __all__ = [
     "DataOptions",
     "ModelOptions",
+    "NetworkOptions",
+    "check_names",
     "is_folder",
     "open_classifier",
     "open_images",
@@ -29,20 +32,33 @@ _SHOWN = 20  # images that are left out
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which network.
+class NetworkOptions:
+    """Which network; commands that make the plans themselves take no more.
 
     Args:
         model: a timm model, torchvision:NAME, or a folder that foveate saved.
         pretrained: start from ImageNet weights: from an installed package where there is one, else from the hub.
-        plan: attention to insert, such as "ulsam(groups=4) replacing blocks.5.1; se after blocks.4.2".
         start: "identity" makes the attention exactly the identity at first, so that pretrained predictions stay.
     """
 
     model: str = "mobilenetv2_100"
     pretrained: bool = False
-    plan: str | None = None
     start: Literal["mechanism", "identity"] | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions(NetworkOptions):
+    """Which network, with which attention.
+
+    Args:
+        model: a timm model, torchvision:NAME, or a folder that foveate saved.
+        pretrained: start from ImageNet weights: from an installed package where there is one, else from the hub.
+        start: "identity" makes the attention exactly the identity at first, so that pretrained predictions stay.
+        plan: attention to insert, such as "ulsam(groups=4) replacing blocks.5.1; se after blocks.4.2".
+    """
+
+    plan: str | None = None
 
 
 @Parameter(name="*")
@@ -76,15 +92,28 @@ def is_folder(model: str) -> bool:
     return os.sep in model or Path(model).is_dir()
 
 
-def open_network(options: ModelOptions, input_size: int | None = None) -> Any:
+def open_network(options: NetworkOptions, input_size: int | None = None) -> Any:
     """The network that the options name, with the plan."""
     if is_folder(options.model):
         network = fv.load(options.model)
     else:
         network = fv.create_model(options.model, pretrained=options.pretrained)
-    if options.plan is not None:
+    if isinstance(options, ModelOptions) and options.plan is not None:
         fv.insert(network, options.plan, start=options.start, input_size=input_size)
     return network
+
+
+def check_names(network: NetworkOptions, recipe: fv.Recipe, plans: Sequence[str]) -> None:
+    """Find a slip in a network's name, a plan or a recipe before a large data set is scanned.
+
+    Raises:
+        FoveateError: something that is named does not exist, or a plan cannot be read.
+    """
+    recipe.check()
+    for plan in plans:
+        fv.Family.parse(plan)
+    if not is_folder(network.model):
+        fv.create_model(network.model)
 
 
 def open_network_or_file(model: str, plan: str | None = None, input_size: int | None = None) -> Any:

@@ -36,6 +36,8 @@ def predict(
 ) -> None:
     """Say of which class images are: a line for each on the terminal, or every class's probability as CSV.
 
+    Example: `foveate predict runs/mine path/to/images --output predictions.csv`
+
     Args:
         model: a folder that foveate saved, the folder of a training run (its best model is taken), or with --pretrained
             a timm model or torchvision:NAME.

@@ -25,6 +25,8 @@ def reproduce(
 ) -> None:
     """Work out again what the papers' tables print: ours beside each cost, and a verdict for each cell.
 
+    Example: `foveate reproduce ulsam-mobilenetv2`
+
     Args:
         table: one table, cell by cell; without it a line for each table, and the total.
         json: print every cell as JSON.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_network, say
+from foveate.cli.options import DataOptions, NetworkOptions, check_names, is_folder, open_images, open_network, say
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_search, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
@@ -22,7 +22,7 @@ def search(
     data: str,
     *,
     family: str,
-    network: ModelOptions | None = None,
+    network: NetworkOptions | None = None,
     images: DataOptions | None = None,
     recipe: str | None = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
@@ -44,6 +44,8 @@ def search(
 
     The same command again goes on where it was broken off; run by several machines on one folder, they share the work.
 
+    Example: `foveate search path/to/images --family "ulsam(groups=1|4) replacing any of block:replaceable"`
+
     Args:
         data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
         family: plans that are alternatives, in quotes: "ulsam(groups=1|4) replacing any of block:replaceable".
@@ -63,11 +65,10 @@ def search(
         json: print the trials as JSON.
     """
     when_stopped(lambda: after_search(output))
-    network, chosen = network or ModelOptions(), chosen_recipe(recipe, fields)
-    if network.plan is not None:
-        raise FoveateError("search takes --family, not --plan")
+    network, chosen = network or NetworkOptions(), chosen_recipe(recipe, fields)
     check_jobs(jobs)
     limits = _budget(budget or [])
+    check_names(network, chosen, [family])
     opened = open_images(data, images or DataOptions())
     request = {
         "model": open_network(network) if is_folder(network.model) else network.model,

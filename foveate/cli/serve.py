@@ -19,6 +19,8 @@ def serve(
 ) -> None:
     """Look at networks in the browser: prediction, maps, cost, audit. Stop with Ctrl-C.
 
+    Example: `foveate serve runs/mine --data path/to/images`
+
     Args:
         models: folders of saved models to choose from; any network of timm's can be named on the page.
         data: images with labels, for audits: a folder, a Parquet file, elpv.

@@ -47,7 +47,9 @@ def _options() -> Any:
     hints = typing.get_type_hints(fv.Recipe)
     fields = []
     for field in dataclasses.fields(fv.Recipe):
-        parameter = Parameter(show_default=_Shown(repr(field.default)))
+        # A recipe in a file may say true, and the option then no.
+        negative = f"--no-{field.name.replace('_', '-')}" if hints[field.name] is bool else ()
+        parameter = Parameter(show_default=_Shown(repr(field.default)), negative=negative)
         shown = operator.getitem(typing.cast(Any, Annotated), (hints[field.name], parameter))
         fields.append((field.name, shown, dataclasses.field(default=_LEFT)))
     made = dataclasses.make_dataclass("RecipeOptions", fields, frozen=True, namespace={"__doc__": fv.Recipe.__doc__})
@@ -85,6 +87,8 @@ def train(
 
     On several GPUs or machines: torchrun --nproc-per-node 2 -m foveate train ...
 
+    Example: `foveate train path/to/images --plan "se after blocks.4.2" --pretrained --output runs/mine`
+
     Args:
         data: a folder with train/ and val/, a folder of class folders, Parquet, tar files, hf:NAME, torchvision:NAME,
             or "elpv".
@@ -98,11 +102,12 @@ def train(
     """
     when_stopped(lambda: after_train(output))
     chosen, network = chosen_recipe(recipe, fields), network or ModelOptions()
-    opened = open_images(data, images or DataOptions())
     import torch
 
+    chosen.check()
     torch.manual_seed(chosen.seed)  # random weights are the seed's, too
-    model = open_network(network, chosen.image_size)
+    model = open_network(network, chosen.image_size)  # a slip in a name is found before a large data set is scanned
+    opened = open_images(data, images or DataOptions())
     options: dict[str, Any] = {"tracker": tracker, "timeout_seconds": timeout_seconds}
     if cache_folder is not None:
         options["cache"] = fv.FeatureCache(folder=cache_folder)
@@ -112,7 +117,8 @@ def train(
     found = result.evaluation
     if json:
         numbers = {name: value for name, value in found.to_dict(opened.classes).items() if name != "loss"}
-        print(jsons.dumps({**numbers, "seconds": result.seconds, "folder": str(result.folder)}, indent=2))
+        rest = {"seconds": result.seconds, "folder": str(result.folder), "notes": list(result.notes)}
+        print(jsons.dumps({**numbers, **rest}, indent=2))
         return
     scores = f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%, ECE {100 * found.ece:.1f}%"
     print(printable(f"{scores}, {result.seconds:.0f} s; kept in {output}"))

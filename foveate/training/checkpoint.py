@@ -216,6 +216,8 @@ def _compare(saved: Mapping[str, object], asked: Mapping[str, object], path: Pat
     different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if different:
         shown = "; ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} now" for key in different[:3])
-        raise FoveateError(
-            f"cannot resume {path.parent}: {shown}; resume with the same recipe, plan and data, or name another folder"
-        )
+        advice = "resume with the same recipe, plan and data, or name another folder"
+        if different == ["recipe.epochs"]:  # the schedule of a longer run is another from its first step on
+            last = path.parent / "last"
+            advice = f"to train its network further, start a run in another folder from {last} (--model {last})"
+        raise FoveateError(f"cannot resume {path.parent}: {shown}; {advice}")

@@ -22,7 +22,7 @@ from foveate.training.freeze import freeze_parameters
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.input.pipeline import InputPipeline
 from foveate.training.loop import Fit, Run
-from foveate.training.optimizer import check_optimiser
+from foveate.training.recipes.optimiser_name import check_optimiser
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import memory_advice, restored_afterwards, synchronised
 from foveate.training.run_folder import RunFolder

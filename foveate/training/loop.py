@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "Run"]
 
+logger = logging.getLogger("foveate")
 _LOOK_EVERY = 16  # steps between two looks at the losses on a GPU
 
 
@@ -51,6 +53,7 @@ class Fit:
         images_per_second: training images per second of training steps, of all processes together.
         folder: the output folder, or None.
         recipe: the recipe.
+        notes: what a reader of the numbers should know, such as that guessing is as good.
     """
 
     history: tuple[dict[str, float], ...]
@@ -59,6 +62,7 @@ class Fit:
     images_per_second: float
     folder: Path | None
     recipe: Recipe = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         found, epochs = self.evaluation, len(self.history)
@@ -67,9 +71,22 @@ class Fit:
         names = {"train_loss": "training loss", "eval_loss": "validation loss", "eval_top1": "validation top-1, share"}
         curves = {text: [row[name] for row in self.history if name in row] for name, text in names.items()}
         kept = f"kept in {self.folder}" if self.folder else ""
-        return html_lines(scores, [speed, kept]) + html_curves(
+        return html_lines(scores, [speed, kept, *self.notes]) + html_curves(
             {name: values for name, values in curves.items() if values}
         )
+
+
+def _notes(found: Evaluation) -> tuple[str, ...]:
+    """Whether one could do as well without looking at the images."""
+    counts = found.labels.bincount()
+    largest = int(counts.argmax())
+    share = float(counts[largest]) / len(found.labels)
+    if found.top1 > share:
+        return ()
+    name = repr(found.classes[largest]) if largest < len(found.classes) else f"class {largest}"
+    text = f"top-1 is {found.top1:.1%}, no more than who always says {name} has ({share:.1%}): the network has learned "
+    text += "nothing that counts; start from pretrained weights, train longer, or look at the data (foveate data check)"
+    return (text,)
 
 
 class Run:
@@ -132,6 +149,9 @@ class Run:
                     self.train_epoch(stream, position, order, task)
                     evaluation = self.end_epoch(position, val, order)
         evaluation = evaluation or self.evaluate(val)
+        notes = _notes(evaluation)
+        for note in notes if group.rank == 0 else ():
+            logger.warning("%s", note)
         group.broadcast([self.judged])
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
@@ -143,6 +163,7 @@ class Run:
             images_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else 0.0,
             folder=folder.path if folder is not None else None,
             recipe=recipe,
+            notes=notes,
         )
 
     def begin(self) -> Position:

@@ -11,23 +11,11 @@ import timm.optim
 import torch
 from torch import nn
 
-from foveate.errors import FoveateError, near
+from foveate.errors import FoveateError
+from foveate.training.recipes.optimiser_name import check_optimiser
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["check_optimiser", "create_optimiser", "learning_rate_factor", "set_learning_rate"]
-
-
-def check_optimiser(name: str) -> None:
-    """Make sure that timm has an optimiser of this name, and that the loop can drive it.
-
-    Raises:
-        FoveateError: it has none (the nearest names are shown), or it needs second derivatives.
-    """
-    names = timm.optim.list_optimizers()
-    if name not in names:
-        raise FoveateError(f"no optimiser is called {name!r}; {near(name, names)}")
-    if timm.optim.get_optimizer_info(name).second_order:
-        raise FoveateError(f"the optimiser {name!r} needs second derivatives, which fit does not make: take 'adamw'")
+__all__ = ["create_optimiser", "learning_rate_factor", "set_learning_rate"]
 
 
 def create_optimiser(model: nn.Module, head: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

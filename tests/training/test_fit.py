@@ -12,8 +12,9 @@ from foveate.errors import FoveateError
 from foveate.prediction.evaluate import evaluate
 from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.saving.checkpoint import load
+from foveate.training import loop
 from foveate.training.fit import Fit, fit
-from foveate.training.metrics import Diverged
+from foveate.training.metrics import Diverged, measure
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import own_batchnorms
 
@@ -160,6 +161,21 @@ def test_no_epochs_only_evaluates(data, new_net, recipe):
     assert result.history == ()
     assert result.images_per_second == 0
     assert len(result.evaluation.predictions) == 9
+
+
+def test_it_says_when_guessing_is_as_good(data, new_net, recipe, caplog):
+    net = new_net()
+    nn.init.zeros_(net[-1].weight)
+    nn.init.zeros_(net[-1].bias)  # all scores are equal: the first class is always the answer, which a third are
+    with caplog.at_level("WARNING", "foveate"):
+        (note,) = fit(net, data, recipe.with_(epochs=0, classifier="keep"), progress=False).notes
+    assert [record.getMessage() for record in caplog.records] == [note]
+    assert note.startswith("top-1 is 33.3%, no more than who always says 'red' has (33.3%)")
+    caplog.clear()
+    labels, rights = torch.tensor([0, 0, 1]), torch.tensor([[0.0, 1], [1, 0], [0, 1]])
+    assert loop._notes(measure(rights, labels)) != ()  # two of three, as many as the larger class has
+    assert loop._notes(measure(torch.eye(2)[labels], labels)) == ()
+    assert caplog.records == []
 
 
 def test_timm_model_with_attention(tmp_path, data, recipe):

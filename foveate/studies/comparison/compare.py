@@ -19,8 +19,8 @@ from foveate.spec import Plan
 from foveate.studies.comparison.config import BASELINE, MOST_PLANS, RUNS, Plans, Setup, labelled_plans
 from foveate.studies.comparison.lr_search import Tuning, check_learning_rates, choose, tuning_data
 from foveate.studies.comparison.margin import check_margin
-from foveate.studies.comparison.results import Comparison, Networks, Row, collect
-from foveate.studies.comparison.run import Run, RunResult, digest_of
+from foveate.studies.comparison.results import Comparison, Row, collect
+from foveate.studies.comparison.run import Networks, Run, RunResult, digest_of
 from foveate.studies.comparison.scheduler import Grid, Job
 from foveate.studies.executors.joining import Executor, joined
 from foveate.surgery.families import resolve_family

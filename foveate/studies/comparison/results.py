@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -27,9 +26,10 @@ from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.plan_analysis import PlanAnalysis
 from foveate.studies.comparison.run import RunResult, read_result
 from foveate.studies.comparison.statistics import Difference
+from foveate.studies.reporting.terminal_table import terminal_table
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["Comparison", "Networks", "Row", "collect", "read_comparison"]
+__all__ = ["Comparison", "Row", "collect", "read_comparison"]
 
 
 @dataclass(frozen=True)
@@ -87,22 +87,6 @@ class Row:
         return found | statistics | {"seconds": mean(self.seconds)}
 
 
-class Networks(Mapping[str, nn.Module]):
-    """For each label the trained network of the first seed, read from its folder when it is first asked for."""
-
-    def __init__(self, readers: Mapping[str, Callable[[], nn.Module]]) -> None:
-        self._readers = readers
-
-    def __getitem__(self, label: str) -> nn.Module:
-        return self._readers[label]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
-
-    def __len__(self) -> int:
-        return len(self._readers)
-
-
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """What ``compare`` found.
@@ -141,27 +125,28 @@ class Comparison:
         """The table as plain values, one dict for each plan."""
         return [row.as_dict() for row in self.rows]
 
-    def table(self) -> Table:
-        """The table for a terminal; it fits into 80 columns."""
+    def table(self, console: Console | None = None) -> Table:
+        """The table for a terminal; it fits into 80 columns, and a narrower one has fewer columns of numbers.
+
+        Args:
+            console: where it will be printed; without it a terminal of 80 columns.
+        """
         seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
-        title = f"{escape(self.setup.data)}: {self.setup.val_images} validation images, {seeds}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("plan", overflow="fold", min_width=20)
-        for heading in ("params", "MACs", "top-1 %", "F1 %", "difference [95%]"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        groups = groups_of(self.setup.families)
-        for row, after in zip(self.rows, (*self.rows[1:], None), strict=True):
-            new_group = after is not None and groups.get(row.label) != groups.get(after.label)
-            table.add_row(
-                escape(row.label),
-                f"{row.cost.params / 1e6:.3f}M",
-                f"{row.cost.macs / 1e6:.1f}M",
-                f"{mean(row.top1):.1f}",
-                f"{mean(row.macro_f1):.1f}",
-                str(row.difference or ""),
-                end_section=new_group,
-            )
-        return table
+        groups = [groups_of(self.setup.families).get(row.label) for row in self.rows]
+        return terminal_table(
+            [row.label for row in self.rows],
+            {
+                "params": [f"{row.cost.params / 1e6:.3f}M" for row in self.rows],
+                "MACs": [f"{row.cost.macs / 1e6:.1f}M" for row in self.rows],
+                "top-1 %": [f"{mean(row.top1):.1f}" for row in self.rows],
+                "F1 %": [f"{mean(row.macro_f1):.1f}" for row in self.rows],
+                "difference [95%]": [str(row.difference or "") for row in self.rows],
+            },
+            title=f"{self.setup.data}: {self.setup.val_images} validation images, {seeds}",
+            leave_out=("F1 %", "params", "MACs", "difference [95%]"),  # the interval is in the verdict below, too
+            ends=[n for n in range(len(groups) - 1) if groups[n] != groups[n + 1]],
+            console=console,
+        )
 
     def _repr_html_(self) -> str:
         rows = [
@@ -174,7 +159,7 @@ class Comparison:
             )
             for row in self.rows
         ]
-        headings = (
+        headings = [
             "plan",
             "parameters",
             "MACs",
@@ -183,7 +168,7 @@ class Comparison:
             "difference [95%]",
             "verdict",
             "what would be seen",
-        )
+        ]
         head = f"{self.setup.data}: {self.setup.val_images} validation images, {len(self.seeds)} seeds"
         notes = [*(factor.text for factor in self.factors), self.tuning_words, f"in {self.folder}" * bool(self.folder)]
         return html_lines(head) + html_table(headings, rows, right=range(1, 6)) + html_lines("", notes)
@@ -191,7 +176,7 @@ class Comparison:
     def print(self, console: Console | None = None) -> None:
         """Print the table, a verdict in words for each plan, and how to read them."""
         console = console or Console()
-        console.print(self.table())
+        console.print(self.table(console))
         for row in self.rows[1:]:
             console.print(f"{escape(row.label)}: [bold]{row.verdict}[/]", highlight=False)
             if row.analysis:

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from foveate.io import JsonObject, state_digest, write_atomically
 from foveate.training.metrics import Evaluation
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["PERCENT", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
+__all__ = ["PERCENT", "Networks", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
 
 PERCENT = ("top1", "top5", "macro_f1", "ece")  # scores that are shares from 0 to 1, shown in percent
 _FREE = ("workers", "checkpoint_every")
@@ -176,3 +176,19 @@ def read_result(folder: Path, until_epoch: int | None = None) -> RunResult | Non
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         damage = f"the result in {folder} is damaged ({type(error).__name__}: {error})"
         raise FoveateError(f"{damage}: delete {file}, and the run is finished anew") from error
+
+
+class Networks(Mapping[str, nn.Module]):
+    """For each label the trained network of the first seed, read from its folder when it is first asked for."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], nn.Module]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, label: str) -> nn.Module:
+        return self._readers[label]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
+from foveate.html import html_lines, html_table
 from foveate.io import JsonObject, write_csv
 from foveate.spec import Plan
 from foveate.studies.comparison.config import BASELINE
 from foveate.studies.comparison.results import Comparison
+from foveate.studies.reporting.terminal_table import terminal_table
 from foveate.studies.search.costs import Budget
 
 __all__ = ["Search", "Trial"]
@@ -143,22 +144,45 @@ class Search:
         """
         return write_csv(Path(file), self.as_dicts(), digits=6)
 
-    def table(self, most: int = 20) -> Table:
-        """The best trials for a terminal."""
-        table = Table(title=f"The best of {len(self.trials)} trials", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("plan", overflow="fold", min_width=20)
-        for heading in ("params", "MACs", "epochs", "held-out %"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for trial in self.trials[:most]:
-            score = "diverged" if trial.score is None else f"{trial.score:.1f}"
-            cost = f"{trial.cost.params / 1e6:.3f}M", f"{trial.cost.macs / 1e6:.1f}M"
-            table.add_row(escape(str(trial.plan)), *cost, str(trial.epochs), score)
-        return table
+    def table(self, most: int = 20, console: Console | None = None) -> Table:
+        """The best trials for a terminal; a narrow one has fewer columns of numbers.
+
+        Args:
+            most: how many.
+            console: where it will be printed; without it a terminal of 80 columns.
+        """
+        trials = self.trials[:most]
+        return terminal_table(
+            [str(trial.plan) for trial in trials],
+            {
+                "params": [f"{trial.cost.params / 1e6:.3f}M" for trial in trials],
+                "MACs": [f"{trial.cost.macs / 1e6:.1f}M" for trial in trials],
+                "epochs": [str(trial.epochs) for trial in trials],
+                "held-out %": ["diverged" if trial.score is None else f"{trial.score:.1f}" for trial in trials],
+            },
+            title=f"The best of {len(self.trials)} trials",
+            leave_out=("epochs", "params", "MACs"),
+            console=console,
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                trial.plan,
+                *(f"{trial.cost.params:,}", f"{trial.cost.macs:,}", trial.epochs),
+                "diverged" if trial.score is None else f"{trial.score:.1f}",
+                "yes" if trial.plan in self.finalists else "",
+            )
+            for trial in self.trials
+        ]
+        headings = ("plan", "parameters", "MACs", "epochs", "held-out top-1 %", "compared")
+        compared = self.comparison._repr_html_() if self.comparison is not None else ""
+        return html_lines("", self.lines()) + html_table(headings, rows, right=range(1, 5)) + compared
 
     def print(self, console: Console | None = None) -> None:
         """Print the trials, the comparison of the finalists, and what can be said."""
         console = console or Console()
-        console.print(self.table())
+        console.print(self.table(console=console))
         if self.comparison is not None:
             self.comparison.print(console)
         for line in self.lines():

@@ -12,6 +12,7 @@ from foveate.arguments import checked_class
 from foveate.errors import FoveateError, near
 from foveate.html import html_table
 from foveate.io import JsonObject
+from foveate.training.recipes.optimiser_name import check_optimiser
 
 __all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "Recipe"]
 
@@ -171,6 +172,14 @@ class Recipe:
             if name not in names:
                 raise FoveateError(f"a recipe has no field {name!r}; {near(name, names)}")
         return dataclasses.replace(self, **overrides)
+
+    def check(self) -> None:
+        """Make sure that what the recipe names exists; ``fit`` does so, too. This imports torch.
+
+        Raises:
+            FoveateError: no optimiser has this name (the nearest names are shown), or ``fit`` cannot drive it.
+        """
+        check_optimiser(self.optimiser)
 
     def changes(self) -> JsonObject:
         """The fields that differ from the defaults, with their values."""

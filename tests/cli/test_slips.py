@@ -1,0 +1,175 @@
+"""What the command line says to slips: one line on stderr that names what exists, and nothing is lost."""
+
+import io
+import shlex
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import foveate as fv
+from foveate.cli import main
+from foveate.cli.app import app
+from foveate.cli.process.usage_errors import nearest
+from foveate.studies.reporting.terminal_table import terminal_table
+
+SMALL = "--image-size 32 --batch-size 8"
+
+
+def run(capsys, line):
+    """(exit code, stdout, stderr) of a command line in this process."""
+    try:
+        main(shlex.split(line))
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+# What is typed, and what the line that answers it holds. The data that is named does not exist: nothing looks for it.
+SLIPS = {
+    "trian": ["there is no command 'trian'", "the nearest first: train, ", "doctor", "reproduce"],
+    "sties mobilenetv2_100": ["there is no command 'sties'", "the nearest first: sites, "],
+    "data chek nowhere": ["there is no command 'data chek'", "foveate data --help"],
+    "train nowhere --lr 0.1": ["train has no option --lr; did you mean --learning-rate?"],
+    "train nowhere --learn 0.1": ["train has no option --learn; did you mean --learning-rate"],
+    "train nowhere --batchsize=8": ["train has no option --batchsize; did you mean --batch-size?"],
+    "train nowhere --zzzz": ["train has no option --zzzz (foveate train --help"],
+    "train nowhere --epochs two": ["--epochs", "two"],
+    "train nowhere --optimiser adamx": ["no optimiser is called 'adamx'", "did you mean 'adam"],
+    "train nowhere --optimiser adahessian": ["'adahessian' needs second derivatives"],
+    "train nowhere --model test_resne": ["'test_resne'", "'test_resnet'"],
+    "train nowhere --model test_resnet --plan 'se aftre layer2.0'": ["'aftre' is not a verb", "'after'"],
+    "train nowhere --epochs -1": ["recipe: epochs=-1 must be at least 0"],
+    "cost": ["cost needs MODEL"],
+    "cost mobilnetv2_100": ["'mobilnetv2_100'", "did you mean 'mobilenetv2_100'"],
+    "cost test_resnet se after layer2.0": ["cost has no place for 'se after layer2.0'", "in quotes"],
+    "cost test_resnet --depth": ["--depth lacks its value"],
+    "cost test_resnet --counting exat": ["--counting", "exact", "paper"],
+    "cost test_resnet --no-json": ["cost has no option --no-json; did you mean --json?"],
+    "cost test_resnet --input-size 32 --input-size 64": ["--input-size"],
+    "compare nowhere": ["compare needs --plans"],
+    "compare nowhere --plan 'se after layer2.0'": ["compare needs --plans; did you mean --plans by --plan?"],
+    "compare nowhere --plans 'se after layer2.0' --plan x": ["compare has no option --plan; did you mean --plans?"],
+    "compare nowhere --empty-plans": ["compare needs --plans"],
+    "compare nowhere --model test_resnet --plans 'se aftre layer2.0'": ["'aftre' is not a verb", "'after'"],
+    "compare nowhere --model test_resne --plans 'se after layer2.0'": ["'test_resne'", "'test_resnet'"],
+    "compare nowhere --model test_resnet --plans 'se after a' --optimiser adamx": ["no optimiser is called 'adamx'"],
+    "search nowhere --family 'se|cbam aftre a' --model test_resnet": ["'aftre' is not a verb"],
+}
+
+
+@pytest.mark.parametrize("line", SLIPS)
+def test_a_slip_is_answered_in_one_line(capsys, line):
+    code, out, err = run(capsys, line)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("foveate: ")
+    assert err.count("\n") == 1
+    for words in SLIPS[line]:
+        assert words in err, err
+
+
+def test_an_unknown_command_is_answered_by_all_of_them(capsys):
+    _, _, err = run(capsys, "expalin")
+    listed = err.strip().rpartition("first: ")[2].split(", ")
+    assert listed[0] == "explain"
+    assert set(listed) == {name for name in app if not name.startswith("-")}
+
+
+def test_short_forms_and_beginnings_are_near():
+    names = ["--learning-rate", "--learning-rates", "--loss", "--limit"]
+    assert nearest("--lr", names)[0] == "--learning-rate"
+    assert nearest("--li", names)[0] == "--limit"
+    assert nearest("--", names) == names
+
+
+def test_versions_and_completion(capsys):
+    assert run(capsys, "-V")[:2] == (0, f"{fv.__version__}\n")
+    assert "--install-completion" in run(capsys, "--help")[1]
+
+
+def _commands():
+    for name in app:
+        if not name.startswith("-"):
+            inside = [part for part in app[name] if not part.startswith("-")]
+            yield from (f"{name} {part}" for part in inside) if inside else (name,)
+
+
+@pytest.mark.parametrize("command", list(_commands()))
+def test_help_has_an_example_that_can_be_read_and_no_option_that_is_refused(capsys, command):
+    _, out, _ = run(capsys, f"{command} --help")
+    text = " ".join(out.replace("\n", " ").split())
+    example = text.partition("Example: foveate ")[2].partition(" ╭─")[0]
+    assert example.startswith(command)
+    app.parse_args(shlex.split(example), exit_on_error=False, print_error=False)
+    assert "--empty-" not in text
+    assert "--no-json" not in text
+    assert ("--plan STR" in text) == (command in ("cost", "train", "explain", "export", "latency"))
+
+
+def test_what_is_on_can_be_turned_off():
+    for line in ("latency m --no-memory", "export m --to onnx --output o --no-check --no-time"):
+        _, bound, _ = app.parse_args(shlex.split(line), exit_on_error=False, print_error=False)
+        assert [value for value in bound.arguments.values() if value is False]
+    _, bound, _ = app.parse_args(["train", "d", "--no-cache", "--no-sync-bn"], exit_on_error=False, print_error=False)
+    assert (bound.arguments["fields"].cache, bound.arguments["fields"].sync_bn) == (False, False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of images of two classes, and a run on it."""
+    root = tmp_path_factory.mktemp("slips")
+    for part in ("train", "val"):
+        for number, name in enumerate(("beagle", "boxer")):
+            (root / "dogs" / part / name).mkdir(parents=True)
+            for n in range(4):
+                Image.new("RGB", (32, 32), (200 * number, 40 * n, 90)).save(root / "dogs" / part / name / f"{n}.png")
+    data = fv.open_data(root / "dogs")
+    model = fv.create_model("test_resnet", num_classes=2)
+    fv.fit(model, data, fv.Recipe(epochs=1, image_size=32, batch_size=4), output=root / "run", progress=False)
+    return root
+
+
+def test_more_epochs_are_a_new_run_from_the_last(capsys, trained):
+    run_folder = trained / "run"
+    before = {file: file.stat().st_mtime_ns for file in run_folder.rglob("*") if file.is_file()}
+    line = f"train {trained}/dogs --model test_resnet --epochs 2 --image-size 32 --batch-size 4"
+    code, _, err = run(capsys, f"{line} --output {run_folder} --resume")
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert "recipe.epochs is 1 there and 2 now" in last
+    assert f"--model {run_folder / 'last'}" in last
+    assert {file: file.stat().st_mtime_ns for file in run_folder.rglob("*") if file.is_file()} == before
+    code, _, err = run(capsys, f"{line} --model {run_folder / 'last'} --output {trained / 'longer'}".replace(
+        "--model test_resnet ", ""
+    ))  # fmt: skip
+    assert code == 0, err
+
+
+def test_explain_takes_a_class_by_name(capsys, trained):
+    line = f"explain {trained}/run/last {trained}/dogs/val/boxer/0.png --method gradcam --output {trained}/map.png"
+    code, out, err = run(capsys, f"{line} --target beagle")
+    assert code == 0, err
+    assert "map.png" in out
+    code, _, err = run(capsys, f"{line} --target beagel")
+    assert code == 2
+    assert "'beagle'" in err
+
+
+@pytest.mark.parametrize("width", [40, 60, 72, 80, 120])
+def test_a_narrow_terminal_keeps_the_plans(width):
+    labels = ("none", "ulsam(groups=4) after blocks.5.2, blocks.5.3, blocks.6.0")
+    columns = {"params": ["1.000M"] * 2, "top-1 %": ["50.1"] * 2, "difference [95%]": ["+1.0 [-2.0, +4.0]"] * 2}
+    file = io.StringIO()
+    console = Console(file=file, width=width, color_system=None)
+    leave_out = ("params", "difference [95%]")
+    console.print(terminal_table(labels, columns, title="dogs", leave_out=leave_out, console=console))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in file.getvalue()
+    for word in labels[1].split():
+        assert word in file.getvalue()
+    assert "50.1" in file.getvalue()
+    assert ("+4.0]" in file.getvalue()) == (width >= 60)
