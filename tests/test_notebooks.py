@@ -25,6 +25,7 @@ from foveate.exporters.verify import Check
 from foveate.html import html_curves, html_table
 from foveate.studies.comparison.config import Setup
 from foveate.studies.comparison.results import Row
+from foveate.studies.deployment.plan_exports import _NUMBERS
 from foveate.studies.evaluation.audit_result import ModuleAudit
 from foveate.studies.evaluation.low_precision import Survival
 from foveate.studies.evaluation.verdict import Effect
@@ -99,6 +100,9 @@ def _latency():
     return fv.Latency((Timing(setting, quantiles, quantiles, quantiles, 10**6, None),), BAD, BAD, BAD, (BAD,))
 
 
+_FAILED = {"plan": BAD, "format": "onnx", "precision": "int8", "status": "failed", "reason": BAD}
+
+
 def _stream(predictions):
     predictions.set_classes([BAD, "b"], 2)
     yield fv.Prediction(BAD, 0, BAD, 0.7, ((BAD, 0.7),), torch.tensor([0.7, 0.3]))
@@ -133,6 +137,7 @@ BUILT = {
     "ImageData": lambda: fv.ImageData(BAD, (BAD,), Split("train", (), (), ()), Split("val", (), (), ()), BAD, BAD),
     "Latency": _latency,
     "LoadReport": lambda: fv.LoadReport((BAD,), (BAD,)),
+    "PlanExports": lambda: fv.PlanExports(({**dict.fromkeys(_NUMBERS), **_FAILED},)),
     "Predictions": lambda: fv.Predictions(_stream, [(BAD, BAD)]),
     "Plan": lambda: fv.Plan.parse("ulsam(groups='<script>') after a"),
     "Recipe": lambda: fv.Recipe(optimiser="<script>"),

@@ -122,7 +122,8 @@ def _show(found: fv.Comparison, *, json: bool, files: fv.PlanExports | None = No
 
     found.print(Console())
     if files:
-        Console().print(files.table())
+        console = Console()
+        console.print(files.table(console))
         for each in files.rows:
             if each["reason"]:
                 say(f"{each['plan']}, {each['format']} {each['precision']}: {each['reason']}")

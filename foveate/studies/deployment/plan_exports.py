@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
 
 from foveate.accounting.latency import latency
@@ -21,9 +20,11 @@ from foveate.exporters.format import find_format
 from foveate.exporters.opened import open_exported
 from foveate.exporters.options import PRECISIONS
 from foveate.exporters.result import Exported
+from foveate.html import html_table
 from foveate.io import Row, write_csv
 from foveate.studies.comparison.config import BASELINE
 from foveate.studies.comparison.results import Comparison
+from foveate.studies.reporting.terminal_table import terminal_table
 
 __all__ = ["FILE", "PlanExports", "check_targets", "export_plans", "read_plan_exports", "target_of"]
 
@@ -49,29 +50,39 @@ class PlanExports:
 
     rows: tuple[Row, ...]
 
-    def table(self) -> Table:
-        """The table for a terminal."""
-        table = Table(title="As files", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("plan", overflow="fold", min_width=20)
-        table.add_column("file", no_wrap=True)
-        for heading in ("MB", "top-1 %", "agree %", "ms", "ratio [95%]"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in self.rows:
-            name = f"{row['format']} {row['precision']}"
-            if row["status"] == "failed":
-                table.add_row(escape(str(row["plan"])), name, "failed")
-                continue
-            agreement = row["agreement"]
-            table.add_row(
-                escape(str(row["plan"])),
-                name,
+    def table(self, console: Console | None = None) -> Table:
+        """The table for a terminal; a narrow one has fewer columns of numbers.
+
+        Args:
+            console: where it will be printed; without it a terminal of 80 columns.
+        """
+        return terminal_table(
+            [str(row["plan"]) for row in self.rows],
+            self._columns(),
+            title="As files",
+            leave_out=("agree %", "ratio [95%]", "MB", "top-1 %"),
+            console=console,
+        )
+
+    def _repr_html_(self) -> str:
+        columns = {"plan": [row["plan"] for row in self.rows], **self._columns()}
+        columns["reason"] = [row["reason"] for row in self.rows]
+        return html_table(list(columns), zip(*columns.values(), strict=True))
+
+    def _columns(self) -> dict[str, list[str]]:
+        cells = [
+            (
+                f"{row['format']} {row['precision']}",
                 _text(row["megabytes"], 2),
                 _text(row["top1"], 1),
-                _text(None if agreement is None else 100 * agreement, 1),
-                _text(row["milliseconds"], 2),
+                _text(None if row["agreement"] is None else 100 * row["agreement"], 1),
+                "failed" if row["status"] == "failed" else _text(row["milliseconds"], 2),
                 ratio_text(row),
             )
-        return table
+            for row in self.rows
+        ]
+        headings = ("file", "MB", "top-1 %", "agree %", "ms", "ratio [95%]")
+        return {heading: [row[n] for row in cells] for n, heading in enumerate(headings)}
 
 
 def export_plans(
