@@ -1,6 +1,7 @@
 """Every result shows itself in a notebook: escaped, whole, and without a request."""
 
 import inspect
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 import foveate as fv
@@ -211,6 +213,18 @@ def test_a_comparison_shows_its_verdicts():
     text = comparison._repr_html_()
     assert comparison.rows[1].verdict.split(":")[0].split(" by ")[0] in text
     assert "2,000,000" in text
+
+
+def test_at_40_columns_a_comparison_keeps_the_plans():
+    plan = "ulsam(groups=4) after blocks.5.2, blocks.6.0"
+    file = io.StringIO()
+    comparison = _comparison_of(plan)
+    console = Console(file=file, width=40)
+    console.print(comparison.table(console))
+    for word in plan.split():
+        assert word in file.getvalue()
+    assert "55.0" in file.getvalue()  # the mean of its accuracies
+    assert max(map(len, file.getvalue().splitlines())) <= 40
 
 
 def test_an_explanation_shows_eight_pictures_and_counts_the_rest():

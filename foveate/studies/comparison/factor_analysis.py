@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from rich import box
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from foveate.studies.comparison.contrasts import contrasts, joint_p
 from foveate.studies.comparison.factors import Factor, FamilyRows, factors_of, level_weights
 from foveate.studies.comparison.plan_analysis import ALPHA
 from foveate.studies.comparison.statistics import Difference, difference_of, holm, p_text
+from foveate.studies.reporting.terminal_table import terminal_table
 
 __all__ = ["EFFECTS", "FactorAnalysis", "Level", "analyse_factors", "effects_table"]
 
@@ -169,22 +169,19 @@ def _analysed(
     return FactorAnalysis(family, factor.name, tuple(levels), test, trend, p, None, obstacle)
 
 
-def effects_table(factors: Sequence[FactorAnalysis]) -> Table:
-    """The levels with their effects, for a terminal."""
-    table = Table(title="What varies", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("factor", overflow="fold")
-    table.add_column("level", overflow="fold")
-    for heading in ("plans", "top-1 %", "effect [95%]"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for factor in factors:
-        for k, level in enumerate(factor.levels):
-            shown = escape(factor.name) if k == 0 else ""
-            table.add_row(
-                shown,
-                escape(level.name),
-                str(level.plans),
-                f"{level.top1:.1f}",
-                str(level.effect or ""),
-                end_section=level is factor.levels[-1],
-            )
-    return table
+def effects_table(factors: Sequence[FactorAnalysis], console: Console | None = None) -> Table:
+    """The levels with their effects, for a terminal; without one that is named, of 80 columns."""
+    rows = [(factor, level) for factor in factors for level in factor.levels]
+    return terminal_table(
+        [f"{factor.name}: {level.name}" for factor, level in rows],
+        {
+            "plans": [str(level.plans) for _, level in rows],
+            "top-1 %": [f"{level.top1:.1f}" for _, level in rows],
+            "effect [95%]": [str(level.effect or "") for _, level in rows],
+        },
+        title="What varies",
+        heading="level",
+        leave_out=("plans", "top-1 %"),
+        ends=[n for n, (factor, level) in enumerate(rows) if level is factor.levels[-1]],
+        console=console,
+    )

@@ -182,7 +182,7 @@ class Comparison:
             if row.analysis:
                 console.print(f"  {escape(row.analysis.power_text)}", style="dim", highlight=False)
         if self.factors:
-            console.print(effects_table(self.factors))
+            console.print(effects_table(self.factors, console))
             for factor in self.factors:
                 console.print(escape(factor.text), highlight=False)
             console.print(EFFECTS, style="dim", highlight=False)
