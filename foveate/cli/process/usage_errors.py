@@ -10,6 +10,7 @@ from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, Unkno
 
 __all__ = ["nearest", "usage_error"]
 
+_INSTEAD = {"--plan": "--family", "--plans": "--family", "--family": "--plans"}  # what another command calls it
 _NEAR = 0.6  # what is less alike is not what was meant
 
 
@@ -31,6 +32,7 @@ def usage_error(error: CycloptsError, commands: Sequence[str]) -> str:
         asked = (error.token.keyword or error.token.value or "").partition("=")[0]
         names = {name for argument in error.argument_collection for name in argument.names if name.startswith("--")}
         found = [name for name in nearest(asked, sorted(names)) if _likeness(asked, name) >= _NEAR][:2]
+        found = [_INSTEAD[asked]] if _INSTEAD.get(asked) in names and not found else found
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
         return f"{command} has no option {asked}{hint} {more}"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:

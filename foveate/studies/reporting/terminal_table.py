@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from foveate.errors import printable
+
 __all__ = ["terminal_table"]
 
 _WIDTH = 80  # columns of a terminal, where none is named
@@ -41,14 +43,14 @@ def terminal_table(
     console = console or Console(width=_WIDTH)
     for count in range(len(leave_out) + 1):
         shown = [name for name in columns if name not in leave_out[:count]]
-        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=escape(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column(heading, overflow="fold", min_width=_LEAST)
         for name in shown:
             widest = max(map(cell_len, (name, *columns[name])))  # a number is never cut
             table.add_column(name, justify="right", no_wrap=True, min_width=widest)
         for number, plan in enumerate(plans):
             cells = (columns[name][number] for name in shown)
-            table.add_row(escape(plan), *cells, end_section=number in ends)
+            table.add_row(escape(printable(plan)), *cells, end_section=number in ends)
         if Measurement.get(console, console.options.update(max_width=1000), table).minimum <= console.width:
             break
     return table
