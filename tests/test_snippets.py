@@ -36,6 +36,8 @@ SMALLER = [
     (r"--model mobilenetv2_\d+", "--model mobilenetv2_035"),
     (r'compare\(\n    "mobilenetv2_\d+"', 'compare(\n    "mobilenetv2_035"'),
     (r"rounds=\d+", "rounds=2"),
+    (r"\btrials=\d+", "trials=2, finalists=1"),
+    (r"--trials \d+", "--trials 2 --finalists 1"),
     # Peak memory takes a new process for each network and batch size; test_latency.py has one.
     (r"foveate latency mobilenetv2_100", "foveate latency mobilenetv2_035 --rounds 2 --no-memory"),
     (r"foveate cost mobilenetv2_100(.*) --time", r"foveate cost mobilenetv2_035\1 --time"),

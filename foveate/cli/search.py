@@ -55,7 +55,7 @@ def search(
         finalists: how many of them are compared.
         seeds: of the comparison; 0: no comparison.
         sampler: which plans are tried where they are too many for all: TPE's, which needs Optuna, or random ones.
-        storage: of Optuna, a URL such as postgresql://...; without it a file in the output folder.
+        storage: of Optuna, a URL such as postgresql+psycopg2://...; without it a file in the output folder.
         output: folder for search.csv, the trials and the comparison.
         jobs: processes on this machine that share the runs.
         on: who else shares them: processes:4, dask://HOST:PORT, slurm:PARTITION[,key=value] or ray://HOST:PORT.
