@@ -17,6 +17,8 @@ from foveate.kernels.dispatch import into_a_graph
 
 __all__ = ["local_attention", "local_pattern", "pattern_map", "strided_attention", "strided_pattern"]
 
+_FAR = 3e4  # below what is seen: e to the -30000 is 0, and float16 still holds it
+
 
 def local_pattern(n: int, window: int, causal: bool) -> Tensor:
     """The definition: which j each i of n sees among the last ``window`` positions, (n, n) of truth values."""
@@ -43,6 +45,20 @@ def pattern_map(q: Tensor, k: Tensor, pattern: Tensor) -> Tensor:
     """
     scores: Tensor = (q / q.shape[3] ** 0.5) @ k.transpose(2, 3)
     return scores.masked_fill(~pattern.to(q.device), float("-inf")).softmax(dim=3)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool = False) -> Tensor:
+    """Softmax attention within each block, (B * heads, blocks, rows, d); ``seen``: which pairs, or ``causal``."""
+    if not into_a_graph():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    # Converters know products of matrices better. A block's pairs are as many as a row's, and not those of all rows.
+    scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+    if causal:
+        order = torch.arange(q.shape[2], device=q.device)
+        seen = order.reshape(1, 1, 1, -1) <= order.reshape(1, 1, -1, 1)
+    if seen is not None:
+        scores = scores + (seen.to(scores.dtype) - 1) * _FAR
+    return scores.softmax(dim=3) @ v
 
 
 def _cut(n: int, length: int, parts: int | None) -> tuple[int, int, int]:
@@ -105,7 +121,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, 
     key = block + torch.arange(-size, size if causal else 2 * size, device=q.device).reshape(1, 1, -1)
     back = query - key
     seen = (back < size) & (back >= 0 if causal else back > -size) & (key >= 0) & (key < n)
-    out = F.scaled_dot_product_attention(cut(q), around(k), around(v), attn_mask=seen[None])
+    out = _attention(cut(q), around(k), around(v), seen[None])
     return torch.unflatten(out, 0, (-1, heads)).flatten(2, 3)[:, :, :n]
 
 
@@ -135,5 +151,5 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool
     real = None
     if not (causal or _is_zero(rest)):  # causal: what was filled in comes last and is seen by nobody
         real = (torch.arange(rows * columns, device=q.device) < n).view(1, rows, columns).transpose(1, 2).unsqueeze(2)
-    out = F.scaled_dot_product_attention(upright(q), upright(k), upright(v), attn_mask=real, is_causal=causal)
+    out = _attention(upright(q), upright(k), upright(v), real, causal)
     return torch.unflatten(out.transpose(1, 2).flatten(1, 2)[:, :n], 0, (-1, heads))
