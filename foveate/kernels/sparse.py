@@ -58,7 +58,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: boo
         seen = order.reshape(1, 1, 1, -1) <= order.reshape(1, 1, -1, 1)
     if seen is not None:
         scores = scores + (seen.to(scores.dtype) - 1) * _FAR
-    return scores.softmax(dim=3) @ v
+    out: Tensor = scores.softmax(dim=3) @ v
+    return out
 
 
 def _cut(n: int, length: int, parts: int | None) -> tuple[int, int, int]:
