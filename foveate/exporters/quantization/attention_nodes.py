@@ -179,6 +179,8 @@ def _follow(graph: OnnxGraph, out: str) -> tuple[str, list[Step], list[Any]]:
         elif node.op_type == "Relu":
             steps.append(Step("Relu", least=0.0))
         elif node.op_type == "Clip":
+            if any(name and name not in graph.initializers for name in node.input[1:3]):
+                break
             limits = [float(graph.constant(name)) if name else None for name in node.input[1:3]]
             low, high = (*limits, None, None)[:2]
             steps.append(Step("Clip", -np.inf if low is None else low, np.inf if high is None else high))

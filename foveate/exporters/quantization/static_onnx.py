@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError, first_line
@@ -32,9 +33,8 @@ def static_quantizer(model: onnx.ModelProto, program: Program) -> Quantizer[onnx
     """
     graph = OnnxGraph(model)
     attention = find_attention(graph, program.sites)
-    float_nodes = {*graph.outside(), *_that_hide_x(graph, attention)}
+    float_nodes = {*graph.outside(), *_that_hide(graph, attention)}
     by_site = {one.site.site: one for one in attention}
-    threads = 1
 
     def quantized(kept: Collection[str]) -> onnx.ModelProto:
         whole = {name for site in kept for name in (*by_site[site].nodes, *by_site[site].neighbours)}
@@ -42,7 +42,7 @@ def static_quantizer(model: onnx.ModelProto, program: Program) -> Quantizer[onnx
         return _with_float_outputs(made, graph, attention)
 
     def reader(file: onnx.ModelProto | None) -> Reader:
-        return _reader(model if file is None else file, [one for one in attention if one.x], threads)
+        return _reader(model if file is None else file, [one for one in attention if one.x])
 
     return Quantizer(attention, quantized, reader)
 
@@ -104,13 +104,10 @@ class _Batches:
         return next(self._arrays, None)
 
 
-def _that_hide_x(graph: OnnxGraph, attention: Sequence[AttentionNodes]) -> set[str]:
-    """Nodes that would be joined with the layer before an attention module, so that its x is nowhere in the file."""
-    found = set()
-    for one in attention:
-        readers = graph.readers[one.x] if one.x else []
-        found |= {node.name for node in readers if node.op_type in _REMOVED and node.name in one.nodes}
-    return found
+def _that_hide(graph: OnnxGraph, attention: Sequence[AttentionNodes]) -> set[str]:
+    """Nodes that would be joined with the one before, so that what is read at a site is nowhere in the file."""
+    tensors = {name for one in attention if one.x for name in (one.x, one.read)}
+    return {node.name for name in tensors for node in graph.readers[name] if node.op_type in _REMOVED}
 
 
 def _with_float_outputs(
@@ -143,14 +140,22 @@ def _with_float_outputs(
 
 
 def _drop_unread(made: onnx.ModelProto) -> None:
-    """Take nodes out of a graph that no output is computed by."""
+    """Take nodes out of a graph that no output is computed by, and weights that no node reads."""
     graph = OnnxGraph(made)
     needed = set().union(*(graph.before(output) for output in graph.outputs))
-    kept = [node for node in graph.nodes if id(node) in needed]
-    if len(kept) < len(graph.nodes):
-        copies = [type(node).FromString(node.SerializeToString()) for node in kept]
-        del made.graph.node[:]
-        made.graph.node.extend(copies)
+    nodes = [_copied(node) for node in graph.nodes if id(node) in needed]
+    read = {name for node in nodes for name in node.input} | set(graph.outputs)
+    weights = [_copied(each) for name, each in graph.initializers.items() if name in read]
+    del made.graph.node[:], made.graph.initializer[:]
+    made.graph.node.extend(nodes)
+    made.graph.initializer.extend(weights)
+
+
+def _copied(part: Any) -> Any:
+    """A part of a graph outlives the list that it is taken from only as a copy."""
+    copy = type(part)()
+    copy.CopyFrom(part)
+    return copy
 
 
 def _rename(names: Any, new: dict[str, str]) -> None:
@@ -178,7 +183,7 @@ def _as_read(graph: OnnxGraph, tensor: str) -> str:
     return tensor
 
 
-def _reader(model: onnx.ModelProto, attention: Sequence[AttentionNodes], threads: int) -> Reader:
+def _reader(model: onnx.ModelProto, attention: Sequence[AttentionNodes]) -> Reader:
     """A graph, opened so that it gives its logits, and what is read at each site."""
     import onnx
     import onnxruntime
@@ -188,24 +193,25 @@ def _reader(model: onnx.ModelProto, attention: Sequence[AttentionNodes], threads
     graph = OnnxGraph(tapped)
     logits, given = graph.outputs[0], tapped.graph.input[0].name
     wanted = [_as_read(graph, name) for one in attention for name in (one.x, one.read)]
-    for name in dict.fromkeys(wanted):
-        if name not in graph.outputs and name != given:
+    there = [name for name in dict.fromkeys(wanted) if name in graph.producers]
+    for name in there:
+        if name not in graph.outputs:
             tapped.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, threads
+    options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(tapped.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class of its own for each fault
         raise FoveateError(f"onnxruntime cannot open the quantized network: {first_line(error)}") from error
-    asked = [name for name in dict.fromkeys((logits, *wanted)) if name != given]
+    asked = list(dict.fromkeys((logits, *there)))
 
     def read(images: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Arrays]:
         found = dict(zip(asked, session.run(asked, {given: images}), strict=True)) | {given: images}
-        arrays: list[np.ndarray[Any, Any]] = []
+        arrays: list[np.ndarray[Any, Any] | None] = []
         for n, one in enumerate(attention):
-            x, out = found[wanted[2 * n]], found[wanted[2 * n + 1]]
+            x, out = found.get(wanted[2 * n]), found.get(wanted[2 * n + 1])
             for step in one.steps:  # what the next layer would read without the attention
-                x = step(x)
+                x = None if x is None else step(x)
             arrays += [x, out]
         return found[logits], arrays
 

@@ -9,6 +9,7 @@ import foveate as fv
 from foveate.exporters.formats.onnx import to_onnx
 from foveate.exporters.options import ExportOptions
 from foveate.exporters.program import prepare
+from foveate.exporters.quantization.keep import quantize_keeping
 from foveate.exporters.quantization.static_onnx import static_quantizer
 from foveate.registry import names
 
@@ -83,6 +84,17 @@ def read_in_torch(program, sites):
     with torch.no_grad():
         program.network(torch.from_numpy(program.images))
     return seen
+
+
+def test_every_mechanism_in_8_bits():
+    """Each is quantized and run, and what is left of it is a number, or it is said why there is none."""
+    program, tool = graph_of(everywhere(), images=4)
+    program.calibration = tuple(torch.from_numpy(program.images).split(1))
+    quantize_keeping(program, tool)
+    assert [one.site for one in program.contributions] == [site.site for site in program.sites]
+    for one in program.contributions:
+        assert one.reason if one.correlation is None else -1 <= one.correlation <= 1, one
+    assert sum(one.correlation is not None for one in program.contributions) >= len(program.sites) - 1
 
 
 @pytest.mark.parametrize("make", [everywhere, followed, channels_last], ids=lambda make: make.__name__)

@@ -91,6 +91,7 @@ def test_export(small, photos, tmp_path):
     convs = [node for node in graph.node if node.op_type == "Conv"]
     weights = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
+    assert set(weights) <= {name for node in graph.node for name in node.input}  # onnxruntime warns of others
     plain = 0
     for conv in convs:
         assert {producers[name].op_type for name in conv.input[:2]} == {"DequantizeLinear"}
