@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from foveate.errors import FoveateError, first_line
 from foveate.exporters.format import Arrays, Format, Session
+from foveate.exporters.formats.onnx import to_onnx
 from foveate.exporters.metadata import PREFIX, from_texts, to_texts
 from foveate.exporters.operations import converting
 from foveate.exporters.program import Program, quiet
+from foveate.exporters.quantization.keep import quantize_keeping
+from foveate.exporters.quantization.nncf_openvino import check_nncf, nncf_quantizer
 
 __all__ = ["OpenVINO", "to_openvino", "write_openvino"]
 
@@ -39,11 +42,17 @@ names = json.loads(model.get_rt_info(["foveate", "classes"]).astype(str))
 compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 logits = compiled(images)["logits"][0]
 """
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8")
 
     def convert(self, program: Program, path: Path) -> None:
         """See :meth:`Format.convert`."""
-        write_openvino(to_openvino(program), program, path)
+        if program.options.precision == "int8":
+            # ONNX names what it holds, and OpenVINO's reader keeps these names: the attention is found by them.
+            check_nncf()
+            model = quantize_keeping(program, nncf_quantizer(to_onnx(program), program))
+        else:
+            model = to_openvino(program)
+        write_openvino(model, program, path)
 
     def open(self, path: Path, threads: int | None = None) -> Session:
         """See :meth:`Format.open`: it computes in float32, also where the processor's default is less."""

@@ -19,11 +19,22 @@ from foveate.exporters.quantization.keep import Arrays, Quantizer, Reader
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["nncf_quantizer", "quantize"]
+__all__ = ["check_nncf", "nncf_quantizer", "quantize"]
 
-# OpenVINO's reader makes a convolution with a bias two operations: the first has the convolution's name with this
-# behind it, the second, which adds the bias, the name itself.
-_WITHOUT_BIAS = "/WithoutBiases"
+# OpenVINO's reader makes several operations of some nodes: of a convolution with a bias NAME/WithoutBiases and NAME,
+# which adds the bias. All of them have to be named.
+_PART = "/"
+
+
+def check_nncf() -> None:
+    """Make sure that what this needs beside OpenVINO is installed.
+
+    Raises:
+        FoveateError: it is not; the message says how to install it.
+    """
+    missing = [name for name in ("nncf", "onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FoveateError(f"int8 for OpenVINO needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def nncf_quantizer(model: onnx.ModelProto, program: Program) -> Quantizer[Any]:
@@ -32,12 +43,7 @@ def nncf_quantizer(model: onnx.ModelProto, program: Program) -> Quantizer[Any]:
     Args:
         model: the ONNX graph in 32 bits: OpenVINO reads it, and keeps the names of its nodes and tensors.
         program: what it was made of.
-
-    Raises:
-        FoveateError: NNCF is not installed.
     """
-    if importlib.util.find_spec("nncf") is None:
-        raise FoveateError("int8 for OpenVINO needs nncf: pip install nncf")
     graph = OnnxGraph(model)
     attention = find_attention(graph, program.sites)
     by_site = {one.site.site: one for one in attention}
@@ -70,7 +76,7 @@ def quantize(model: Any, calibration: Sequence[Tensor], *, float_nodes: Collecti
     import nncf
 
     names = {op.get_friendly_name() for op in model.get_ops()}
-    wanted = {f"{name}{end}" for name in float_nodes for end in ("", _WITHOUT_BIAS)}
+    wanted = {name for name in names if name in float_nodes or name.split(_PART)[0] in float_nodes}
     try:
         with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return nncf.quantize(
@@ -78,7 +84,7 @@ def quantize(model: Any, calibration: Sequence[Tensor], *, float_nodes: Collecti
                 nncf.Dataset([batch.numpy() for batch in calibration]),
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(calibration),
-                ignored_scope=nncf.IgnoredScope(names=sorted(wanted & names)),
+                ignored_scope=nncf.IgnoredScope(names=sorted(wanted)),
             )
     except Exception as error:  # NNCF raises what it likes
         raise FoveateError(f"NNCF cannot quantize the network: {first_line(error)}") from error
