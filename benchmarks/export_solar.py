@@ -3,7 +3,7 @@
     python benchmarks/export_solar.py [TARGET ...]  # writes benchmarks/export_solar.csv
 
 EfficientNet-Lite0 on the ELPV solar cells without attention, with ULSAM inserted and with ULSAM in a block's place, as
-``foveate demo`` trains them (first seed). Each is written for each target, checked with all validation images, and timed
+``foveate demo`` trains them (first seed). Each is written for each target, checked with all validation images and timed
 in turns with the file without attention. Needs the extras demo, export, openvino, executorch and ncnn for all targets.
 """
 
