@@ -32,7 +32,7 @@ def compare(
     output: Path = Path("runs/compare"),
     jobs: int = 1,
     on: str | None = None,
-    workers: int | None = None,
+    workers: Annotated[int | None, Parameter(name="--on-workers")] = None,  # a recipe's --workers load images
     export: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     json: bool = False,
 ) -> None:

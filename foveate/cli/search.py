@@ -35,7 +35,7 @@ def search(
     output: Path = Path("runs/search"),
     jobs: int = 1,
     on: str | None = None,
-    workers: int | None = None,
+    workers: Annotated[int | None, Parameter(name="--on-workers")] = None,  # a recipe's --workers load images
     page: Path | None = None,
     command: str | None = None,
     json: bool = False,

@@ -109,6 +109,21 @@ def test_help_has_an_example_that_can_be_read_and_no_option_that_is_refused(caps
     assert ("--plan STR" in text) == (command in ("cost", "train", "explain", "export", "latency"))
 
 
+@pytest.mark.parametrize("command", list(_commands()))
+def test_no_two_options_of_a_command_have_one_name(command):
+    parsed = app
+    for word in command.split():
+        parsed = parsed[word]
+    names = [name for argument in parsed.assemble_argument_collection() for name in argument.names if name != "*"]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_workers_of_an_executor_are_not_those_that_load_images():
+    line = "compare d --plans 'se after a' --on processes:2 --on-workers 3 --workers 1"
+    _, bound, _ = app.parse_args(shlex.split(line), exit_on_error=False, print_error=False)
+    assert (bound.arguments["workers"], bound.arguments["fields"].workers) == (3, 1)
+
+
 def test_what_is_on_can_be_turned_off():
     for line in ("latency m --no-memory", "export m --to onnx --output o --no-check --no-time"):
         _, bound, _ = app.parse_args(shlex.split(line), exit_on_error=False, print_error=False)
