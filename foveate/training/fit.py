@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from foveate.data.split import ImageData
 
 __all__ = ["Fit", "fit"]
+
+logger = logging.getLogger("foveate")
 
 
 def fit(
@@ -114,7 +117,10 @@ def fit(
                 run = Run(model, data, pipeline, context, opened_teacher)
                 bar.end(ready)
                 with _tracked(accelerator, tracker, run.described):
-                    return run.run()
+                    found = run.run()
+    for note in found.notes if rank == 0 else ():  # below the bars
+        logger.warning("%s", note)
+    return found
 
 
 def _require_images(data: ImageData) -> None:

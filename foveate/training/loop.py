@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "Run"]
 
-logger = logging.getLogger("foveate")
 _LOOK_EVERY = 16  # steps between two looks at the losses on a GPU
 
 
@@ -149,9 +147,6 @@ class Run:
                     self.train_epoch(stream, position, order, task)
                     evaluation = self.end_epoch(position, val, order)
         evaluation = evaluation or self.evaluate(val)
-        notes = _notes(evaluation)
-        for note in notes if group.rank == 0 else ():
-            logger.warning("%s", note)
         group.broadcast([self.judged])
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
@@ -163,7 +158,7 @@ class Run:
             images_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else 0.0,
             folder=folder.path if folder is not None else None,
             recipe=recipe,
-            notes=notes,
+            notes=_notes(evaluation),
         )
 
     def begin(self) -> Position:
