@@ -43,7 +43,10 @@ SMALLER = [
     (r"foveate cost mobilenetv2_100(.*) --time", r"foveate cost mobilenetv2_035\1 --time"),
 ]
 # Pages that a command writes, with the command's own call at the top.
-GENERATED = {"docs/imagewoof.md": "its data set is not in the repository"}
+GENERATED = dict.fromkeys(
+    (f"docs/{name}.md" for name in ("imagewoof", "flowers_ablation", "flowers_search", "flowers_search_compared")),
+    "its data set is not in the repository",
+)
 BLOCK = re.compile(
     r"<!-- (?P<kind>snippets|not run):\s(?P<text>.*?)\s-->|^```(?P<language>\w*)\n(?P<code>.*?)^```",
     re.MULTILINE | re.DOTALL,
