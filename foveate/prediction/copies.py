@@ -24,7 +24,7 @@ def folder_name(label: str) -> str:
     name = name.encode()[:_MOST_BYTES].decode(errors="ignore").rstrip(" .").strip()
     if name[:1] in ("", ".") or _DEVICES.fullmatch(name):
         name = f"_{name}"
-    return name
+    return os.fsdecode(name.encode())  # UTF-8 also where the locale takes ASCII alone
 
 
 class Copies:

@@ -46,9 +46,8 @@ def draw(confusion: Tensor, classes: Sequence[str], top1: float, path: Path) -> 
     axes.set(xlabel="predicted", ylabel="right class", title=f"{int(confusion.sum())} images, {top1:.1%} right")
     if count <= _WITH_NAMES:
         names = [_short(name) for name in classes]
-        for ticks, turned in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
-            for text in ticks(range(count), names, rotation=turned):
-                text.label1.set_parse_math(False)  # a dollar sign is one
+        axes.set_xticks(range(count), names, rotation=90)
+        axes.set_yticks(range(count), names)
     if count <= _WITH_COUNTS:
         for row in range(count):
             for column in range(count):
@@ -62,5 +61,6 @@ def draw(confusion: Tensor, classes: Sequence[str], top1: float, path: Path) -> 
 
 
 def _short(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    name = printable(name).encode("utf-8", "replace").decode()  # no font has what is not text
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return name.replace("$", r"\$")  # else Matplotlib takes what is between two for a formula

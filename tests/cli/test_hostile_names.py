@@ -96,6 +96,12 @@ def ran(images, output) -> dict[str, tuple[bytes, str]]:
         "explain --json": [*explain, "--json"],
         "audit": audit,
         "audit --csv": [*audit, "--csv", "-"],
+        "predict": ["predict", model, val, "--image-size", "32", "--copy-to", str(output / "copies")],
+        "predict --json": ["predict", model, val, "--image-size", "32", "--json"],
+        "predict --output": ["predict", model, val, "--image-size", "32", "--output", str(output / "predictions.csv")],
+        "evaluate": ["evaluate", model, images, "--image-size", "32", "--confusion", str(output / "confusion.png")],
+        "evaluate --json": ["evaluate", model, images, "--image-size", "32", "--json"],
+        "evaluate --csv": ["evaluate", model, images, "--image-size", "32", "--csv", "-"],
         "compare": [*compare, *SMALL, "--output", grid],
     }
     file = output / "commands"
@@ -129,11 +135,11 @@ def test_the_right_bytes_and_no_control_characters(ran):
     rows = [line.rsplit(None, 2)[0] for line in out.splitlines() if line.endswith(b"2    1")]
     assert sorted(rows) == sorted(SHOWN)
     assert b"val/<i>\xff.txt" in out
-    for name in ("data check", "explain", "compare", "audit"):
+    for name in ("data check", "explain", "compare", "audit", "predict", "evaluate"):
         assert b"\x1b" not in ran[name][0], name
-    shown = ran["explain"][0]
-    for name in (b"n\xc3\xa9", b"caf\xe9", b"[red]", b"new\\nline"):
-        assert b"val/" + name + b"/" + name + b"0.png: " in shown
+    for command in ("explain", "predict"):
+        for name in (b"n\xc3\xa9", b"caf\xe9", b"[red]", b"new\\nline"):
+            assert b"val/" + name + b"/" + name + b"0.png: " in ran[command][0]
 
 
 def test_json_is_read_back(ran, images, output):
@@ -142,6 +148,9 @@ def test_json_is_read_back(ran, images, output):
     assert found["name"] == SET
     assert {os.fsencode(row["class"]) for row in json.loads(ran["train --json"][0])["classes"]} == set(SHOWN)
     assert len(json.loads(ran["explain --json"][0])["predictions"]) == len(CLASSES)
+    assert {os.fsencode(row["class"]) for row in json.loads(ran["evaluate --json"][0])["classes"]} == set(SHOWN)
+    assert len(ran["predict --json"][0].splitlines()) == len(CLASSES)
+    assert all(json.loads(line)["prediction"] for line in ran["predict --json"][0].splitlines())
     kept = json.loads((output / "run" / "evaluation.json").read_text("utf-8"))
     assert {os.fsencode(row["class"]) for row in kept["classes"]} == set(SHOWN)
     model = fv.load(output / "run" / "last")
@@ -174,6 +183,21 @@ def test_csv_has_no_formula(ran):
     rows = list(csv.reader(io.StringIO(ran["audit --csv"][0].decode())))
     assert len(rows) == 2
     assert not any(cell.startswith(("=", "@")) for row in rows for cell in row)
+
+
+def test_csv_of_predictions_and_classes_has_no_formula(ran, output):
+    text = (output / "predictions.csv").read_text("utf-8", "surrogateescape")
+    predicted = list(csv.reader(io.StringIO(text, newline="")))
+    evaluated = list(csv.reader(io.StringIO(ran["evaluate --csv"][0].decode("utf-8", "surrogateescape"), newline="")))
+    assert (len(predicted), len(evaluated)) == (len(CLASSES) + 1, len(CLASSES) + 1)
+    assert all(len(row) == 3 + len(CLASSES) for row in predicted)
+    assert not any(cell.startswith(("=", "@")) for row in (*predicted, *evaluated) for cell in row)
+
+
+def test_copies_lie_in_folders_of_their_own(ran, output):
+    copies = [path for path in (output / "copies").rglob("*") if path.is_file()]
+    assert len(copies) == len(CLASSES)
+    assert all(path.parent.parent == output / "copies" for path in copies)
 
 
 # ---- labels of plans, which people choose

@@ -59,7 +59,7 @@ def test_errors():
 
 def test_confusion_as_a_picture(tmp_path):
     logits = torch.eye(3)[[0, 0, 1, 2]] * 5
-    found = replace(measure(logits, torch.tensor([0, 1, 1, 1])), classes=("$x_1$", "a\nb", "犬"))
+    found = replace(measure(logits, torch.tensor([0, 1, 1, 1])), classes=("$x^", "a\nb\udce9", "$x^$犬"))
     for name in ("c.png", "c.svg", "deep/c.pdf"):
         assert found.draw_confusion(tmp_path / name).stat().st_size > 1000
     shapes = {found.draw_confusion(tmp_path / "c.png").read_bytes()}
