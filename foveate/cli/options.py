@@ -111,7 +111,8 @@ def check_names(network: NetworkOptions, recipe: fv.Recipe, plans: Sequence[str]
     """
     recipe.check()
     for plan in plans:
-        fv.Family.parse(plan)
+        if plan != "none":  # the network without attention, as compare calls it
+            fv.Family.parse(plan)
     if not is_folder(network.model):
         fv.create_model(network.model)
 
