@@ -14,7 +14,8 @@ from foveate.io import write_atomically
 
 __all__ = ["example_text", "write_example"]
 
-_NORMALISE = "images = np.float32(((images / np.float32(255) - MEAN) / STD).transpose(0, 3, 1, 2))"
+_NORMALISE = """images = ((images / np.float32(255) - MEAN) / STD).transpose(0, 3, 1, 2)
+images = np.ascontiguousarray(images, dtype=np.float32)"""
 _RESAMPLING = {"nearest-exact": "NEAREST"}  # Pillow's word, where it differs from torchvision's
 
 

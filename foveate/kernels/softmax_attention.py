@@ -59,4 +59,5 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         most = max(q.shape[2], width)
         q, k, v = (F.pad(rows, (0, most - rows.shape[2])) if rows.shape[2] < most else rows for rows in (q, k, v))
     out = F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=scale)
-    return out.squeeze(1)[..., :width]
+    out = out.squeeze(1)
+    return out[..., :width] if out.shape[2] > width else out  # a slice of all is an operation that Core ML lacks
