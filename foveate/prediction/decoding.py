@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
@@ -21,7 +21,7 @@ Outcome = Tensor | FoveateError
 
 def decoded(
     items: Iterable[Item], preprocess: Preprocess, ahead: int, threads: int | None = None
-) -> Iterator[tuple[Item, Outcome]]:
+) -> Generator[tuple[Item, Outcome], None, None]:
     """Each item with its pixels, uint8 (C, H, W), or with the error that says why there are none.
 
     The items are asked for in the caller's thread; Pillow decodes and resizes outside Python's lock.
@@ -50,7 +50,8 @@ def decoded(
             first, future = pending.popleft()
             yield first, future.result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # Without waiting: a stream that was left may be closed by the collector on one of these very threads.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _pixels(item: Item, preprocess: Preprocess) -> Outcome:

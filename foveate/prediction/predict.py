@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def predict(
     def stream(result: Predictions) -> Iterator[Prediction]:
         total = inputs.count() if progress else None
         ready = decoded(inputs, classifier.preprocess, batch_size + (threads or 4), threads)
-        with ProgressBar(progress) as bar:
+        with closing(ready), ProgressBar(progress) as bar:
             task = bar.task("predicting", total)
             for names, pixels in _batches(ready, batch_size, bad, strict):
                 logits = batched_logits(classifier, normalised(pixels, classifier.preprocess, device_of(classifier)))
