@@ -89,7 +89,7 @@ def describe(
 
 def to_texts(metadata: JsonObject) -> dict[str, str]:
     """Metadata as text by key, for formats that hold text: each value is JSON, its key begins with ``foveate.``."""
-    return {PREFIX + key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    return {PREFIX + key: json_text(value, indent=None) for key, value in metadata.items()}
 
 
 def from_texts(texts: Mapping[str, str], path: Path) -> JsonObject:

@@ -87,6 +87,7 @@ def ran(images, output) -> dict[str, tuple[bytes, str]]:
     explain = ["explain", model, val, "--image-size", "32", "--output", str(output / "pictures")]
     audit = ["audit", model, images, "--image-size", "32"]
     compare = ["compare", images, "--model", "test_efficientnet", "--plans", PLAN, "--epochs", "1", "--seeds", "1"]
+    search = ["search", images, "--model", "test_efficientnet", "--family", PLAN, "--epochs", "1", "--seeds", "0"]
     commands = {
         "data check": ["data", "check", images],
         "data check --json": ["data", "check", images, "--json"],
@@ -96,6 +97,8 @@ def ran(images, output) -> dict[str, tuple[bytes, str]]:
         "explain --json": [*explain, "--json"],
         "audit": audit,
         "audit --csv": [*audit, "--csv", "-"],
+        "export": ["export", model, "--to", "pt2", "--data", images, "--output", str(output / "files"), "--no-time"],
+        "search": [*search, *SMALL, "--output", str(output / "search")],
         "predict": ["predict", model, val, "--image-size", "32", "--copy-to", str(output / "copies")],
         "predict --json": ["predict", model, val, "--image-size", "32", "--json"],
         "predict --output": ["predict", model, val, "--image-size", "32", "--output", str(output / "predictions.csv")],
