@@ -62,10 +62,12 @@ logits = program.load_method("forward").execute([torch.from_numpy(images)])[0][0
                 return lower(exported, one_by_one=True)
 
         most = LARGEST_BATCH if program.options.batch == "dynamic" else None
-        if most:
-            program.metadata["input"]["largest_batch"] = most
         exported = _quantized(program, most) if quantized else program.exported(most)
         path.write_bytes(converting(program, "ExecuTorch", exported, lower, lower).buffer)
+        if most:
+            # Some networks make the lowering narrow what it allows: what the memory was planned for is in the file.
+            planned = _method(path)[2].metadata.input_tensor_meta(0).sizes()[0]
+            program.metadata["input"]["largest_batch"] = int(planned)
         write_sidecar(path, program.metadata)
 
     def open(self, path: Path, threads: int | None = None) -> Session:
@@ -104,19 +106,24 @@ def _quantized(program: Program, most: int | None) -> torch.export.ExportedProgr
     return converting(program, "ExecuTorch", program.exported(most), quantize)
 
 
+def _method(path: Path) -> tuple[bytes, Any, Any]:
+    """The bytes, the program and its method."""
+    try:
+        with quiet():
+            from executorch.runtime import Runtime
+
+            data = path.read_bytes()
+            program = Runtime.get().load_program(data)
+            return data, program, program.load_method("forward")
+    except Exception as error:  # the runtime raises RuntimeError and what pybind11 makes of C++
+        raise FoveateError(f"{path} cannot be opened by ExecuTorch: {first_line(error)}") from error
+
+
 class _Session(Session):
     def __init__(self, path: Path) -> None:
         self.metadata = read_sidecar(path)
-        try:
-            with quiet():
-                from executorch.runtime import Runtime
-
-                # The method computes in memory that these two own.
-                self._data = path.read_bytes()
-                self._program = Runtime.get().load_program(self._data)
-                self._method = self._program.load_method("forward")
-        except Exception as error:  # the runtime raises RuntimeError and what pybind11 makes of C++
-            raise FoveateError(f"{path} cannot be opened by ExecuTorch: {first_line(error)}") from error
+        # The method computes in memory that the other two own.
+        self._data, self._program, self._method = _method(path)
         self._most = self.metadata["input"].get("largest_batch")
 
     def run(self, images: NDArray[np.generic]) -> Arrays:

@@ -35,6 +35,13 @@ def test_the_largest_batch_and_more(made):
     assert np.array_equal(together[0][:LARGEST_BATCH], opened.run(images[:LARGEST_BATCH])[0])
 
 
+def test_the_lowering_may_narrow_the_batch(network, tmp_path):
+    """sparse makes it ask about the number of images; the file says what its memory was planned for."""
+    made = fv.export(network("sparse after layer3"), "executorch", tmp_path, size=SIZE, images=9, time=False)
+    assert all(check.passed for check in made.checks), made
+    assert 1 <= made.metadata["input"]["largest_batch"] <= LARGEST_BATCH
+
+
 def test_8_bit(network, folder, tmp_path):
     model = network("ulsam after layer3", classes=2)
     made = fv.export(model, "executorch", tmp_path, precision="int8", size=SIZE, data=folder, images=8, time=False)
