@@ -65,9 +65,15 @@ logits = program.load_method("forward").execute([torch.from_numpy(images)])[0][0
         exported = _quantized(program, most) if quantized else program.exported(most)
         path.write_bytes(converting(program, "ExecuTorch", exported, lower, lower).buffer)
         if most:
-            # Some networks make the lowering narrow what it allows: what the memory was planned for is in the file.
-            planned = _method(path)[2].metadata.input_tensor_meta(0).sizes()[0]
-            program.metadata["input"]["largest_batch"] = int(planned)
+            # Some networks make the lowering narrow what it allows; what the memory was planned for is in the file.
+            planned = int(_method(path)[2].metadata.input_tensor_meta(0).sizes()[0])
+            if planned < most:
+                parts = " and ".join(dict.fromkeys(part.mechanism for part in program.parts))
+                raise FoveateError(
+                    "ExecuTorch does not keep the number of images of this network free"
+                    f"{f' (its plan has {parts})' if parts else ''}: give batch=1 (--batch 1)"
+                )
+            program.metadata["input"]["largest_batch"] = most
         write_sidecar(path, program.metadata)
 
     def open(self, path: Path, threads: int | None = None) -> Session:
