@@ -43,6 +43,8 @@ def changed_files(root, commit):
 
 
 def pytest_collection_modifyitems(config, items):
+    # The longest tests first, so that no process is left with one at the end.
+    items.sort(key=lambda item: item.path.name != "test_snippets.py")
     root, since = config.rootpath, config.getoption("--slow-since")
     changed = changed_files(root, since) if since else []
     chosen = []

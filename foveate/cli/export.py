@@ -66,7 +66,7 @@ def export(
         check: run each file beside the network.
         time: time both.
         overwrite: replace files that are there.
-        keep_failed: keep files that failed a check.
+        keep_failed: keep files that failed a check, in a folder of their own.
         python: the interpreter of an environment with litert-torch, which converts for litert.
         json: print JSON.
         csv: write a line for each file to this file.

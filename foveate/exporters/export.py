@@ -78,7 +78,7 @@ def export(
         check: whether the file is run beside the network.
         time: whether both are timed, in turns.
         overwrite: whether files that are there already may be replaced.
-        keep_failed: whether a file that failed a check is kept under a name that says so.
+        keep_failed: whether a file that failed a check is kept, in a folder ``failed`` beside its place.
         python: the interpreter of the environment that holds litert-torch, for "litert" only.
 
     Returns:
@@ -147,7 +147,9 @@ def export(
         milliseconds = _time(program, form, path, samples) if check and time and not form.runs_here() else (None, None)
         megabytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
         if wrong:
-            notes.append("this file FAILED a check")
+            place = place.parent / "failed" / place.name
+            place.parent.mkdir(exist_ok=True)
+            notes.append("this file FAILED a check: it does not do what the network does")
         _put(Path(folder), place, overwrite)
     return Exported(
         path=place,

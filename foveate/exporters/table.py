@@ -17,6 +17,7 @@ from foveate.exporters.export import export
 from foveate.exporters.format import find_format
 from foveate.exporters.options import PRECISIONS
 from foveate.exporters.result import Exported
+from foveate.exporters.verify import failed
 from foveate.html import html_table
 from foveate.io import JsonObject, write_csv
 from foveate.surgery.saving.checkpoint import load
@@ -36,7 +37,7 @@ class ExportRow:
         precision: asked for.
         status: "ok", "converted, not run", or "failed".
         reason: why it failed, in one line; else empty.
-        exported: the file; None where it failed.
+        exported: the file; None where it failed and was not kept.
     """
 
     format: str
@@ -125,6 +126,8 @@ def export_all(
             except FoveateError as error:
                 rows.append(ExportRow(name, precision, "failed", str(error)))
                 continue
-            status = "ok" if made.ran or not made.checks else "converted, not run"
-            rows.append(ExportRow(name, precision, status, exported=made))
+            wrong = failed(made.checks)
+            status = "failed" if wrong else "ok" if made.ran or not made.checks else "converted, not run"
+            reason = "; ".join(f"{check.name}: {check.value}" for check in wrong)
+            rows.append(ExportRow(name, precision, status, reason, made))
     return ExportTable(tuple(rows))

@@ -210,8 +210,14 @@ def test_a_file_that_differs_is_not_kept(model, tmp_path, monkeypatch):
         fv.export(model, "onnx", tmp_path / "new", size=SIZE, images=3, time=False)
     assert not list((tmp_path / "new").iterdir())
     kept = fv.export(model, "onnx", tmp_path / "new", size=SIZE, images=3, time=False, keep_failed=True)
-    assert kept.path.exists()
+    assert kept.path == tmp_path / "new" / "failed" / "test_resnet_fp32.onnx"
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["failed", kept.path.name]
     assert any("FAILED" in note for note in kept.notes)
+    options = {"size": SIZE, "images": 3, "time": False, "keep_failed": True, "overwrite": True}
+    monkeypatch.setattr("foveate.exporters.table.find_format", lambda name: Broken())
+    (row,) = fv.export_all(model, ["onnx"], tmp_path / "new", options=options).rows
+    assert (row.status, row.exported.path) == ("failed", kept.path)
+    assert "logits" in row.reason
 
 
 class Full(Onnx):
