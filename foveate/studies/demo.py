@@ -76,6 +76,7 @@ def demo(*, quick: bool = False, output: str | os.PathLike[str] | None = None, p
         *("onnx", folder / "exported"),
         precision="int8",
         data=data,
+        images=len(data.val),
         size=recipe.image_size,
         maps=("attention",),
     )
