@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from foveate.studies.comparison.contrasts import contrasts, joint_parts, rejects
+from foveate.studies.comparison.factors.contrasts import contrasts, joint_parts, rejects
 from foveate.studies.comparison.statistics import half_width
 
 ACCURACY, REST = 0.8, 0.3  # of a run; the share of a prediction's variance that belongs to neither seed nor image

@@ -33,7 +33,7 @@ def walk_images(
     Args:
         folder: the folder.
         suffixes: how the names end, in lower case.
-        unreadable: is told (folder, reason) of a folder that cannot be listed; without it that is an error.
+        unreadable: called with (folder, reason) for a folder that cannot be listed; without it that is an error.
 
     Raises:
         FoveateError: a folder cannot be listed.

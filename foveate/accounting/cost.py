@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-from foveate.accounting.cost_html import cost_html
+from foveate.accounting.cost_html import LABELS, cost_html
 from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.accounting.counting.forward import network_of
 from foveate.accounting.counting.paper import Counted, as_printed, parameters_of, with_the_plan
@@ -52,6 +52,7 @@ class Cost:
     is the other counting of the same network.
 
     Args:
+        labels: of the class: what each of the numbers is called.
         params: parameters.
         macs: multiply-adds of matrix products, convolutions and attention products, of the forward pass as the modules
             define it: what training runs.
@@ -68,6 +69,7 @@ class Cost:
         paper: of an exact cost, the same in ``paper`` counting, with a baseline of its own.
     """
 
+    labels: ClassVar[Mapping[str, str]] = LABELS
     params: int
     macs: int
     activations: int

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from foveate.accounting.module_cost import ModuleCost
 from foveate.html import html_lines, html_table
 
-__all__ = ["cost_html"]
+__all__ = ["LABELS", "cost_html"]
 
 _DEPTH = 2  # of the tree; what the plan did is shown wherever it is
-_LABELS = {
+LABELS = {
     "params": "parameters",
     "macs": "MACs",
     "macs_inference": "MACs of inference",
@@ -34,12 +34,12 @@ def cost_html(
         rows: the modules, what contains them first; a row marked ``removed`` is of the network without the plan.
         unsupported: operations without a formula.
     """
-    names = list(_LABELS) if counting == "exact" else ["params", "macs"]
+    names = list(LABELS) if counting == "exact" else ["params", "macs"]
     if all(getattr(cost, "macs_inference", 0) == getattr(cost, "macs", 0) for cost in columns.values()):
         names = [name for name in names if name != "macs_inference"]
     totals = [
         [
-            _LABELS[name],
+            LABELS[name],
             *(format(getattr(cost, name), "+," if head == "difference" else ",") for head, cost in columns.items()),
         ]
         for name in names

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.explanations.result import Map
 
-__all__ = ["AVERAGED", "EACH_CLASS", "check_axes", "class_maps", "split_map"]
+__all__ = ["EACH_CLASS", "check_axes", "class_maps", "map_planes", "split_map"]
 
 # What one index of an axis is called in a map's name, and the axes that are averaged out of a map.
 _WORDS = {"g": "subspace", "k": "head", "n": "map"}
-AVERAGED = {"q": "positions", "c": "channels"}
+_AVERAGED = {"q": "positions", "c": "channels"}
 EACH_CLASS = 16  # with so many classes at most, each class's map is given
 
 
@@ -35,6 +33,35 @@ def check_axes(values: Tensor, axes: str, site: str) -> list[str]:
     if not {"h", "w"} <= set(words) and set(words) - {"q"} != {"b", "c"}:
         raise FoveateError(f"the map at {site} has the axes {axes!r}: only 'b c' and axes with h and w can be drawn")
     return words
+
+
+def map_planes(values: Tensor, axes: str, site: str) -> Tensor:
+    """A map as (B, n, h, w): averaged over query positions and channels, one plane for each index of the other axes.
+
+    Only in operations that ``torch.export`` writes down for any size and batch.
+
+    Args:
+        values: the tensor from ``attend``.
+        axes: its axes in einops words, h and w among them.
+        site: where the module stands, for the error.
+
+    Raises:
+        FoveateError: the tensor does not have these axes, or they cannot be drawn.
+    """
+    words = check_axes(values, axes, site)
+    means = [place for place, word in enumerate(words) if word in _AVERAGED]
+    values = values.mean(dim=means) if means else values
+    words = [word for word in words if word not in _AVERAGED]
+    order = [
+        0,
+        *(n for n, word in enumerate(words) if n and word not in ("h", "w")),
+        words.index("h"),
+        words.index("w"),
+    ]
+    values = values if order == sorted(order) else values.permute(order)
+    if len(words) == 3:
+        return values.unsqueeze(1)
+    return values if len(words) == 4 else values.flatten(1, -3)
 
 
 def split_map(values: Tensor, axes: str, site: str) -> tuple[list[Map], list[tuple[str, Tensor]]]:
@@ -63,17 +90,14 @@ def split_map(values: Tensor, axes: str, site: str) -> tuple[list[Map], list[tup
         channels.append((site, (values.mean(dim=means) if means else values).cpu()))
     if not spatial:
         return [], channels
-    means = [place for place, word in enumerate(words) if word in AVERAGED]
-    note = "".join(f", mean over {AVERAGED[words[place]]}" for place in means)
-    values = values.mean(dim=means) if means else values
-    words = [word for word in words if word not in AVERAGED]
-    values = values.movedim((words.index("h"), words.index("w")), (-2, -1)).cpu()
+    note = "".join(f", mean over {_AVERAGED[word]}" for word in words if word in _AVERAGED)
+    planes = map_planes(values, axes, site).cpu()
+    words = [word for word in words if word not in _AVERAGED]
     others = [word for word in words[1:] if word not in ("h", "w")]
     word = _WORDS.get(others[0], others[0]) if len(others) == 1 else "map"
-    count = math.prod(values.shape[1:-2])
+    count = planes.shape[1]
     names = [f"{site} {word} {n}/{count}" if count > 1 else site for n in range(1, count + 1)]
-    planes = torch.unbind(values.reshape(len(values), count, *values.shape[-2:]), dim=1)
-    return [Map(name + note, plane, site) for name, plane in zip(names, planes, strict=True)], channels
+    return [Map(name + note, plane, site) for name, plane in zip(names, planes.unbind(1), strict=True)], channels
 
 
 def class_maps(values: Tensor, chosen: Tensor, site: str) -> list[Map]:

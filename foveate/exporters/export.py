@@ -17,14 +17,12 @@ from foveate.accounting.profiling.timer import Quantiles, interleaved
 from foveate.errors import FoveateError
 from foveate.exporters.format import Format, find_format
 from foveate.exporters.options import Batch, ExportOptions, Size
-from foveate.exporters.program import Program, prepare
+from foveate.exporters.program import Program, prepare, preprocess_for
 from foveate.exporters.result import Exported
 from foveate.exporters.sample_images import Samples, open_samples, random_samples
 from foveate.exporters.verify import Verification, failed, verify
-from foveate.images import Preprocess
 from foveate.networks.class_names import class_positions, to_outputs
 from foveate.surgery.saving.checkpoint import load
-from foveate.surgery.trace import input_size_of
 
 if TYPE_CHECKING:
     from foveate.data.split import ImageData
@@ -102,7 +100,7 @@ def export(
         notes.append(f"{format} takes a fixed number of images: this file takes 1 at a time")
     network = model if isinstance(model, nn.Module) else load(model)
     place = _place(Path(output), form, network, options, overwrite)
-    preprocess = _preprocess(network, options)
+    preprocess = preprocess_for(network, options)
     if options.precision == "int8" and data is None:
         raise FoveateError(
             "int8 is calibrated on real images, and none were given: data='a folder with images' (a few hundred of the "
@@ -169,12 +167,6 @@ def export(
         images=f"checked with {samples.description}" if check else "not checked",
         notes=(*notes, *program.notes),
     )
-
-
-def _preprocess(network: nn.Module, options: ExportOptions) -> Preprocess:
-    preprocess = Preprocess.of(network)
-    _, height, width = input_size_of(network, None if options.size == "dynamic" else options.size)
-    return replace(preprocess, size=(height, width))
 
 
 def _place(output: Path, form: Format, network: nn.Module, options: ExportOptions, overwrite: bool) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.explanations.attention import Reader, readers
-from foveate.explanations.axes import AVERAGED, check_axes
+from foveate.explanations.axes import map_planes
 from foveate.explanations.cam import class_weights
 from foveate.explanations.layers import Layer, find_layer
 from foveate.io import JsonObject
@@ -120,26 +120,13 @@ class _OwnMaps:
             # Several heads are averaged, as `explain` does.
             return _of_class(attended.mean(dim=2) if attended.ndim == 5 else attended, chosen).unsqueeze(1)
         levels = attended if isinstance(attended, tuple) else (attended,)
-        planes = [_planes(level, str(self.reader.module.map_axes), self.reader.name) for level in levels]
+        planes = [map_planes(level, str(self.reader.module.map_axes), self.reader.name) for level in levels]
         if len({plane.shape[2:] for plane in planes}) > 1:  # maps of several sizes: all at the finest
             size = max((plane.shape[2:] for plane in planes), key=lambda sides: int(sides[0]))
             planes = [nn.functional.interpolate(plane, size=size, mode="nearest") for plane in planes]
         if classes is not None:
             planes.append(_of_class(classes, chosen).unsqueeze(1))
         return torch.cat(planes, dim=1) if len(planes) > 1 else planes[0]
-
-
-def _planes(values: Tensor, axes: str, site: str) -> Tensor:
-    """A map as (B, n, h, w): averaged over query positions and channels, one plane for each of the rest."""
-    words = check_axes(values, axes, site)
-    means = [place for place, word in enumerate(words) if word in AVERAGED]
-    values = values.mean(dim=means) if means else values
-    words = [word for word in words if word not in AVERAGED]
-    order = [0, *(n for n, word in enumerate(words) if n and word not in "hw"), words.index("h"), words.index("w")]
-    values = values if order == sorted(order) else values.permute(order)
-    if len(words) == 3:
-        return values.unsqueeze(1)
-    return values if len(words) == 4 else values.flatten(1, -3)
 
 
 def _of_class(maps: Tensor, chosen: Tensor) -> Tensor:

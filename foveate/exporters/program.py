@@ -7,7 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from foveate.surgery.model_copy import copied, guarded
 from foveate.surgery.record import record_of, unwrapped
 from foveate.surgery.trace import input_size_of
 
-__all__ = ["AttentionSite", "DeployableNetwork", "Program", "prepare", "quiet", "reason", "where"]
+__all__ = ["AttentionSite", "DeployableNetwork", "Program", "prepare", "preprocess_for", "quiet", "reason", "where"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Program:
         parts: all that the plan put in: also pools and heads.
         calibration: batches as the file takes them, for int8.
         images: those that the file is checked with, as it takes them.
-        notes: what is to be told.
+        notes: messages for the user.
         contributions: what is left of each attention module in the file, as the format measured it.
         agreement_without: share of the images whose class stays as it is without attention, as the format measured it.
     """
@@ -195,12 +195,21 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
+def preprocess_for(model: nn.Module, options: ExportOptions) -> Preprocess:
+    """How images are prepared for the file: as the model says, in the size that was asked for.
+
+    Raises:
+        FoveateError: the size does not exist, or the model takes neither grey nor colour pictures.
+    """
+    _, height, width = input_size_of(unwrapped(model), None if options.size == "dynamic" else options.size)
+    return replace(Preprocess.of(unwrapped(model)), size=(height, width))
+
+
 def prepare(
     model: nn.Module,
     options: ExportOptions,
     *,
     format_name: str,
-    classes: Sequence[str] = (),
     calibration: Sequence[Tensor] = (),
 ) -> Program:
     """A copy of a network, ready to be converted.
@@ -209,17 +218,13 @@ def prepare(
         model: left as found.
         options: what was asked; a batch or a size that the format cannot have is the caller's to resolve.
         format_name: for the description.
-        classes: names in the order of the outputs; without them those of the model.
         calibration: batches of images as the file takes them.
 
     Raises:
         FoveateError: the model is not a classifier, cannot be copied, or has no map that was asked for.
     """
-    channels, height, width = input_size_of(unwrapped(model), None if options.size == "dynamic" else options.size)
-    preprocess = Preprocess.of(unwrapped(model))
-    preprocess = Preprocess(
-        (height, width), preprocess.mean, preprocess.std, preprocess.interpolation, preprocess.crop_pct
-    )
+    preprocess = preprocess_for(model, options)
+    channels, (height, width) = len(preprocess.mean), preprocess.size
     with preserve_state(model), guarded(model), torch.inference_mode(False), torch.no_grad():
         network = copied(unwrapped(model), data=True).cpu().float().requires_grad_(False)
         count = 2 if options.batch == "dynamic" else int(options.batch)
@@ -247,7 +252,7 @@ def prepare(
         unwrapped(model),
         options,
         format_name=format_name,
-        classes=tuple(classes) or class_names(unwrapped(model), logits.shape[1]),
+        classes=class_names(unwrapped(model), logits.shape[1]),
         preprocess=preprocess,
         shape=tuple(shape),
         outputs=described,

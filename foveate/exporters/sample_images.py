@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from foveate.exporters.options import ExportOptions
 from foveate.images import Preprocess
 from foveate.io import JsonObject
 
-__all__ = ["Samples", "as_given", "open_samples", "random_samples", "spread_evenly"]
+__all__ = ["Samples", "as_given", "full_batches", "open_samples", "random_samples", "spread_evenly"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,16 @@ def as_given(normalised: Tensor, metadata: JsonObject, preprocess: Preprocess) -
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
     pixels = ((normalised * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def full_batches(images: NDArray[np.generic], batch: int) -> Iterator[tuple[NDArray[np.generic], int]]:
+    """Images, so many at a time, and how many of these count: the last batch is filled up with its last image."""
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        count = len(part)
+        if count < batch:
+            part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
+        yield np.ascontiguousarray(part), count
 
 
 def spread_evenly(length: int, count: int) -> list[int]:

@@ -102,7 +102,7 @@ def export_all(
         output: a folder.
         precisions: in each format.
         data: images to check and to calibrate with; opened once.
-        started: is told format and precision before each.
+        started: called with format and precision before each.
         options: more arguments of ``export``, the same for all.
 
     Raises:

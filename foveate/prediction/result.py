@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from foveate.errors import FoveateError, printable
+from foveate.html import html_lines, html_table
 from foveate.io import harmless_cell, write_atomically
 from foveate.prediction.copies import Copies
 
@@ -236,14 +236,8 @@ class Predictions:
     def _repr_html_(self) -> str:
         """The first predictions as a small table."""
         first = list(islice(self, _SHOWN + 1))
-        rows = "".join(
-            f"<tr><td>{escape(printable(one.name))}</td><td>{escape(printable(one.label))}</td>"
-            f"<td>{one.probability:.1%}</td></tr>"
-            for one in first[:_SHOWN]
-        )
+        rows = [(one.name, one.label, f"{one.probability:.1%}") for one in first[:_SHOWN]]
         notes = [f"the first {_SHOWN}; more are computed when they are read"] if len(first) > _SHOWN else []
         notes += [f"{len(self._bad)} images could not be predicted: .bad names them"] if self._bad else []
         notes += [] if self.named else ["the model carries no class names, so classes are numbers"]
-        foot = f"<p>{escape('; '.join(notes))}</p>" if notes else ""
-        head = "<tr><th>image</th><th>prediction</th><th>probability</th></tr>"
-        return f"<table>{head}{rows}</table>{foot}"
+        return html_table(("image", "prediction", "probability"), rows, right=(2,)) + html_lines("", ["; ".join(notes)])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.html import html_table
 from foveate.io import JsonObject, write_csv
 from foveate.scores import check_labels, top_classes
 from foveate.training.input.sampler import Batch
@@ -114,14 +115,15 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         """The metrics of all images as a small table."""
-        names = {"images": str(len(self.labels)), "top-1": f"{self.top1:.2%}", "top-5": f"{self.top5:.2%}"}
-        names |= {
-            "loss": f"{self.loss:.4f}",
-            "macro F1": f"{self.macro_f1:.4f}",
-            "calibration error": f"{self.ece:.4f}",
-        }
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in names.items())
-        return f"<table>{rows}</table>"
+        rows = [
+            ("images", str(len(self.labels))),
+            ("top-1", f"{self.top1:.2%}"),
+            ("top-5", f"{self.top5:.2%}"),
+            ("loss", f"{self.loss:.4f}"),
+            ("macro F1", f"{self.macro_f1:.4f}"),
+            ("calibration error", f"{self.ece:.4f}"),
+        ]
+        return html_table(("metric", "value"), rows)
 
     def to_dict(self, classes: Sequence[str] | None = None) -> JsonObject:
         """Every metric as plain numbers, for JSON."""

@@ -21,16 +21,7 @@ _Row: TypeAlias = Any  # of fv.Cost.modules, whose class the facade does not nam
 
 _MARKS = {"added": "+ ", "removed": "- ", "": ""}
 _STYLES = {"added": "green", "removed": "red", "": ""}
-_LABELS = {
-    "params": "parameters",
-    "macs": "MACs",
-    "macs_inference": "MACs of inference",
-    "activations": "activations",
-    "element_ops": "element operations",
-    "bytes_moved": "bytes moved",
-    "activation_bytes_inference": "activation bytes, inference",
-    "activation_bytes_training": "activation bytes, training",
-}
+_LABELS = fv.Cost.labels
 
 _PAPER = ("params", "macs")  # all that paper counting has
 

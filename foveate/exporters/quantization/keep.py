@@ -15,6 +15,7 @@ from foveate.errors import FoveateError
 from foveate.exporters.contribution import LEAST_CORRELATION, Comparison, Contribution
 from foveate.exporters.program import Program
 from foveate.exporters.quantization.attention_nodes import AttentionNodes
+from foveate.exporters.sample_images import full_batches
 from foveate.surgery.record import part
 
 __all__ = ["REMEDY", "Quantizer", "Reader", "predictions", "quantize_keeping"]
@@ -88,11 +89,7 @@ def _measure(program: Program, tool: Quantizer[File], file: File, expected: Tens
     classes = []
     size = _BATCH if batch == "dynamic" else int(batch)
     reference, quantized = tool.reader(None), tool.reader(file)
-    for start in range(0, len(images), size):
-        given = images[start : start + size]
-        count = len(given)
-        if batch != "dynamic" and count < size:
-            given = np.concatenate([given, np.repeat(given[-1:], size - count, axis=0)])
+    for given, count in full_batches(images, size):
         _, ours = reference(given)
         logits, theirs = quantized(given)
         classes.append(torch.from_numpy(logits[:count]).argmax(1))

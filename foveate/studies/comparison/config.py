@@ -13,7 +13,7 @@ from foveate.errors import FoveateError
 from foveate.families.family import Family
 from foveate.io import json_text, write_atomically
 from foveate.spec import Plan
-from foveate.studies.comparison.factors import FamilyRows
+from foveate.studies.comparison.factors.levels import FamilyRows
 from foveate.studies.comparison.lr_search import Tuning
 from foveate.training.recipes.recipe import Recipe
 

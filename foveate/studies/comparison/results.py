@@ -20,8 +20,8 @@ from foveate.html import html_lines, html_table
 from foveate.io import JsonObject, write_csv
 from foveate.studies.comparison.analysis import analyse, mean, table_rows
 from foveate.studies.comparison.config import BASELINE, RUNS, Setup
-from foveate.studies.comparison.factor_analysis import EFFECTS, FactorAnalysis, analyse_factors, effects_table
-from foveate.studies.comparison.factors import groups_of, levels_of
+from foveate.studies.comparison.factors.analysis import EFFECTS, FactorAnalysis, analyse_factors, effects_table
+from foveate.studies.comparison.factors.levels import groups_of, levels_of
 from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.plan_analysis import PlanAnalysis
 from foveate.studies.comparison.run import RunResult, read_result

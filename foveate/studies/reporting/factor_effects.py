@@ -30,7 +30,7 @@ def factor_table(rows: Sequence[Row]) -> PlanTable | None:
 
 
 def factor_lines(rows: Sequence[Row]) -> list[Line]:
-    """The test of each factor in words."""
+    """The test of each factor as text."""
     texts = {(row["family"], row["factor"]): row for row in rows}
     lines = []
     for row in texts.values():

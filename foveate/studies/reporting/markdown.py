@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from foveate.io import Row, markdown_table, markdown_text, write_atomically, write_csv
-from foveate.studies.comparison.factor_analysis import EFFECTS
+from foveate.studies.comparison.factors.analysis import EFFECTS
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts import points_of, scatter

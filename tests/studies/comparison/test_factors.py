@@ -10,10 +10,10 @@ import torch
 
 import foveate as fv
 from foveate.errors import FoveateError
-from foveate.studies.comparison.contrasts import contrasts, joint_p, joint_parts, mean_square, rejects
 from foveate.studies.comparison.distributions import f_quantile, f_tail, t_quantile
-from foveate.studies.comparison.factor_analysis import analyse_factors
-from foveate.studies.comparison.factors import FamilyRows, factors_of, level_weights
+from foveate.studies.comparison.factors.analysis import analyse_factors
+from foveate.studies.comparison.factors.contrasts import contrasts, joint_p, joint_parts, mean_square, rejects
+from foveate.studies.comparison.factors.levels import FamilyRows, factors_of, level_weights
 from foveate.studies.comparison.statistics import half_width, paired
 
 

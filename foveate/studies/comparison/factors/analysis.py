@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from foveate.io import JsonObject
-from foveate.studies.comparison.contrasts import contrasts, joint_p
-from foveate.studies.comparison.factors import Factor, FamilyRows, factors_of, level_weights
+from foveate.studies.comparison.factors.contrasts import contrasts, joint_p
+from foveate.studies.comparison.factors.levels import Factor, FamilyRows, factors_of, level_weights
 from foveate.studies.comparison.plan_analysis import ALPHA
 from foveate.studies.comparison.statistics import Difference, difference_of, holm, p_text
 from foveate.studies.reporting.terminal_table import terminal_table
@@ -81,7 +81,7 @@ class FactorAnalysis:
 
     @property
     def text(self) -> str:
-        """In words and numbers."""
+        """What the data allow one to say, with the numbers."""
         if self.p_holm is None:
             return f"{self.name}: no verdict: {self.obstacle}"
         p = p_text("p_Holm", self.p_holm)
