@@ -80,4 +80,4 @@ def test_per_class_as_csv_and_in_a_notebook(tmp_path):
     assert lines[1].startswith("a,1,1.0,0.5,0.66")
     assert lines[2].startswith("b,3,0.33")
     assert lines[3] == "'=c,0,0.0,0.0,0.0"
-    assert "<td>50.00%</td>" in found._repr_html_()
+    assert '<td style="text-align: right">50.00%</td>' in found._repr_html_()
