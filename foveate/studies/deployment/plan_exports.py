@@ -44,8 +44,8 @@ class PlanExports:
         rows: "plan", "format", "precision", "status" ("ok", "converted, not run" or "failed"), "reason"; "megabytes",
             "top1" and "network_top1" (percent, of the images that were looked at), "agreement" (0 to 1),
             "milliseconds" of one image in the file's runtime, "ratio" with "ratio_low" and "ratio_high" (95%): its time
-            for one of the file without attention, in turns; "lowest_correlation" of what the attention adds. What was
-            not measured is None.
+            relative to that of the file without attention, in turns; "lowest_correlation" of what the attention adds.
+            What was not measured is None.
     """
 
     rows: tuple[Row, ...]

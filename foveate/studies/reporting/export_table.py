@@ -10,7 +10,7 @@ from foveate.studies.reporting.tables import Cell, PlanTable
 
 __all__ = ["export_table"]
 
-_HEADINGS = ("File", "MB", "Top-1", "The network's", "Same predictions", "ms", "Time for one without")
+_HEADINGS = ("File", "MB", "Top-1", "The network's", "Same predictions", "ms", "Time, relative to none")
 
 
 def export_table(rows: Sequence[Row]) -> PlanTable | None:

@@ -26,7 +26,7 @@ def factor_table(rows: Sequence[Row]) -> PlanTable | None:
         ]
         for row in rows
     ]
-    return PlanTable(["Plans", "Top-1 %", "Effect, points"], [_label(row) for row in rows], cells)
+    return PlanTable(["Plans", "Top-1 %", "Effect, points"], [_label(row) for row in rows], cells, "Level")
 
 
 def factor_lines(rows: Sequence[Row]) -> list[Line]:

@@ -56,11 +56,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class PlanTable:
-    """A table with a row for each plan; on a phone each row becomes a card."""
+    """A table with a row for each plan, or for what ``first`` names; on a phone each row becomes a card."""
 
     headings: Sequence[str]
     plans: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    first: str = "Plan"
 
     @property
     def columns(self) -> list[tuple[str, str]]:
