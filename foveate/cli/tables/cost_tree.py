@@ -21,7 +21,6 @@ _Row: TypeAlias = Any  # of fv.Cost.modules, whose class the facade does not nam
 
 _MARKS = {"added": "+ ", "removed": "- ", "": ""}
 _STYLES = {"added": "green", "removed": "red", "": ""}
-_LABELS = fv.Cost.labels
 
 _PAPER = ("params", "macs")  # all that paper counting has
 
@@ -48,7 +47,7 @@ def _columns(cost: fv.Cost) -> dict[str, fv.Cost]:
 
 def as_json(cost: fv.Cost) -> JsonObject:
     """Every number, and of an exact cost both countings, each module and the operations that are not counted."""
-    names = list(_LABELS) if cost.modules else [*_PAPER, "activations"]
+    names = list(cost.labels) if cost.modules else [*_PAPER, "activations"]
     found: JsonObject = {}
     for heading, column in _columns(cost).items():
         found[key := (heading or "cost").replace(" ", "_")] = {name: getattr(column, name) for name in names}
@@ -98,7 +97,7 @@ def _totals(cost: fv.Cost, note: str, form: Callable[[int], str]) -> Table:
     table.add_column(f"{cost.counting} counting")
     for heading in (*columns, *(["paper"] if note else [])):
         table.add_column(heading, justify="right")
-    names = [name for name in _LABELS if name != "macs_inference" or _infers_otherwise(columns.values())]
+    names = [name for name in cost.labels if name != "macs_inference" or _infers_otherwise(columns.values())]
     for name in names if cost.modules else _PAPER:
         cells = []
         for heading, column in columns.items():
@@ -106,7 +105,7 @@ def _totals(cost: fv.Cost, note: str, form: Callable[[int], str]) -> Table:
             cells.append("+" * (heading == "difference" and number >= 0) + form(number))
         if note:
             cells.append(_decimals(getattr(cost.paper, name)) if name in _PAPER else "")
-        table.add_row(_LABELS[name], *cells)
+        table.add_row(cost.labels[name], *cells)
     return table
 
 
