@@ -28,6 +28,7 @@ def explain(
     plan: str | None = None,
     image_size: int | None = None,
     batch_size: int = 8,
+    cells: bool = False,
     output: Path | None = None,
     npz: Path | None = None,
     json: bool = False,
@@ -46,6 +47,7 @@ def explain(
         plan: attention to insert first.
         image_size: side of what the network sees, in pixels; without it the model's own.
         batch_size: images in one pass.
+        cells: draw each value of a map as a cell of one colour, as the network has it, not smoothed.
         output: a .png file for one image, or a folder; without it "explained", and with --npz alone no drawing.
         npz: write the maps and predictions as numbers to this .npz file.
         json: print predictions and files as JSON.
@@ -64,7 +66,7 @@ def explain(
     when_stopped(lambda: kept(output or npz or Path("explained")))
     files = [found.npz(npz)] if npz is not None else []
     if output is not None or npz is None:
-        files += found.save(output or "explained", progress=True)
+        files += found.save(output or "explained", progress=True, smooth=not cells)
     rows: list[JsonObject] = [
         {"image": str(image), "prediction": found.label(int(index)), "probability": float(probability)}
         for image, index, probability in zip(found.sources, found.predictions, found.probabilities, strict=True)

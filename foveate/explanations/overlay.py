@@ -52,7 +52,12 @@ class Panel:
 
 
 def draw(
-    picture: Image.Image, caption: Sequence[str], panels: Sequence[Panel], channels: Sequence[tuple[str, Tensor]] = ()
+    picture: Image.Image,
+    caption: Sequence[str],
+    panels: Sequence[Panel],
+    channels: Sequence[tuple[str, Tensor]] = (),
+    *,
+    smooth: bool = True,
 ) -> Image.Image:
     """Draw a picture, maps over it, and channel weights below.
 
@@ -61,6 +66,7 @@ def draw(
         caption: lines above the picture.
         panels: the maps.
         channels: names and channel weights, each (c,).
+        smooth: as in ``colours``.
 
     Returns:
         An RGB picture. Its size depends on the number of maps.
@@ -69,7 +75,7 @@ def draw(
     width = min(max(picture.width, CELL[0]), CELL[1])
     picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.BICUBIC)
     cells, note = _grid(panels)
-    blocks = [_row(picture, caption, cell_row) for cell_row in cells]
+    blocks = [_row(picture, caption, cell_row, smooth=smooth) for cell_row in cells]
     across = max([block.width for block in blocks] + [3 * width if channels else 0])
     blocks += [_bars(name, weights, across) for name, weights in channels]
     if note:
@@ -143,16 +149,19 @@ def _times(ratio: float) -> str:
     return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
 
 
-def colours(picture: Image.Image, values: Tensor, opacity: float = OPACITY) -> NDArray[np.floating]:
+def colours(
+    picture: Image.Image, values: Tensor, opacity: float = OPACITY, *, smooth: bool = True
+) -> NDArray[np.floating]:
     """Lay a map over a picture.
 
-    The map is enlarged bilinearly with its cells' corners on the picture's corners (half-pixel centres), and its
-    colours are mixed with the picture in grey, so that colour means the map alone.
+    The map is enlarged with its cells' corners on the picture's corners (half-pixel centres), and its colours are mixed
+    with the picture in grey, so that colour means the map alone.
 
     Args:
         picture: H x W pixels.
         values: (h, w).
         opacity: of the map, 0 to 1.
+        smooth: enlarge it bilinearly; else each value is a cell of one colour, as the network has it.
 
     Returns:
         (H, W, 3) in 0..1. A uniform map is an even grey.
@@ -163,7 +172,10 @@ def colours(picture: Image.Image, values: Tensor, opacity: float = OPACITY) -> N
     else:
         unit = (values - values.min()) / (values.max() - values.min())
         size = (picture.height, picture.width)
-        large = F.interpolate(unit[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        if smooth:
+            large = F.interpolate(unit[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        else:
+            large = F.interpolate(unit[None, None], size, mode="nearest-exact")[0, 0]
         coloured = mpl.colormaps[COLOURS](large.clamp(0, 1).numpy())[..., :3]
     mixed: NDArray[np.floating] = opacity * coloured + (1 - opacity) * grey
     return mixed
@@ -204,7 +216,7 @@ def _text(lines: Sequence[str], width: int, size: int, *, side: str = "middle", 
     return block
 
 
-def _row(picture: Image.Image, caption: Sequence[str], cells: Sequence[Panel | None]) -> Image.Image:
+def _row(picture: Image.Image, caption: Sequence[str], cells: Sequence[Panel | None], *, smooth: bool) -> Image.Image:
     """The picture and maps in one row: titles above, scales below."""
     width, height = picture.size
     titles = [_title(cell, caption, width) for cell in cells]
@@ -218,7 +230,7 @@ def _row(picture: Image.Image, caption: Sequence[str], cells: Sequence[Panel | N
         if cell is None:
             row.paste(picture, (left, above))
             continue
-        row.paste(picture_of(colours(picture, cell.values)), (left, above))
+        row.paste(picture_of(colours(picture, cell.values, smooth=smooth)), (left, above))
         row.paste(_scale(cell.values, width, softmax=cell.softmax), (left, above + height + 6))
     return row
 

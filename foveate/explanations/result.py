@@ -88,13 +88,14 @@ class Explanation:
         chosen = [first, *others][: min(most, self.scores.shape[1])]
         return {self.label(number): float(self.scores[index, number]) for number in chosen}
 
-    def overlay(self, number: int = 0, index: int = 0, *, opacity: float = 0.6) -> Image.Image:
+    def overlay(self, number: int = 0, index: int = 0, *, opacity: float = 0.6, smooth: bool = True) -> Image.Image:
         """One map over one image, in the image's own size.
 
         Args:
             number: which of ``maps``.
             index: which image.
             opacity: of the map's colours, from 0 (the image in grey) to 1.
+            smooth: enlarge the map bilinearly; else each of its values is a cell of one colour.
 
         Raises:
             FoveateError: there is no map or image of this number, or the opacity is not in 0..1.
@@ -106,10 +107,16 @@ class Explanation:
             raise FoveateError(f"there is no map {number} of image {index}: the explanation holds {known}")
         if not 0 <= opacity <= 1:
             raise FoveateError(f"opacity={opacity}: give a number from 0, the image alone, to 1, the map alone")
-        return picture_of(colours(self.pictures[index], self.maps[number].values[index], opacity))
+        values = self.maps[number].values[index]
+        return picture_of(colours(self.pictures[index], values, opacity, smooth=smooth))
 
-    def draw(self, index: int = 0) -> Image.Image:
+    def draw(self, index: int = 0, *, true: str = "", smooth: bool = True) -> Image.Image:
         """One image with all its maps laid over it, and its channel weights as bars.
+
+        Args:
+            index: which image.
+            true: the name of its true class, to be shown beside the prediction, which is marked where it is wrong.
+            smooth: enlarge maps bilinearly; else each of their values is a cell of one colour.
 
         Raises:
             FoveateError: there is no image of this index.
@@ -119,7 +126,9 @@ class Explanation:
         if not 0 <= index < len(self.pictures):
             raise FoveateError(f"there is no image {index}: the explanation holds {len(self.pictures)}, counted from 0")
         predicted = self.label(int(self.predictions[index]))
-        caption = (f"predicted: {predicted}", f"probability {float(self.probabilities[index]):.3f}")
+        truth = [f"true: {true}"] * bool(true)
+        mark = f" ({'right' if predicted == true else 'wrong'})" if true else ""
+        caption = (f"predicted: {predicted}{mark}", f"probability {float(self.probabilities[index]):.3f}", *truth)
         panels = [
             Panel(
                 found.name,
@@ -130,7 +139,8 @@ class Explanation:
             )
             for found in self.maps
         ]
-        return draw(self.pictures[index], caption, panels, [(name, weights[index]) for name, weights in self.channels])
+        channels = [(name, weights[index]) for name, weights in self.channels]
+        return draw(self.pictures[index], caption, panels, channels, smooth=smooth)
 
     def _repr_html_(self) -> str:
         shown = range(min(len(self.pictures), _SHOWN))
@@ -143,7 +153,7 @@ class Explanation:
         more = len(self.pictures) - len(shown)
         return "<br>".join(pictures) + html_lines("", [f"and {more} more images: save(folder) draws all"] * bool(more))
 
-    def save(self, path: str | os.PathLike[str], *, progress: bool = False) -> tuple[Path, ...]:
+    def save(self, path: str | os.PathLike[str], *, progress: bool = False, smooth: bool = True) -> tuple[Path, ...]:
         """Write the drawings: one image into a PNG file, several into a folder of PNG files.
 
         A name that does not end in .png is a folder. Missing folders are made. A file of the same name is replaced as
@@ -152,6 +162,7 @@ class Explanation:
         Args:
             path: a file name that ends in .png, or a folder; the files in it are "001_NAME.png", "002_NAME.png", ...
             progress: show a bar.
+            smooth: as in ``draw``.
 
         Returns:
             The files written.
@@ -169,7 +180,7 @@ class Explanation:
         files = [path] if ending == ".png" else [path / name for name in names]
         for index in track(range(count), "drawing", progress):
             png = io.BytesIO()
-            self.draw(index).save(png, "PNG")
+            self.draw(index, smooth=smooth).save(png, "PNG")
             write_atomically(files[index], png.getvalue())
         return tuple(files)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.errors import FoveateError, printable
 from foveate.io import write_atomically
 
-__all__ = ["draw"]
+__all__ = ["draw", "picture"]
 
 _FORMATS = (".png", ".svg", ".pdf")
 _WITH_COUNTS, _WITH_NAMES = 20, 60  # classes, at most, whose counts and names can be read
@@ -36,14 +36,19 @@ def draw(confusion: Tensor, classes: Sequence[str], top1: float, path: Path) -> 
         raise FoveateError(
             f"cannot draw to {str(path)!r}: end the name in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
         )
+    return write_atomically(path, picture(confusion, classes, top1, path.suffix.lower()[1:]))
+
+
+def picture(confusion: Tensor, classes: Sequence[str], top1: float, kind: str = "png") -> bytes:
+    """The bytes of that picture, in a format of Matplotlib's."""
     count = len(confusion)
     shares = confusion.double() / confusion.sum(dim=1, keepdim=True).clamp_min(1)
     side = min(max(4.0, 0.45 * count), 14.0)
     figure = Figure(figsize=(side + 2.0, side + 1.2), layout="constrained")
     axes = figure.add_subplot()
-    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
-    figure.colorbar(picture, ax=axes, label="share of the class's images", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="right class", title=f"{int(confusion.sum())} images, {top1:.1%} right")
+    drawn = axes.imshow(shares.numpy(), cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
+    figure.colorbar(drawn, ax=axes, label="share of the class's images", shrink=0.8)
+    axes.set(xlabel="predicted", ylabel="true class", title=f"{int(confusion.sum())} images, {top1:.1%} right")
     if count <= _WITH_NAMES:
         names = [_short(name) for name in classes]
         axes.set_xticks(range(count), names, rotation=90)
@@ -56,8 +61,8 @@ def draw(confusion: Tensor, classes: Sequence[str], top1: float, path: Path) -> 
     data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of letters that the font lacks: a box stands there
-        figure.savefig(data, format=path.suffix.lower()[1:], dpi=120)
-    return write_atomically(path, data.getvalue())
+        figure.savefig(data, format=kind, dpi=120)
+    return data.getvalue()
 
 
 def _short(name: str) -> str:

@@ -121,3 +121,20 @@ def test_any_name_can_be_written(label):
 def test_channel_weights_of_any_sign():
     for weights in (torch.zeros(1, 5), -torch.rand(1, 5), torch.rand(1, 1)):
         assert explanation((), [("se", weights)]).draw().height > 100
+
+
+def test_cells_are_of_one_colour_each():
+    values = torch.tensor([[0.0, 1.0], [0.5, 0.25]])
+    smooth, cells = (np.unique(colours(GREY, values, 1.0, smooth=how).reshape(-1, 3), axis=0) for how in (True, False))
+    assert len(cells) == 4
+    assert len(smooth) > 4
+    cell = colours(GREY, values, 1.0, smooth=False)
+    assert np.array_equal(cell[0, 0], cell[11, 19])  # 24 x 40 pixels: cells of 12 x 20
+    assert not np.array_equal(cell[11, 19], cell[11, 20])
+
+
+def test_the_true_class_is_beside_the_prediction():
+    found = explanation([ramp()])
+    plain, right, wrong = (np.asarray(found.draw(true=name)) for name in ("", "dog", "cat"))
+    assert plain.shape != right.shape
+    assert not np.array_equal(right, wrong)

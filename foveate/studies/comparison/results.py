@@ -100,6 +100,8 @@ class Comparison:
         made_with: the different versions, machines and numbers of threads that the runs were made with.
         timing: a row for each run: where it was made and how long it took.
         factors: what varies in the families that were compared, with its effect; empty without families.
+        predictions: for each label (S, N) int, the class that each seed's network gave to each validation image.
+        labels: (N,) int, the true classes; None without runs.
     """
 
     rows: tuple[Row, ...]
@@ -110,6 +112,8 @@ class Comparison:
     made_with: tuple[Mapping[str, str], ...] = field(repr=False)
     timing: tuple[Mapping[str, Any], ...] = field(repr=False)
     factors: tuple[FactorAnalysis, ...] = field(default=(), repr=False)
+    predictions: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    labels: Tensor | None = field(default=None, repr=False)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -239,8 +243,9 @@ def collect(
 ) -> Comparison:
     """Put the results of runs, by name, together."""
     of_label = {label: [results[name] for name in names] for label, names in setup.runs.items()}
-    correct = {label: torch.stack([r.predictions == r.labels for r in found]) for label, found in of_label.items()}
     labels = results[setup.runs[BASELINE][0]].labels
+    predictions = {label: torch.stack([r.predictions for r in found]) for label, found in of_label.items()}
+    correct = {label: torch.stack([r.predictions == r.labels for r in found]) for label, found in of_label.items()}
     analysis = analyse(correct, BASELINE, setup.margin, labels=labels)
     analyses = {row.label: row for row in analysis.rows}
     rows = []
@@ -259,7 +264,8 @@ def collect(
     kinds = {json.dumps(dict(r.made_with), sort_keys=True): r.made_with for found in of_label.values() for r in found}
     obstacle = analysis.rows[0].obstacle
     factors = analyse_factors(setup.families, correct, BASELINE, obstacle)
-    return Comparison(tuple(rows), setup, folder, models, correct, tuple(kinds.values()), timing, factors)
+    made_with = tuple(kinds.values())
+    return Comparison(tuple(rows), setup, folder, models, correct, made_with, timing, factors, predictions, labels)
 
 
 def read_comparison(folder: str | Path, margin: float | None = None) -> Comparison:

@@ -24,12 +24,22 @@ from foveate.errors import FoveateError
 from foveate.io import Row, write_atomically
 from foveate.studies.evaluation.audit_result import Audit
 from foveate.studies.reporting.audit_table import audit_part
-from foveate.studies.reporting.charts import points_of, scatter
-from foveate.studies.reporting.differences import changes_of, differences
+from foveate.studies.reporting.charts.curves import MOST_CURVES, curves
+from foveate.studies.reporting.charts.differences import changes_of, differences
+from foveate.studies.reporting.charts.factor_effects import effect_plot, factor_lines, factor_table
+from foveate.studies.reporting.charts.scatter import kind_of, points_of, scatter
 from foveate.studies.reporting.export_table import export_table
-from foveate.studies.reporting.factor_effects import effect_plot, factor_lines, factor_table
 from foveate.studies.reporting.style import STYLE
-from foveate.studies.reporting.tables import comparison, has_verdicts, lines, margins, runs, statistics
+from foveate.studies.reporting.summary import summary
+from foveate.studies.reporting.tables import (
+    PlanTable,
+    comparison,
+    has_verdicts,
+    margins,
+    power_lines,
+    runs,
+    statistics,
+)
 
 __all__ = ["write_report"]
 
@@ -61,6 +71,9 @@ def write_report(
     title: str,
     rows: Sequence[Row] = (),
     seeds: Sequence[int] = (),
+    facts: Sequence[tuple[str, str]] = (),
+    histories: Mapping[str, Sequence[Sequence[Row]]] | None = None,
+    classes: Sequence[tuple[PlanTable, str]] = (),
     factors: Sequence[Row] = (),
     figures: Iterable[tuple[str, Picture]] = (),
     galleries: Iterable[tuple[str, Iterable[tuple[str, Picture]]]] = (),
@@ -77,10 +90,13 @@ def write_report(
         rows: one mapping for each plan, the baseline first. Known keys: "plan", "params", "macs" (whole numbers),
             "top1" and "macro_f1" (mean over seeds, percent), "top1_per_seed" and "macro_f1_per_seed" (percent),
             "difference", "difference_low", "difference_high" (top-1 against the baseline in points, and its 95%
-            interval), "verdict", "seconds" (training), and the others of ``Row.as_dict``. Any other key becomes a
-            column. Rows with "macs" and "top1" are drawn as cost against accuracy, those with "difference_per_seed"
-            seed by seed.
+            interval), "verdict", "images_per_second" (training), and the others of ``Row.as_dict``. Any other key
+            becomes a column. Rows with "macs" and "top1" are drawn as cost against accuracy, those with
+            "difference_per_seed" seed by seed.
         seeds: which they were, for the headings; without it they are counted from 0.
+        facts: names and values for the box at the top: the network, the data, the date.
+        histories: for each plan the epochs of each seed, as ``curves`` takes them.
+        classes: tables of the classes, each with a hint.
         factors: rows of ``FactorAnalysis.as_dicts``.
         figures: captions and pictures.
         galleries: headings, each with captions and pictures. A picture is a PIL image, or a PNG's or JPEG's bytes.
@@ -98,15 +114,20 @@ def write_report(
     path = Path(folder) / "report.html"
     longest = max((len(row.get("top1_per_seed") or ()) for row in rows), default=0)
     points, changes = points_of(rows), changes_of(rows)
+    shown = {kind_of(row.get("sign")) for row in rows}
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     page = _template().render(
         title=title,
         policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         style=Markup(STYLE),
+        summary=summary(rows, facts),
         comparison=comparison(rows),
-        lines=lines(rows),
+        power_lines=power_lines(rows),
         verdicts=has_verdicts(rows),
-        legend_texts=_LEGEND,
+        legend_texts={kind: text for kind, text in _LEGEND.items() if kind in shown},
+        curve_plots=[Markup(drawn) for width in _WIDTHS if (drawn := curves(histories or {}, width))],
+        curves_left_out=max(0, len(histories or {}) - MOST_CURVES),
+        classes=list(classes),
         cost_plots=[Markup(scatter(points, width)) for width in _WIDTHS] if points else [],
         seed_plots=[Markup(differences(changes, width)) for width in _WIDTHS] if changes else [],
         factors=factor_table(factors),

@@ -9,9 +9,9 @@ from foveate.io import Row, markdown_table, markdown_text, write_atomically, wri
 from foveate.studies.comparison.factors.analysis import EFFECTS
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.comparison.statistics import p_text
-from foveate.studies.reporting.charts import points_of, scatter
-from foveate.studies.reporting.differences import changes_of, differences
-from foveate.studies.reporting.factor_effects import effect_plot
+from foveate.studies.reporting.charts.differences import changes_of, differences
+from foveate.studies.reporting.charts.factor_effects import effect_plot
+from foveate.studies.reporting.charts.scatter import points_of, scatter
 from foveate.studies.reporting.notes import notes
 from foveate.studies.reporting.style import SVG_STYLE
 

@@ -1,22 +1,31 @@
-"""A comparison as one page: the table, cost against accuracy, the audit, and what each network looks at."""
+"""A comparison as one page: what was found, the tables, the classes, the audit, and what each network looks at."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 from foveate.data import ImageData
 from foveate.errors import FoveateError
-from foveate.explanations.explain import explain
-from foveate.studies.comparison.config import BASELINE
+from foveate.io import Row
+from foveate.studies.comparison.config import RUNS
 from foveate.studies.comparison.results import Comparison
+from foveate.studies.comparison.run import read_result
 from foveate.studies.deployment.plan_exports import read_plan_exports
 from foveate.studies.evaluation.audit import audit
+from foveate.studies.reporting.class_results import class_table, confusion_table
 from foveate.studies.reporting.html import write_report
 from foveate.studies.reporting.notes import notes
-from foveate.surgery.insert import attentions, plan_of
+from foveate.studies.reporting.report_images import changes, confusions, looked_at, spread_over_classes
+from foveate.studies.reporting.tables import PlanTable
+from foveate.surgery.insert import plan_of
 
 __all__ = ["report"]
+
+_PLANS = 6  # whose classes and images are shown
 
 
 def report(
@@ -36,7 +45,8 @@ def report(
         comparison: from ``compare``.
         data: what it was made on; pictures are taken from its validation part.
         folder: where to write; without it the comparison's own.
-        images: how many images are looked at, spread over the classes.
+        images: how many images are looked at, spread over the classes; and at most so many of those that a plan gains
+            or loses.
         audited: at most so many validation images for the audit of each plan's network; 0: no audit.
         commands: the lines that made the comparison, to be shown.
 
@@ -48,19 +58,14 @@ def report(
         raise FoveateError("report: the comparison has no folder; give report(..., folder=...)")
     overlays = place / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
-    chosen = _spread_over_classes(data, images)
-    pictures = [data.val.load(index) for index in chosen]
-    captions = [f"{data.classes[data.val.label(index)]}: {data.val.names[index]}" for index in chosen]
-    galleries = []
-    for number, (label, model) in enumerate(comparison.models.items()):
-        for method in ("attention", "gradcam"):
-            if method == "attention" and not any(hasattr(m, "attend") for m in attentions(model).values()):
-                continue
-            found = explain(model, pictures, method, image_size=comparison.recipe.image_size)
-            drawn = [found.draw(k) for k in range(len(pictures))]
-            for k, picture in enumerate(drawn):
-                picture.save(overlays / f"{number}_{method}_{k}.png")
-            galleries.append((_heading(label, method), list(zip(captions, drawn, strict=True))))
+    chosen = spread_over_classes(data, images)
+    shown = list(comparison.setup.runs)[:_PLANS]
+    matrix = confusions(comparison, data.classes, shown)
+    galleries = [
+        *looked_at(comparison, data, chosen, overlays),
+        *([matrix] if matrix else []),
+        *changes(comparison, data, shown, images),
+    ]
     audits = {
         label: audit(model, data, limit=audited, image_size=comparison.recipe.image_size)
         for label, model in comparison.models.items()
@@ -72,6 +77,9 @@ def report(
         title=f"{data.name}: attention against none",
         rows=_rows(comparison),
         seeds=comparison.seeds,
+        facts=_facts(comparison),
+        histories=_histories(comparison),
+        classes=_classes(comparison, data.classes, shown),
         factors=comparison.factor_rows(),
         galleries=galleries,
         audits=audits,
@@ -81,24 +89,59 @@ def report(
     )
 
 
-def _rows(comparison: Comparison) -> list[dict[str, object]]:
+def _rows(comparison: Comparison) -> list[Row]:
     """What the page shows of each plan."""
-    left_out = {"loss", "top5"} | (set() if comparison.setup.tuning else {"learning_rate"})
-    return [{key: value for key, value in row.items() if key not in left_out} for row in comparison.as_dicts()]
+    left_out = {"loss", "top5", "seconds"} | (set() if comparison.setup.tuning else {"learning_rate"})
+    speeds: dict[str, list[float]] = {}
+    for run in comparison.timing:
+        speeds.setdefault(run["plan"], []).append(run["images_per_second"])
+    return [
+        {key: value for key, value in row.items() if key not in left_out}
+        | {"images_per_second": median(speeds[row["plan"]]) if row["plan"] in speeds else None}
+        for row in comparison.as_dicts()
+    ]
 
 
-def _heading(label: str, method: str) -> str:
-    what = "where its attention lies" if method == "attention" else "what speaks for the predicted class (Grad-CAM)"
-    return f"{'Without attention' if label == BASELINE else label}: {what}"
+def _facts(comparison: Comparison) -> list[tuple[str, str]]:
+    setup = comparison.setup
+    return [
+        ("Network", setup.network),
+        ("Data", f"{setup.data}: {setup.train_images:,} training and {setup.val_images:,} validation images"),
+        ("Seeds", ", ".join(map(str, setup.seeds))),
+        ("Date", datetime.now(UTC).date().isoformat()),
+    ]
 
 
-def _spread_over_classes(data: ImageData, count: int) -> list[int]:
-    """Indices of validation images, class by class in turn, from the middle of each class."""
-    of_class = [[i for i, label in enumerate(data.val.labels) if label == c] for c in range(len(data.classes))]
-    queues = [members[len(members) // 2 :] for members in of_class]
-    chosen: list[int] = []
-    while len(chosen) < count and any(queues):
-        for queue in queues:
-            if queue and len(chosen) < count:
-                chosen.append(queue.pop(0))
-    return chosen
+def _histories(comparison: Comparison) -> dict[str, list[list[Row]]]:
+    """The epochs of each run whose folder is there."""
+    if comparison.folder is None:
+        return {}
+    folder = comparison.folder / RUNS
+    return {label: [_epochs(folder / name) for name in names] for label, names in comparison.setup.runs.items()}
+
+
+def _epochs(folder: Path) -> list[Row]:
+    result = read_result(folder)
+    if result is None or result.folder is None or not (result.folder / "summary.csv").is_file():
+        return []
+    with (result.folder / "summary.csv").open(newline="", encoding="utf-8") as file:
+        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _classes(comparison: Comparison, classes: Sequence[str], shown: Sequence[str]) -> list[tuple[PlanTable, str]]:
+    """The table of the classes, and that of what is confused."""
+    if comparison.labels is None:
+        return []
+    predictions = {label: comparison.predictions[label] for label in shown}
+    table, left_out = class_table(classes, comparison.labels, predictions)
+    more = len(comparison.setup.runs) - len(shown)
+    hint = (
+        "The share of each class's images that is predicted right, in percent, as the mean of the seeds; below it the "
+        f"difference to the first plan, in points. {left_out}"
+    )
+    hint += f" The first {len(shown)} of {len(shown) + more} plans." if more else ""
+    found = [(table, hint.strip())]
+    pairs = confusion_table(classes, comparison.labels, predictions)
+    if pairs:
+        found.append((pairs, "The pairs that are confused most often: validation images, as the mean of the seeds."))
+    return found

@@ -40,6 +40,10 @@ svg .point.better{fill:var(--better)}
 svg .point.worse{fill:var(--worse)}
 svg .point.same{fill:var(--same)}
 svg .seed{fill:none;stroke:var(--soft)}
+svg .curve{fill:none;stroke:var(--text);stroke-width:1.8}
+svg .curve.thin{stroke:var(--soft);stroke-width:.8}
+svg .curve.base{stroke:var(--soft);stroke-width:1.4;stroke-dasharray:5 4}
+svg .curve.dotted{stroke-dasharray:2 3}
 svg .lead{stroke:var(--soft);stroke-width:.8}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:.85rem;color:var(--soft);max-width:none}
 .dot,.swatch{display:inline-block;width:11px;height:11px;border-radius:50%;margin-right:7px;background:var(--accent)}
@@ -48,25 +52,32 @@ svg .lead{stroke:var(--soft);stroke-width:.8}
 .dot.better{background:var(--better)}
 .dot.worse{background:var(--worse)}
 .dot.same{background:var(--same)}
-.up1{background:rgba(23,99,198,.14)}
-.up2{background:rgba(23,99,198,.28)}
-.up3{background:rgba(23,99,198,.45)}
-.down1{background:rgba(217,119,6,.14)}
-.down2{background:rgba(217,119,6,.28)}
-.down3{background:rgba(217,119,6,.45)}
+.up1{background:rgba(124,58,190,.1)}
+.up2{background:rgba(124,58,190,.2)}
+.up3{background:rgba(124,58,190,.32)}
+.down1{background:rgba(15,118,110,.1)}
+.down2{background:rgba(15,118,110,.2)}
+.down3{background:rgba(15,118,110,.32)}
 @media screen and (prefers-color-scheme:dark){
-.up1{background:rgba(108,171,255,.2)}
-.up2{background:rgba(108,171,255,.38)}
-.up3{background:rgba(108,171,255,.55)}
-.down1{background:rgba(240,160,75,.2)}
-.down2{background:rgba(240,160,75,.36)}
-.down3{background:rgba(240,160,75,.52)}
+.up1{background:rgba(190,140,255,.16)}
+.up2{background:rgba(190,140,255,.28)}
+.up3{background:rgba(190,140,255,.42)}
+.down1{background:rgba(45,190,175,.14)}
+.down2{background:rgba(45,190,175,.26)}
+.down3{background:rgba(45,190,175,.4)}
 }
 td[class*=up] small,td[class*=down] small,td[class*=up]::before,td[class*=down]::before{color:var(--text)}
 .dot,.swatch,td{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .verdicts{list-style:none;padding:0;margin:18px 0 0}
 .verdicts li{margin:0 0 10px;padding-left:18px;text-indent:-18px;overflow-wrap:anywhere}
 .verdicts small{display:block;text-indent:0}
+.box{border:1px solid var(--line);border-radius:8px;background:var(--card);padding:14px 18px;margin:18px 0}
+.box dl{display:flex;flex-wrap:wrap;gap:6px 28px;margin:0}
+.box dt{color:var(--soft);font-size:.85rem}
+.box dd{margin:0;overflow-wrap:anywhere}
+.box .verdicts{margin-top:14px}
+.box p{margin:10px 0 0}
+.scroll{overflow-x:auto}
 .narrow{display:none}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:20px}
 figure{margin:0;padding:12px;background:var(--card);border:1px solid var(--line);border-radius:8px;overflow-x:auto}
@@ -77,13 +88,11 @@ pre{background:var(--card);border:1px solid var(--line);border-radius:8px;paddin
 white-space:pre-wrap;overflow-wrap:anywhere}
 @media (max-width:700px){
 main{padding:20px 14px 48px}
-thead{display:none}
-table,tbody,tr,th,td{display:block}
-tr{border:1px solid var(--line);border-radius:8px;padding:8px 12px;margin-bottom:12px;background:var(--card)}
-th,td{border:0;padding:3px 0}
-td,.number{display:flex;justify-content:space-between;gap:16px;text-align:right;white-space:normal}
-td::before{content:attr(data-label);color:var(--soft);text-align:left}
-td:empty{display:none}
+table{font-size:.85rem}
+th,td{padding:6px 7px}
+th:first-child{position:sticky;left:0;background:var(--page);min-width:7.5rem;max-width:9.5rem;padding-right:8px;
+border-right:1px solid var(--line)}
+tbody th{font-size:.8rem}
 .broad{display:none}
 .narrow{display:block}
 figure.wide img{max-width:none;width:820px}

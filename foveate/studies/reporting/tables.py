@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.io import Row
 from foveate.studies.comparison.statistics import p_text
-from foveate.studies.reporting.charts import is_number, kind_of
+from foveate.studies.reporting.charts.scatter import is_number, kind_of
 
 __all__ = [
     "Cell",
@@ -18,8 +18,8 @@ __all__ = [
     "Runs",
     "comparison",
     "has_verdicts",
-    "lines",
     "minus",
+    "power_lines",
     "runs",
     "signed",
     "statistics",
@@ -64,6 +64,11 @@ class PlanTable:
     first: str = "Plan"
 
     @property
+    def label(self) -> str:
+        """What the table is, for those who do not see it."""
+        return f"{self.first}: {', '.join(self.headings)}"
+
+    @property
     def columns(self) -> list[tuple[str, str]]:
         """Each heading and its class."""
         kinds = [any(cell.kind.startswith("number") for cell in column) for column in zip(*self.rows, strict=True)]
@@ -102,7 +107,7 @@ def comparison(rows: Sequence[Row]) -> PlanTable | None:
         "margin_verdict": ("Margin", lambda row: Cell(str(row.get("margin_verdict") or ""))),
         "ece": ("ECE %", lambda row: Cell(f"{row['ece']:.1f}" if is_number(row.get("ece")) else "")),
         "learning_rate": ("Learning rate", lambda row: Cell(_plain(row.get("learning_rate")))),
-        "seconds": ("Training", lambda row: Cell(f"{row['seconds']:,.0f} s" if is_number(row.get("seconds")) else "")),
+        "images_per_second": ("Training, images/s", lambda row: Cell(_whole(row.get("images_per_second")))),
     }
     for key in (key for row in rows for key in row if key not in _ELSEWHERE):
         columns.setdefault(key, (key.replace("_", " "), _column(key)))
@@ -117,12 +122,12 @@ def comparison(rows: Sequence[Row]) -> PlanTable | None:
     return PlanTable([name for name, _ in shown.values()], _plans(rows), cells)
 
 
-def lines(rows: Sequence[Row]) -> list[Line]:
-    """A line in words for each plan that has a verdict in words."""
+def power_lines(rows: Sequence[Row]) -> list[Line]:
+    """For each plan that was tested, which difference this many seeds and images show."""
     return [
-        Line(str(row.get("plan", "")), minus(str(row["verdict_text"])), kind_of(row.get("sign")), _power(row))
+        Line(str(row.get("plan", "")), minus(str(row["power_text"])), kind_of(row.get("sign")))
         for row in rows
-        if row.get("verdict_text")
+        if row.get("power_text")
     ]
 
 
@@ -132,12 +137,17 @@ def has_verdicts(rows: Sequence[Row]) -> bool:
 
 
 def runs(rows: Sequence[Row], seeds: Sequence[int]) -> Runs | None:
-    """The accuracy of every run, shaded by its difference to the first plan's run with the same seed."""
+    """The accuracy of every run, shaded by its difference to the first plan's run with the same seed.
+
+    The shades are not those of verdicts: a single run is no evidence.
+    """
     base = rows[0].get("top1_per_seed") if rows else None
     if not base or len(base) < 2 or any(len(row.get("top1_per_seed") or ()) != len(base) for row in rows):
         return None
     gaps = [[own - other for own, other in zip(row["top1_per_seed"], base, strict=True)] for row in rows]
-    most = max(abs(gap) for row in gaps for gap in row)
+    intervals = [[row.get(f"difference_{end}") for end in ("low", "high")] for row in rows]
+    widths = [(high - low) / 2 for low, high in intervals if is_number(low) and is_number(high)]
+    most = max([abs(gap) for row in gaps for gap in row] + widths)
     cells = [
         [
             Cell(f"{value:.1f}", signed(gap, 1) if k else "", kind=f"number {_shade(gap, most)}".strip())
@@ -213,10 +223,6 @@ def _column(key: str) -> Callable[[Row], Cell]:
     return lambda row: Cell(_plain(row.get(key)))
 
 
-def _power(row: Row) -> str:
-    return str(row.get("power_text") or "")
-
-
 def _shade(gap: float, most: float) -> str:
     step = round(_STEPS * abs(gap) / most) if most else 0
     return f"{'up' if gap > 0 else 'down'}{step}" if step else ""
@@ -241,6 +247,10 @@ def _numeric(rows: Sequence[Row], key: str) -> bool:
 
 def _plain(value: object) -> str:
     return "" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _whole(value: object) -> str:
+    return f"{value:,.0f}" if is_number(value) else ""
 
 
 def _macs(value: float) -> str:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from foveate.io import write_atomically
-from foveate.studies.reporting.labelling import Box, labels, lead
+from foveate.studies.reporting.charts.labelling import Box, labels, lead
 from foveate.studies.reproduction.results import Reproduction
 
 __all__ = ["PICTURES", "Dot", "dots", "draw", "label_positions"]

@@ -146,6 +146,10 @@ def test_report_is_one_page_with_its_pictures(found, data):
     assert "https://" not in text
     assert PLANS[0] in text
     assert "Does the attention do anything?" in text
+    assert all(f'<th scope="row">{name}</th>' in text for name in data.classes)
+    assert text.count("loss: training dotted, validation solid") == 2 * len(found.rows)  # broad and narrow
+    assert "true class" in text
+    assert f"{found.setup.val_images} validation images</dd>" in text
     assert "Does the attention" not in fv.report(found, data, images=1, audited=0).read_text()
     assert len(list((found.folder / "overlays").glob("*.png"))) >= 2
 

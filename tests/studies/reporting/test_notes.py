@@ -4,7 +4,7 @@ import re
 from types import SimpleNamespace
 
 import foveate as fv
-from foveate.studies.reporting.factor_effects import effect_plot
+from foveate.studies.reporting.charts.factor_effects import effect_plot
 from foveate.studies.reporting.notes import notes
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 import foveate as fv
 from foveate.accounting.counting.paper import PRINTED
 from foveate.cli import main
-from foveate.studies.reporting.labelling import Box
+from foveate.studies.reporting.charts.labelling import Box
 from foveate.studies.reproduction import figures as reproduce_pictures
 from foveate.studies.reproduction import markdown as reproduce_page
 from foveate.studies.reproduction.counters import count

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate.io import Row
-from foveate.studies.reporting.charts import is_number, kind_of, spans, ticks
-from foveate.studies.reporting.labelling import LINE
+from foveate.studies.reporting.charts.labelling import LINE
+from foveate.studies.reporting.charts.scatter import is_number, kind_of, spans, ticks
 
 __all__ = ["Change", "changes_of", "differences"]
 

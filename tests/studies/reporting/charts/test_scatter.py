@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.studies.reporting.charts import Point, points_of, scatter
-from foveate.studies.reporting.labelling import Box, labels, lead
+from foveate.studies.reporting.charts.labelling import Box, labels, lead
+from foveate.studies.reporting.charts.scatter import Point, points_of, scatter
 
 ROW = {"plan": "se", "macs": 100, "top1": 80.0}
 

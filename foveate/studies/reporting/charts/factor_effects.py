@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveate.io import Row
-from foveate.studies.reporting.charts import is_number
-from foveate.studies.reporting.differences import Change, differences
+from foveate.studies.reporting.charts.differences import Change, differences
+from foveate.studies.reporting.charts.scatter import is_number
 from foveate.studies.reporting.tables import Cell, Line, PlanTable, minus, signed
 
 __all__ = ["effect_plot", "factor_lines", "factor_table"]

@@ -15,7 +15,7 @@ from typing import TypeGuard
 from matplotlib.ticker import MaxNLocator
 
 from foveate.io import Row
-from foveate.studies.reporting.labelling import LINE, Box, labels, lead
+from foveate.studies.reporting.charts.labelling import LINE, Box, labels, lead
 
 __all__ = ["Point", "is_number", "kind_of", "points_of", "scatter", "spans", "ticks"]
 

@@ -1,0 +1,1 @@
+"""Pictures of a comparison as SVG, drawn for a page's style sheet."""
