@@ -72,6 +72,7 @@ class DataOptions:
         val_fraction: the part that is kept for validation where the data has no split of its own.
         split_seed: decides which images that are.
         limit: at most so many images of each part.
+        parts: of several parts those to train on and the one to be judged by, as in train+val:test.
     """
 
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -79,6 +80,7 @@ class DataOptions:
     val_fraction: float = 0.2
     split_seed: int = 0
     limit: int | None = None
+    parts: str | None = None
 
 
 def say(text: str) -> None:
@@ -152,6 +154,7 @@ def open_images(source: str, options: DataOptions, min_classes: int = 2) -> Any:
         allow_empty=options.allow_empty,
         limit=options.limit,
         min_classes=min_classes,
+        parts=options.parts,
     )
     say(f"{data.name}: {len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
     for words in (data.note, data.licence):

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from foveate.data.division import divide
-from foveate.data.parts import Unused, may_be_part, parts_of
+from foveate.data.parts import PartChoice, Unused, may_be_part, parts_of
 from foveate.data.scan import Scan
 from foveate.data.split import ImageData
 from foveate.errors import FoveateError, printable
@@ -23,7 +23,9 @@ _TARGETS = {
 }
 
 
-def read_folder(root: Path, seed: int, val_fraction: float, min_classes: int = 2) -> ImageData:
+def read_folder(
+    root: Path, seed: int, val_fraction: float, min_classes: int = 2, choice: PartChoice | None = None
+) -> ImageData:
     """Read a folder in ImageFolder layout, with ``train/`` and ``val/`` or with class folders only.
 
     Args:
@@ -31,6 +33,7 @@ def read_folder(root: Path, seed: int, val_fraction: float, min_classes: int = 2
         seed: of the split, where the folder has none.
         val_fraction: part of each class that goes to validation, where the folder has no split.
         min_classes: fewer class folders are refused.
+        choice: which parts to use, where there are more than two.
 
     Returns:
         The data set. Its classes are the sorted names of training's class folders, also of empty ones. Names that
@@ -44,6 +47,8 @@ def read_folder(root: Path, seed: int, val_fraction: float, min_classes: int = 2
     unused = Unused()
     folders = _subfolders(root, root, unused)
     _refuse_targets(root, folders)
+    if choice:
+        return _read_chosen(root, folders, choice, unused)
     train_folder, val_folders = _parts(root, folders)
     if train_folder is not None:
         _refuse_targets(train_folder, _subfolders(train_folder, root, Unused()))
@@ -77,6 +82,31 @@ def read_folder(root: Path, seed: int, val_fraction: float, min_classes: int = 2
     notes += scan.merged
     note = "; ".join(notes + unused.as_text())
     return ImageData(root.resolve().name, classes, train, val, note=note, unused=unused.listed())
+
+
+def _read_chosen(root: Path, folders: dict[str, Path], choice: PartChoice, unused: Unused) -> ImageData:
+    """The parts that were asked for, several of them as one."""
+    training, held = choice.pick(parts_of(folders, alone=True), root)
+    kinds: dict[str, list[Path]] = {}
+    for folder in training:
+        for name, paths in _class_folders(folder, root, 1, unused).items():
+            kinds.setdefault(name, []).extend(paths)
+    scan = Scan(root, tuple(sorted(kinds)), unused)
+    train = scan.split("train", dict(sorted(kinds.items())))
+    named: dict[str, list[Path]] = {}
+    for folder in held:
+        for name, paths in _class_folders(folder, root, 1, unused).items():
+            named.setdefault(name, []).extend(paths)
+    val = scan.split("val", named)
+    for name, folder in folders.items():
+        if folder in (*training, *held):
+            scan.leave_out_files(folder, "beside the class folders")
+        else:
+            scan.leave_out(folder, f"in {name}/, which is not used")
+    scan.leave_out_files(root, "beside the folders of the parts")
+    note = f"split as the folders {' and '.join(f'{f.name}/' for f in training)}, and {held[0].name}/"
+    note = "; ".join([note, *scan.merged, *unused.as_text()])
+    return ImageData(root.resolve().name, scan.classes, train, val, note=note, unused=unused.listed())
 
 
 def _subfolders(folder: Path, root: Path, unused: Unused) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from foveate.data.folder import read_folder
 from foveate.data.libraries import read_hugging_face, read_torchvision
 from foveate.data.official import find_official, read_official
 from foveate.data.parquet import is_parquet, read_parquet
+from foveate.data.parts import PartChoice
 from foveate.data.shards import is_shards, read_shards
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
@@ -32,6 +33,7 @@ def open_data(
     allow_empty: bool = False,
     limit: int | None = None,
     min_classes: int = 2,
+    parts: str | None = None,
 ) -> ImageData:
     """Open a data set for classification.
 
@@ -55,6 +57,8 @@ def open_data(
             are looked for.
         min_classes: a folder with fewer class folders is refused. 1 is for a folder of one class that a trained
             classifier is evaluated on.
+        parts: which parts of Parquet files, of class folders or of an official layout are used, where there are
+            more than two: "train+val:test" trains on the first two together and measures accuracy on the last.
 
     Returns:
         The data set.
@@ -70,9 +74,12 @@ def open_data(
     for name, value in (("limit", limit), ("min_classes", min_classes)):
         if value is not None and value < 1:
             raise FoveateError(f"{name} {value}: must be at least 1")
+    choice = PartChoice.parse(parts) if parts is not None else None
     if isinstance(source, ImageData):
+        if choice:
+            raise FoveateError(f"parts={parts!r}: the data are open already; give their path, to choose parts")
         return source if limit is None else _limited(source, limit, seed)
-    data = _read(source, seed, val_fraction, min_classes)
+    data = _read(source, seed, val_fraction, min_classes, choice)
     if not data.train.labels:
         raise FoveateError(f"{source} holds no image in its class folders: name a folder of images")
     if not data.val.labels:
@@ -92,7 +99,15 @@ def open_unchecked(source: str | os.PathLike[str], seed: int, val_fraction: floa
     return _read(source, seed, val_fraction)
 
 
-def _read(source: str | os.PathLike[str], seed: int, val_fraction: float, min_classes: int = 2) -> ImageData:
+def _read(
+    source: str | os.PathLike[str],
+    seed: int,
+    val_fraction: float,
+    min_classes: int = 2,
+    choice: PartChoice | None = None,
+) -> ImageData:
+    if choice and (source == "elpv" or str(source).partition(":")[0] in _LIBRARIES):
+        raise FoveateError(f"parts={str(choice)!r}: the parts of {source} cannot be chosen; leave parts out")
     if source == "elpv":
         return read_elpv(seed, val_fraction)
     if not isinstance(source, str | os.PathLike):
@@ -111,21 +126,23 @@ def _read(source: str | os.PathLike[str], seed: int, val_fraction: float, min_cl
             "torchvision:NAME are other libraries')"
         )
     try:
-        return _read_path(path, seed, val_fraction, min_classes)
+        return _read_path(path, seed, val_fraction, min_classes, choice)
     except PermissionError as error:
         raise FoveateError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 
 
-def _read_path(path: Path, seed: int, val_fraction: float, min_classes: int) -> ImageData:
+def _read_path(path: Path, seed: int, val_fraction: float, min_classes: int, choice: PartChoice | None) -> ImageData:
     """Read a folder or a file by what it holds."""
     if is_parquet(path):
-        return read_parquet(path, seed, val_fraction)
+        return read_parquet(path, seed, val_fraction, choice)
     if is_shards(path):
+        if choice:
+            raise FoveateError(f"parts={str(choice)!r}: the parts of tar files cannot be chosen; leave parts out")
         return read_shards(path, seed, val_fraction)
     if not path.is_dir():
         raise FoveateError(f"{path} is a file: data is a folder of class folders, a .parquet or .tar file, or 'elpv'")
     official = find_official(path)
-    return read_official(*official) if official else read_folder(path, seed, val_fraction, min_classes)
+    return read_official(*official, choice) if official else read_folder(path, seed, val_fraction, min_classes, choice)
 
 
 def _require_every_class(data: ImageData, allow_empty: bool, left: str = "") -> None:

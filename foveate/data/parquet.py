@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from foveate.data.division import divide
-from foveate.data.parts import Unused, part_of, parts_of, usable
+from foveate.data.parts import PartChoice, Unused, part_of, parts_of, usable
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
 from foveate.image_files import is_system
@@ -34,7 +34,7 @@ def is_parquet(path: Path) -> bool:
     return any(part_of(stem, alone=False) == "train" for stem in stems) or (bool(stems) and not folders)
 
 
-def read_parquet(path: Path, seed: int, val_fraction: float) -> ImageData:
+def read_parquet(path: Path, seed: int, val_fraction: float, choice: PartChoice | None = None) -> ImageData:
     """Read ``train.parquet`` with ``test.parquet`` (or ``val``, ``dev``, ...), or a single file.
 
     A part may be several files, such as ``train-00000-of-00002.parquet``, and they may lie in the folder ``data``.
@@ -48,6 +48,7 @@ def read_parquet(path: Path, seed: int, val_fraction: float) -> ImageData:
         path: the file, or the folder.
         seed: of the split, where neither files nor a column make one.
         val_fraction: part of each class that goes to validation, where neither files nor a column make a split.
+        choice: which parts to use, where there are more than two.
 
     Returns:
         The data set. Without class names, its classes are training's distinct labels, in order, as text.
@@ -60,9 +61,11 @@ def read_parquet(path: Path, seed: int, val_fraction: float) -> ImageData:
     within = folder if any(folder.glob("*.parquet")) else folder / "data"
     files = {file.stem: file for file in ([path] if path.is_file() else sorted(within.glob("*.parquet")))}
     unused = Unused()
-    train, val, note = _by_files(path, files, unused)
+    train, val, note = _by_files(path, files, unused, choice)
     if val is None and len(set(train.parts)) > 1:
-        train, val, note = train.by_column(path, unused)
+        train, val, note = train.by_column(path, unused, choice)
+    if choice and val is None:
+        raise FoveateError(f"{path} has no parts to choose from (parts={str(choice)!r}): leave parts out for a split")
     train = train.with_classes(unused)
 
     described = _description(folder / "dataset.json")
@@ -81,9 +84,16 @@ def read_parquet(path: Path, seed: int, val_fraction: float) -> ImageData:
     )
 
 
-def _by_files(path: Path, files: dict[str, Path], unused: Unused) -> tuple[_Rows, _Rows | None, str]:
+def _by_files(
+    path: Path, files: dict[str, Path], unused: Unused, choice: PartChoice | None
+) -> tuple[_Rows, _Rows | None, str]:
     """Training rows, validation rows if the file names make a split, and a text that says how."""
     parts = parts_of(files, alone=False)
+    if choice and len(parts) > 1:
+        training, held = choice.pick(parts, path)
+        unused.add(_OTHER_FILES, (file.name for file in files.values() if file not in (*training, *held)))
+        words = f"split as the files {' and '.join(file.name for file in training)}, and {_named(held)}"
+        return _Rows.read(training), _Rows.read(held).with_classes(unused), words
     training = parts.pop("train", [])
     unknown = [file for name, file in files.items() if part_of(name, alone=False) is None]
     if not training and not parts and len({_series(name) for name in files}) == 1:
@@ -177,10 +187,16 @@ class _Rows:
         names = names if isinstance(names, list) and features[label].get("_type") == "ClassLabel" else None
         return cls(images, labels, parts, [f"{file.name} row {row}" for row in range(len(images))], names)
 
-    def by_column(self, file: Path, unused: Unused) -> tuple[_Rows, _Rows, str]:
+    def by_column(self, file: Path, unused: Unused, choice: PartChoice | None) -> tuple[_Rows, _Rows, str]:
         """Training and validation rows by the split column, and a text that says so."""
         present = sorted(set(self.parts))
         parts = parts_of({part: part for part in present}, alone=True)
+        if choice:
+            train, val = choice.pick(parts, file)
+            for left in (part for part in present if part not in (*train, *val)):
+                unused.add(f"of the part {left}, which is not used", self._where(left).names)
+            words = f"split by the column 'split': {' and '.join(train)}, and {' and '.join(val)}"
+            return self._where(*train), self._where(*val).with_classes(unused), words
         train, val = parts.pop("train", []), [part for found in parts.values() for part in found]
         if not train or not val:
             raise FoveateError(f"{file}: column 'split' says {', '.join(present)}: it needs train and val (or test)")
@@ -189,8 +205,8 @@ class _Rows:
         held = self._where(val[0]).with_classes(unused)
         return self._where(train[0]), held, f"split by the column 'split': {train[0]} and {val[0]}"
 
-    def _where(self, part: str) -> _Rows:
-        return self._rows([row for row, value in enumerate(self.parts) if value == part])
+    def _where(self, *parts: str) -> _Rows:
+        return self._rows([row for part in parts for row, value in enumerate(self.parts) if value == part])
 
     def _rows(self, keep: Sequence[int]) -> _Rows:
         return _Rows(

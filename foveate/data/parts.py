@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["NOT_READ_REASON", "Unused", "may_be_part", "part_of", "parts_of", "usable"]
+from foveate.errors import FoveateError, near
+
+__all__ = ["NOT_READ_REASON", "PartChoice", "Unused", "may_be_part", "part_of", "parts_of", "usable"]
 
 Item = TypeVar("Item")
 
@@ -55,6 +58,56 @@ def parts_of(items: Mapping[str, Item], *, alone: bool) -> dict[str, list[Item]]
         if part is not None:
             found.setdefault(part, []).append(item)
     return {part: found[part] for part in _RANK if part in found}
+
+
+@dataclass(frozen=True)
+class PartChoice:
+    """Which parts a network learns from, and which one judges it, where a data set has more than two.
+
+    Args:
+        train: names of ``part_of``, such as ``("train", "val")``.
+        val: one of the others.
+    """
+
+    train: tuple[str, ...]
+    val: str
+
+    @classmethod
+    def parse(cls, text: str) -> PartChoice:
+        """Read ``train+val:test``.
+
+        Raises:
+            FoveateError: the text has another form, a part is unknown or stands twice.
+        """
+        before, colon, after = text.partition(":")
+        named = [_PART.get(word.strip().lower(), "") for word in (*before.split("+"), after)]
+        for word, part in zip((*before.split("+"), after), named, strict=True):
+            if colon and not part:
+                raise FoveateError(f"parts={text!r}: there is no part {word.strip()!r}; {near(word, _RANK)}")
+        if not colon or len(set(named)) != len(named):
+            raise FoveateError(
+                f"parts={text!r}: write the parts to train on, a colon and another part to be judged by, as in "
+                "'train+val:test'"
+            )
+        return cls(tuple(named[:-1]), named[-1])
+
+    def pick(self, found: Mapping[str, list[Item]], where: object) -> tuple[list[Item], list[Item]]:
+        """Of what there is the items to train on, in the order asked for, and those of the other part.
+
+        Args:
+            found: by part.
+            where: they were found, for errors.
+
+        Raises:
+            FoveateError: a part is not there.
+        """
+        for part in (*self.train, self.val):
+            if part not in found:
+                raise FoveateError(f"{where} has no part {part!r} (parts={str(self)!r}); it has {', '.join(found)}")
+        return [item for part in self.train for item in found[part]], list(found[self.val])
+
+    def __str__(self) -> str:
+        return f"{'+'.join(self.train)}:{self.val}"
 
 
 def usable(label: object) -> bool:

@@ -26,7 +26,7 @@ __all__ = ["Position", "read_state", "save_state"]
 _HEADER = "foveate"
 _SUM = "sha256"
 # These may change between two parts of a run: its result does not depend on them.
-_FREE = ("workers", "checkpoint_every")
+_FREE = ("workers", "checkpoint_every", "evaluate_every")
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 

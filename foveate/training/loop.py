@@ -74,6 +74,12 @@ class Fit:
         )
 
 
+def _scores(found: Evaluation) -> dict[str, float]:
+    """What a row of history has of an evaluation."""
+    names = ("loss", "top1", "top5", "macro_f1")
+    return {f"eval_{name}": getattr(found, name) for name in names}
+
+
 def _notes(found: Evaluation) -> tuple[str, ...]:
     """Whether one could do as well without looking at the images."""
     counts = found.labels.bincount()
@@ -224,38 +230,39 @@ class Run:
             found = collect_scores(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
         return replace(measure(*(group.gather(rows, val.count) for rows in found)), classes=self.classes)
 
-    def end_epoch(self, position: Position, val: SplitLoader, order: Order) -> Evaluation:
-        """Evaluate, write a row of history, and keep what is worth keeping."""
+    def end_epoch(self, position: Position, val: SplitLoader, order: Order) -> Evaluation | None:
+        """Evaluate where it is due, write a row of history, and keep what is worth keeping."""
         began, folder = time.perf_counter(), self.folder
-        evaluation = self.evaluate(val)
+        done = position.epoch + 1
+        due = done % self.recipe.evaluate_every == 0 or done in (self.recipe.epochs, self.context.until_epoch)
+        evaluation = self.evaluate(val) if due else None
         last_step = (position.epoch + 1) * order.steps_per_epoch - 1
-        best = max((row["eval_top1"] for row in position.history), default=-1.0)
+        best = max((row["eval_top1"] for row in position.history if "eval_top1" in row), default=-1.0)
         row = {
             "epoch": position.epoch,
             "train_loss": position.loss / position.images,
-            "eval_loss": evaluation.loss,
-            "eval_top1": evaluation.top1,
-            "eval_top5": evaluation.top5,
+            **(_scores(evaluation) if evaluation else {}),
             "lr": self.recipe.learning_rate * learning_rate_factor(self.recipe, last_step, order.steps_per_epoch),
-            "eval_macro_f1": evaluation.macro_f1,
             "seconds": round(position.train_seconds + time.perf_counter() - began, 3),
             "images_per_second": round(position.images / position.train_seconds, 3),
         }
         position.end_epoch(row)
         if folder is not None:
             info = {**self.described, **row}
-            if evaluation.top1 > best:
+            if evaluation and evaluation.top1 > best:
                 folder.save_model("model_best", self.judged, info)
             folder.save_model("last", self.judged, info)
             folder.write_summary(position.history)
-            folder.write_evaluation(evaluation.to_dict(self.classes))
+            if evaluation:
+                folder.write_evaluation(evaluation.to_dict(self.classes))
         if self.group.accelerator.trackers:
             self.group.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
         # The state comes last: a run that is killed before it does this epoch again, to the same result.
         self.save_state(position)
+        judged = "eval loss {eval_loss:.4f}  top-1 {eval_top1:.4f}  macro-F1 {eval_macro_f1:.4f}  "
+        judged = judged.format(**row) if evaluation else ""
         self.bar.line(
-            f"epoch {position.epoch}/{self.recipe.epochs}  train loss {row['train_loss']:.4f}  "
-            f"eval loss {row['eval_loss']:.4f}  top-1 {row['eval_top1']:.4f}  macro-F1 {row['eval_macro_f1']:.4f}  "
+            f"epoch {position.epoch}/{self.recipe.epochs}  train loss {row['train_loss']:.4f}  {judged}"
             f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s"
         )
         return evaluation

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.data.official.lists import lines_of, mat_values, pairs_of
-from foveate.data.parts import Unused
+from foveate.data.parts import PartChoice, Unused
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError
 from foveate.image_files import is_system
@@ -57,18 +57,21 @@ def _only_folder(root: Path) -> list[Path]:
     return [shown[0], shown[0] / "data"] if len(shown) == 1 else []
 
 
-def read_official(folder: Path, name: str) -> ImageData:
+def read_official(folder: Path, name: str, choice: PartChoice | None = None) -> ImageData:
     """Read a data set in its official layout with its official split.
 
     Args:
         folder: and
         name: from :func:`find_official`.
+        choice: which parts to use, of Flowers-102 and FGVC-Aircraft, which have three.
 
     Raises:
         FoveateError: a list cannot be read, names an image that is not there, or contradicts another.
     """
     layout = next(each for each in _LAYOUTS if each.name == name)
     parts = layout.read(folder)
+    if choice:
+        parts = _chosen(parts, choice, name)
     classes = parts.classes or tuple(dict.fromkeys(sorted(kind for _, kind in parts.train)))
     known = {kind: at for at, kind in enumerate(classes)}
     train, val = (_split(folder, part, rows, known) for part, rows in (("train", parts.train), ("val", parts.val)))
@@ -80,6 +83,16 @@ def read_official(folder: Path, name: str) -> ImageData:
     unused.add("that no list names", (path for path in found if path not in listed))
     note = "; ".join([f"{name} in its official layout, split as {parts.lists}", *unused.as_text("image")])
     return ImageData(name, classes, train, val, note=note, unused=unused.listed())
+
+
+def _chosen(parts: _Parts, choice: PartChoice, name: str) -> _Parts:
+    """The parts that were asked for; the authors call the part that is left, if there is one, their test images."""
+    found = {"train": parts.train, "val": parts.val, "test": parts.left}
+    if not parts.left:
+        found = {"train": parts.train, "test": parts.val}
+    train, val = choice.pick(found, name)
+    left = [row for part, rows in found.items() if part not in (*choice.train, choice.val) for row in rows]
+    return _Parts(train, val, f"{parts.lists}, of these {choice}", parts.classes, left)
 
 
 def _split(folder: Path, part: str, rows: Rows, known: dict[str, int]) -> Split:

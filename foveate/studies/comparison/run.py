@@ -34,7 +34,7 @@ from foveate.training.recipes.recipe import Recipe
 __all__ = ["PERCENT", "Networks", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
 
 PERCENT = ("top1", "top5", "macro_f1", "ece")  # scores that are shares from 0 to 1, shown in percent
-_FREE = ("workers", "checkpoint_every")
+_FREE = ("workers", "checkpoint_every", "evaluate_every")
 _RESULT, _PREDICTIONS = "result{}.json", "predictions{}.safetensors"
 
 

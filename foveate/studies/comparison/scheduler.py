@@ -98,7 +98,7 @@ class Grid:
             before = len(found)
             for number, job in enumerate(jobs, 1):
                 if job.run.name not in found:
-                    result = self._try(job, f"run {number} of {len(jobs)}", job.run.name in wanted)
+                    result = self.try_one(job, f"run {number} of {len(jobs)}", job.run.name in wanted)
                     found |= {job.run.name: result} if result else {}
             if len(found) == before:
                 if not shown:
@@ -127,8 +127,12 @@ class Grid:
             self.kept[job.run.name] = network
         return self.kept[job.run.name]
 
-    def _try(self, job: Job, number: str, keep: bool) -> RunResult | None:
-        """A run's result; None while another process works on it."""
+    def try_one(self, job: Job, number: str = "run", keep: bool = False) -> RunResult | None:
+        """A run's result, read or made; None while another process works on it.
+
+        Raises:
+            FoveateError: as ``complete``.
+        """
         place = self.place(job.run)
         if place is None:
             return self._train(job, None, number, keep)

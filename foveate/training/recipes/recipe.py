@@ -42,6 +42,7 @@ _BOUNDS: dict[str, tuple[float, bool, float]] = {
     "gradient_clip": (0, False, math.inf),
     "ema_decay": (0, True, 1),
     "checkpoint_every": (1, True, math.inf),
+    "evaluate_every": (1, True, math.inf),
     "randaugment_operations": (1, True, 14),
     "randaugment_magnitude": (0, True, 30),
     "mixup": (0, True, math.inf),
@@ -98,6 +99,8 @@ class Recipe:
         gradient_clip: the longest 2-norm of all gradients together; None does not clip.
         ema_decay: an exponential moving average of the weights with this decay is what is evaluated and kept; None: no.
         checkpoint_every: steps between two checkpoints inside an epoch; None: only after each epoch.
+        evaluate_every: epochs between two evaluations on the validation images; the last epoch, and one after which the
+            run pauses, are always evaluated. The weights do not depend on it.
         amp: mixed precision: "no", "bf16" or "fp16" (needs a GPU).
         channels_last: keep feature maps in memory with the channels last, which is faster for convolutions.
         cache: keep what every epoch would compute again: the prepared images when augmentation is "none" or "flip",
@@ -139,6 +142,7 @@ class Recipe:
     gradient_clip: float | None = None
     ema_decay: float | None = None
     checkpoint_every: int | None = None
+    evaluate_every: int = 1
     amp: str = "no"
     channels_last: bool = True
     cache: bool = True

@@ -1,0 +1,1 @@
+"""A comparison as one file: what is compared and how, and the runs that were made."""
