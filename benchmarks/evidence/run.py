@@ -1,4 +1,4 @@
-"""Train the runs of several protocols, the seeds in turns, so that each question has as many seeds as there was time for.
+"""Train the runs of several protocols, the seeds in turns: each question has as many seeds as there was time for.
 
     python benchmarks/evidence/run.py DATA FOLDER PROTOCOL... [--pause PROTOCOL] [--until HH:MM]
 

@@ -72,8 +72,8 @@ class Protocol:
             raise FoveateError(f"the protocol is about {self.data}, and these data are {data.name}: name its data")
         if self.fingerprint and data.fingerprint != self.fingerprint:
             raise FoveateError(
-                f"{data.name} has other images or parts than the protocol's: the fingerprint is {data.fingerprint}, not "
-                f"{self.fingerprint}; results of the two cannot stand in one table"
+                f"{data.name} has other images or parts than the protocol's: its fingerprint is {data.fingerprint}, "
+                f"not {self.fingerprint}; results of the two cannot stand in one table"
             )
 
     def request(self) -> dict[str, Any]:
