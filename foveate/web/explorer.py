@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import re
+import shutil
+import tempfile
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,10 +65,11 @@ class Look:
         """The names of the maps."""
         return tuple(found.name for found in self.explanation.maps)
 
-    def overlay(self, name: str | None, opacity: float) -> Image.Image:
+    def overlay(self, name: str | None, opacity: float, *, smooth: bool = True) -> Image.Image:
         """The picture with one map over it; the picture alone where there is no such map."""
         if name in self.maps:
-            picture = self.explanation.overlay(self.maps.index(name), opacity=min(max(opacity, 0.0), 1.0))
+            number = self.maps.index(name)
+            picture = self.explanation.overlay(number, opacity=min(max(opacity, 0.0), 1.0), smooth=smooth)
         else:
             picture = self.explanation.pictures[0]
         larger = max(1, -(-_SHOWN // picture.width))
@@ -92,21 +96,45 @@ class Explorer:
     ) -> None:
         self.saved, self.data, self.pretrained = dict(saved or {}), data, pretrained
         self.limits = limits or Limits()
-        self._networks: collections.OrderedDict[tuple[str, str], nn.Module] = collections.OrderedDict()
-        self._audits: dict[tuple[str, str], fv.Audit] = {}
+        self._networks: collections.OrderedDict[tuple[str, str | None], nn.Module] = collections.OrderedDict()
+        self._audits: dict[tuple[str, str | None], fv.Audit] = {}
         self._lock = threading.RLock()
 
-    def network(self, name: str, plan: str = "") -> nn.Module:
+    def own_plan(self, name: str) -> str:
+        """The plan that a saved model carries, as text; "" for other networks."""
+        name = name.strip()
+        plan = fv.plan_of(self.network(name)) if name in self.saved else None
+        return str(plan or "")
+
+    @property
+    def accepted(self) -> str:
+        """Which images are taken, in a sentence."""
+        most, pixels = self.limits.file_bytes / 1e6, self.limits.pixels / 1e6
+        return f"JPEG, PNG, WebP and others, at most {most:g} MB and {pixels:g} megapixels"
+
+    def examples(self, count: int = 4) -> list[tuple[Image.Image, str]]:
+        """Some of the owner's validation images, spread evenly, with their true classes; none without data."""
+        if self.data is None:
+            return []
+        data = fv.open_data(self.data)
+        count = min(count, len(data.val))
+        chosen = [int((k + 0.5) * len(data.val) / count) for k in range(count)]
+        return [(data.val.load(index).convert("RGB"), data.classes[data.val.label(index)]) for index in chosen]
+
+    def network(self, name: str, plan: str | None = None) -> nn.Module:
         """A network with a plan, kept for the next call.
 
         Args:
             name: a label of ``saved``, or a name of timm's or ``torchvision:NAME``.
-            plan: attention to insert; a saved model that carries a plan takes none.
+            plan: attention to insert, in place of what a saved model carries; "" for none; None for the network as it
+                is.
 
         Raises:
-            FoveateError: there is no such network, or the plan does not fit it.
+            FoveateError: there is no such network, the plan does not fit it, or a saved model's own plan cannot be
+                taken off, because it replaced blocks that were not saved.
         """
-        name, plan = name.strip(), plan.strip()
+        name, plan = name.strip(), "" if plan is None and name.strip() not in self.saved else plan
+        plan = plan if plan is None else plan.strip()
         with self._lock:
             if (name, plan) not in self._networks:
                 self._networks[name, plan] = self._build(name, plan)
@@ -115,7 +143,7 @@ class Explorer:
             self._networks.move_to_end((name, plan))
             return self._networks[name, plan]
 
-    def _build(self, name: str, plan: str) -> nn.Module:
+    def _build(self, name: str, plan: str | None) -> nn.Module:
         if name in self.saved:
             network = fv.load(self.saved[name])
         elif _NAME.fullmatch(name):
@@ -125,8 +153,11 @@ class Explorer:
         else:
             known = f"; {near(name, self.saved)}" if self.saved else ""
             raise FoveateError(f"{name!r} is not the name of a network: write one of timm's or torchvision:NAME{known}")
-        if plan:
-            fv.insert(network, plan, seed=0)
+        own = str(fv.plan_of(network) or "")
+        if plan is not None and plan != own:
+            fv.remove(network)
+            if plan:
+                fv.insert(network, plan, seed=0)
         return network.eval()
 
     def image(self, data: bytes | None) -> Image.Image:
@@ -136,19 +167,20 @@ class Explorer:
             FoveateError: there is none, it is too large, or it is not an image.
         """
         if not data:
-            raise FoveateError("give an image first")
+            what = "the file is empty" if data is not None else "there is no image yet"
+            raise FoveateError(f"{what}: choose an image ({self.accepted})")
         if len(data) > self.limits.file_bytes:
             most = self.limits.file_bytes / 1e6
             raise FoveateError(f"the file has {len(data) / 1e6:.1f} MB; at most {most:g} are taken")
         return fv.open_image(data, max_pixels=self.limits.pixels, at_least=self.limits.side, name="the file")
 
-    def look(self, data: bytes | None, name: str, plan: str = "", method: str = "attention") -> Look:
+    def look(self, data: bytes | None, name: str, plan: str | None = None, method: str = "attention") -> Look:
         """Show an image to a network.
 
         Args:
             data: the bytes of an image file.
             name: of the network.
-            plan: attention to insert.
+            plan: as in ``network``.
             method: one of ``METHODS``.
 
         Raises:
@@ -162,14 +194,16 @@ class Explorer:
                 notes.append(
                     "The weights are random: the prediction means nothing, the maps are the untrained network's."
                 )
-            elif plan:
+            elif plan and plan.strip() != self.own_plan(name):
                 notes.append("The attention that the plan put in is untrained.")
+            elif plan is not None and not plan.strip() and self.own_plan(name):
+                notes.append("The model is shown without its attention; its other weights were trained with it.")
             if method == "attention" and not fv.attentions(network):
                 method = "gradcam"
                 notes.append("The network carries no attention: this is Grad-CAM.")
             return Look(fv.explain(network, picture, method), " ".join(notes))
 
-    def costs(self, name: str, plan: str = "") -> list[list[str]]:
+    def costs(self, name: str, plan: str | None = None) -> list[list[str]]:
         """A table: what is counted, the network, the same without its plan, the difference."""
         with self._lock:
             found = fv.cost(self.network(name, plan))
@@ -180,8 +214,21 @@ class Explorer:
             rows.append([words, f"{now:,.3f} {short}", f"{plain:,.3f} {short}", change])
         return rows
 
-    def audit(self, name: str, plan: str = "", *, images: int = 500) -> fv.Audit:
+    def audit(
+        self,
+        name: str,
+        plan: str | None = None,
+        *,
+        images: int = 500,
+        progress: bool | Callable[[int, int], None] = False,
+    ) -> fv.Audit:
         """Whether each inserted attention does anything, on the owner's data.
+
+        Args:
+            name: of the network.
+            plan: as in ``network``.
+            images: at most so many.
+            progress: as in ``fv.audit``.
 
         Raises:
             FoveateError: the server was started without data, or the network carries no attention.
@@ -189,7 +236,19 @@ class Explorer:
         if self.data is None:
             raise FoveateError("an audit needs images with labels: start with foveate serve MODEL --data FOLDER")
         with self._lock:
-            key = name.strip(), plan.strip()
+            key = name.strip(), plan if plan is None else plan.strip()
             if key not in self._audits:
-                self._audits[key] = fv.audit(self.network(*key), self.data, limit=images)
+                self._audits[key] = fv.audit(self.network(*key), self.data, limit=images, progress=progress)
             return self._audits[key]
+
+    def export(self, name: str, plan: str | None = None) -> tuple[str, str]:
+        """The network as an ONNX file, checked against the network: its path, and what was checked.
+
+        Raises:
+            FoveateError: the packages are missing, or the file does not do what the network does.
+        """
+        with self._lock:
+            folder = tempfile.mkdtemp(prefix="foveate-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # at the server's end, too
+            found = fv.export(self.network(name, plan), "onnx", folder, data=self.data, images=32)
+        return str(found.path), str(found).replace(f"{folder}/", "")

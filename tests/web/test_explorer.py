@@ -1,6 +1,7 @@
 """What the page does, without a browser."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,86 @@ def test_limits_hold_before_anything_is_decoded(monkeypatch):
 def test_what_is_no_image_is_refused(explorer, data):
     with pytest.raises(fv.FoveateError):
         explorer.look(data, "tiny")
+
+
+def test_a_saved_models_plan_is_shown_exchanged_and_taken_off(explorer):
+    assert explorer.own_plan("tiny") == PLAN
+    assert explorer.own_plan("resnet10t") == ""
+    assert explorer.network("tiny", PLAN) is not None
+    assert len(explorer.look(png(), "tiny", f" {PLAN} ").maps) == 2
+    assert explorer.look(png(), "tiny", PLAN).note == ""
+    bare = explorer.look(png(), "tiny", "")
+    assert "without its attention" in bare.note
+    assert fv.plan_of(explorer.network("tiny", "")) is None
+    other = explorer.look(png(), "tiny", "se after layer1")
+    assert "untrained" in other.note
+    assert str(fv.plan_of(explorer.network("tiny", "se after layer1"))) == "se after layer1"
+    assert str(fv.plan_of(explorer.network("tiny"))) == PLAN
+
+
+def test_a_replaced_block_that_was_not_saved_is_said(tmp_path):
+    fv.save(fv.insert(fv.create_model("resnet10t"), "ulsam(groups=2) replacing layer3.0.act2", input_size=64), tmp_path)
+    with pytest.raises(fv.FoveateError, match="does not hold the blocks"):
+        Explorer({"mine": str(tmp_path)}).network("mine", "")
+
+
+def test_what_is_accepted_is_said_in_the_error(explorer):
+    assert "10 MB and 24 megapixels" in explorer.accepted
+    with pytest.raises(fv.FoveateError, match="there is no image yet: choose an image .*10 MB"):
+        explorer.look(None, "tiny")
+    with pytest.raises(fv.FoveateError, match="the file is empty"):
+        explorer.look(b"", "tiny")
+
+
+@pytest.fixture(scope="module")
+def with_data(explorer, tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for part in ("train", "val"):
+        for name in ("bright", "dark", "grey"):
+            (root / part / name).mkdir(parents=True)
+            for k in range(3):
+                (root / part / name / f"{k}.png").write_bytes(png(40 + k, 40))
+    return Explorer(explorer.saved, data=str(root))
+
+
+def test_examples_come_from_the_owners_data(explorer, with_data):
+    assert explorer.examples() == []
+    assert [name for _, name in with_data.examples(3)] == ["bright", "dark", "grey"]
+    assert len(with_data.examples(50)) == 9
+
+
+def test_an_audit_tells_how_far_it_is(with_data):
+    seen = []
+    with_data.audit("tiny", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    assert seen == sorted(seen)
+
+
+def test_a_network_is_exported_and_checked(with_data):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path, text = with_data.export("tiny")
+    assert Path(path).is_file()
+    assert "ok logits" in text
+    assert "/" not in text.splitlines()[0].partition(" (")[0]  # no folder of the server's
+    with pytest.raises(fv.FoveateError, match="ulsam"):
+        with_data.export("tiny", "ulsan after layer1")
+
+
+def test_an_error_is_shown_once_and_the_result_stays():
+    gradio = pytest.importorskip("gradio")
+    from foveate.web.page import _shown
+
+    def fails(name):
+        raise fv.FoveateError(f"no <b>{name}")
+
+    problem, *others = _shown(fails, 2)("x")
+    assert "no &lt;b>x" in problem.value
+    assert problem.visible
+    assert others == [gradio.skip()] * 2
+    problem, result = _shown(lambda name: (name,), 1)("x")
+    assert not problem.visible
+    assert result == "x"
 
 
 def test_an_audit_needs_the_owners_data(explorer):

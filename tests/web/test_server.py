@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from PIL import Image
 
 import foveate as fv
 from foveate.cli import main
@@ -19,11 +20,16 @@ SERVE = (sys.executable, "-m", "foveate", "serve")
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for name in ("bright", "dark"):
+        for part in ("train", "val"):
+            (root / part / name).mkdir(parents=True)
+            Image.new("L", (40, 40), 200 if name == "bright" else 20).save(root / part / name / "0.png")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [*SERVE, "--port", str(port), "--max-megabytes", "0.02"]
+    command = [*SERVE, "--port", str(port), "--max-megabytes", "0.02", "--data", str(root)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
         address = f"http://127.0.0.1:{port}"
         try:
@@ -59,6 +65,9 @@ def test_the_page_asks_no_other_server(address):
     assert status == 200
     assert "foveate" in text
     assert "fonts.googleapis" not in text
+    _, config = get(f"{address}/config")
+    assert "Or one of these" in config
+    assert "at most 0.02 MB and 24 megapixels" in config
 
 
 def test_a_file_over_the_limit_is_refused(address):

@@ -58,7 +58,7 @@ def audit(
     batch_size: int = 32,
     image_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], None] = False,
 ) -> Audit:
     """Find out of each inserted module whether it does anything. The model is left as found.
 
@@ -85,7 +85,7 @@ def audit(
         batch_size: images in one pass.
         image_size: side of the images in pixels; without it the model's own.
         seed: of the choice of images and of who gets whose map.
-        progress: show a bar.
+        progress: show a bar; or a function that is called with the images done and those to do, counted in each pass.
 
     Raises:
         FoveateError: the model carries no plan, or the data cannot be read or does not fit the model.
@@ -246,8 +246,18 @@ def _shuffle(what: str) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr: gives a function that moves it on by a number of images."""
+def _bar(total: int, progress: bool | Callable[[int, int], None]) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, or a caller's function: gives a function that moves it on by a number of images."""
+    if callable(progress):
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, total)
+
+        yield advance
+        return
     with ProgressBar(progress) as shown:
         task = shown.task("auditing", total)
         yield lambda count: shown.advance(task, count)
