@@ -101,5 +101,9 @@ def _labels(models: Sequence[str]) -> dict[str, str]:
     for model, path in zip(models, paths, strict=True):
         if not path.is_dir():
             raise FoveateError(f"there is no folder {model!r}: name folders that foveate saved")
-    names = [path.name for path in paths]
-    return {path.name if names.count(path.name) == 1 else "/".join(path.parts[-3:]): str(path) for path in paths}
+    # What ``fit`` saves is called "last" or "model_best", in the folder of its run.
+    names = ["/".join(path.parts[-2:]) if path.name in ("last", "model_best") else path.name for path in paths]
+    return {
+        name if names.count(name) == 1 else "/".join(path.parts[-3:]): str(path)
+        for name, path in zip(names, paths, strict=True)
+    }

@@ -110,3 +110,12 @@ def test_a_folder_that_is_none(tmp_path):
         fv.serve([str(tmp_path / "nothing")])
     with pytest.raises(fv.FoveateError):
         fv.serve([str(tmp_path)])
+
+
+def test_labels_tell_saved_models_apart(tmp_path):
+    from foveate.web.server import _labels
+
+    folders = [tmp_path / name for name in ("a/last", "b/last", "c", "x/y/last", "z/y/last")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert list(_labels([str(folder) for folder in folders])) == ["a/last", "b/last", "c", "x/y/last", "z/y/last"]
