@@ -1,6 +1,6 @@
 """How often the tests of factors see an effect where there is none: comparisons in which the truth is known.
 
-    python benchmarks/factors.py                      # the table of docs/compare.md
+    python benchmarks/factors.py                      # the table of docs/explanation/statistics.md
 
 Each comparison has a baseline and a plan for each level of one factor; none of them does anything. Images differ in
 difficulty, runs in quality, and the rest belongs to neither. A promise of 5% is kept if at most about 5% are found.

@@ -5,8 +5,8 @@
 
 SE, CBAM and ULSAM behind the last block of four stages, and ULSAM in the place of these blocks. The line that is run is
 printed first, and is an ordinary ``foveate compare``: started again, it goes on where it was broken off; started twice
-on one folder, or with --jobs 2, the runs are shared. In the end docs/imagewoof.md, its tables and its pictures are
-written from the folder.
+on one folder, or with --jobs 2, the runs are shared. In the end docs/reports/imagewoof.md, its tables and its
+pictures are written from the folder.
 """
 
 import argparse
@@ -36,11 +36,11 @@ def main():
     parser.add_argument(
         "--output", type=Path, help="folder of the grid; without it runs/imagewoof or runs/imagewoof_full"
     )
-    parser.add_argument("--page", type=Path, help="without it docs/imagewoof.md or docs/imagewoof_full.md")
+    parser.add_argument("--page", type=Path, help="without it imagewoof.md or imagewoof_full.md in docs/reports")
     parser.add_argument("--jobs", default="1", help="processes that share the runs")
     given = parser.parse_args()
     name = "imagewoof_full" if given.full else "imagewoof"
-    output, page = given.output or Path("runs") / name, given.page or ROOT / "docs" / f"{name}.md"
+    output, page = given.output or Path("runs") / name, given.page or ROOT / "docs" / "reports" / f"{name}.md"
     options = [*(FULL if given.full else SHORT), *COMMON, "--plans", *PLANS, "--output"]
     # On the page stand the folders' names, not where they are on this machine.
     told = shlex.join(["foveate", "compare", Path(given.data).name, *options, f"runs/{name}"])

@@ -1,6 +1,6 @@
 """How often the verdict of a comparison is false, and how often it is found: by simulation.
 
-    python benchmarks/verdict.py    # some minutes; writes benchmarks/verdict.csv and the table of docs/compare.md
+    python benchmarks/verdict.py    # some minutes; benchmarks/verdict.csv, the table of docs/explanation/statistics.md
 
 Each repetition is a comparison: a baseline and plans, trained with some seeds, tested on 1,000 images. Whether an image
 is right is drawn: its latent score is the sum of the image's difficulty (shared by all plans and seeds), a part of plan
@@ -120,7 +120,7 @@ def measure(plans, seeds, seed_sd, repetitions, scale=None, statements=100):
 
 
 def table(rows):
-    """The table of docs/compare.md."""
+    """The table of docs/explanation/statistics.md."""
     heads = {
         "seeds": "seeds", "plans": "plans", "seed_sd": "sd of seeds", "false_verdict": "any false verdict",
         "shown": "says it shows", "power": "found there", "power_3": "3 points found",
@@ -135,7 +135,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=2_000)
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "verdict.csv")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "compare.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "explanation" / "statistics.md")
     given = parser.parse_args()
     began, rows = time.perf_counter(), []
     cases = [(s, k, sd, "", None) for s in SEEDS for k in PLANS for sd in SEED_SDS]

@@ -6,30 +6,30 @@ from pathlib import Path
 from typing import Any
 
 FIRST = {"Home": "index.md"}
-GUIDES = (
-    "surgery.md",
-    "cost.md",
-    "latency.md",
-    "kernels.md",
-    "data.md",
-    "training.md",
-    "compare.md",
-    "saving.md",
-    "predict.md",
-    "export.md",
-    "export_formats.md",
-    "explain.md",
-    "audit.md",
-    "serve.md",
-)  # in the order of reading; others follow
-CATALOGUE = "catalogue.md"
+# Sections in the order of the tabs; in each the pages in the order of reading, then the folder's others by name.
+SECTIONS = {
+    "tutorials": ("Tutorials", ("first_comparison", "which_attention", "ship_to_a_phone")),
+    "guides": (
+        "Guides",
+        (
+            "surgery", "cost", "latency", "kernels", "data", "training", "compare", "families", "search", "executors",
+            "saving", "predict", "explain", "audit", "serve", "export", "export_formats", "export_int8", "doctor",
+        ),
+    ),
+    "gallery": ("Gallery", ("index",)),
+    "reference": ("Reference", ("index",)),
+    "explanation": ("Explanation", ("attention_in_a_network", "counting", "statistics", "repeatability", "faults")),
+    "reports": ("Reports", ("evidence",)),
+}  # fmt: skip
+CATALOGUE = "catalogue.md"  # with a folder of pages for each kind of thing in it; they stand in the reference
 FOLDERS = {
-    "attention": "Mechanisms",
+    "attention": "Attention modules",
     "pooling": "Pools",
     "heads": "Heads",
     "networks": "Networks",
     "dense": "Dense prediction",
 }
+TOP = "guides"  # where a page of no folder stands, unless a section names it
 
 
 def on_config(config: Any) -> Any:
@@ -39,7 +39,7 @@ def on_config(config: Any) -> Any:
 
 
 def navigation(docs: Path) -> list[dict[str, Any]]:
-    """Home, guides, catalogue, then a section for each folder that has pages.
+    """Home, then a section for each kind of page; the catalogue and its folders are part of the reference.
 
     Args:
         docs: the folder of the pages.
@@ -47,12 +47,30 @@ def navigation(docs: Path) -> list[dict[str, Any]]:
     Returns:
         The ``nav`` that mkdocs takes; a page whose title is not said takes it from its first heading.
     """
-    top = sorted(path.name for path in docs.glob("*.md"))
-    guides = [page for page in (*GUIDES, *top) if page in top and page not in (*FIRST.values(), CATALOGUE)]
-    nav: list[dict[str, Any]] = [FIRST, {"Guides": list(dict.fromkeys(guides))}, {"Catalogue": CATALOGUE}]
-    folders = sorted({path.parent.relative_to(docs).as_posix() for path in docs.glob("*/**/*.md")})
-    for folder in (*FOLDERS, *(folder for folder in folders if folder not in FOLDERS)):
-        pages = sorted(f"{folder}/{path.name}" for path in (docs / folder).glob("*.md"))
-        if pages:
-            nav.append({FOLDERS.get(folder, folder.capitalize()): pages})
+    pages: dict[str, dict[str, str]] = {}  # folder -> stem -> page
+    for path in sorted([*docs.rglob("*.md"), *docs.glob("gallery/*.py")]):
+        folder = path.parent.relative_to(docs).as_posix()
+        if path.name in (*FIRST.values(), CATALOGUE) and folder == ".":
+            continue
+        if folder == ".":
+            found = [name for name, (_, order) in SECTIONS.items() if path.stem in order]
+            folder = found[0] if found else TOP
+            pages.setdefault(folder, {})[path.stem] = path.name
+        else:
+            pages.setdefault(folder, {})[path.stem] = f"{folder}/{path.stem}.md"  # a script of the gallery has a page
+    catalogue: list[Any] = [CATALOGUE] if (docs / CATALOGUE).is_file() else []
+    others = [folder for folder in pages if folder not in SECTIONS and folder not in FOLDERS]
+    catalogue += [
+        {FOLDERS.get(folder, folder.capitalize()): list(pages[folder].values())}
+        for folder in (*FOLDERS, *others)
+        if pages.get(folder)
+    ]
+    nav: list[dict[str, Any]] = [FIRST]
+    for folder, (title, order) in SECTIONS.items():
+        here = pages.get(folder, {})
+        section: list[Any] = [here[name] for name in dict.fromkeys((*order, *here)) if name in here]
+        if folder == "reference" and catalogue:
+            section.append({"Catalogue": catalogue})
+        if section:
+            nav.append({title: section})
     return nav

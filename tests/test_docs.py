@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from foveate import networks, registry
+from foveate.cli import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -87,26 +88,55 @@ def test_links_in_code_are_no_links(tmp_path):
 
 def test_navigation_holds_every_page_once():
     nav = script("navigation").navigation(DOCS)
-    assert sorted(files(nav)) == [page.relative_to(DOCS).as_posix() for page in PAGES]
+    examples = [f"gallery/{path.stem}.md" for path in (DOCS / "gallery").glob("*.py")]
+    assert sorted(files(nav)) == sorted([*(page.relative_to(DOCS).as_posix() for page in PAGES), *examples])
     assert next(iter(nav[0])) == "Home"
 
 
 def test_navigation_takes_in_what_is_added(tmp_path):
-    for page in ("index.md", "catalogue.md", "cost.md", "new.md", "heads/saol.md", "more/a.md"):
+    names = ("index.md", "catalogue.md", "new.md", "heads/saol.md", "more/a.md", "guides/z.md", "guides/cost.md")
+    for page in (*names, "guides/a.md", "evidence.md", "gallery/plot.py"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).touch()
     assert script("navigation").navigation(tmp_path) == [
         {"Home": "index.md"},
-        {"Guides": ["cost.md", "new.md"]},
-        {"Catalogue": "catalogue.md"},
-        {"Heads": ["heads/saol.md"]},
-        {"More": ["more/a.md"]},
+        {"Guides": ["guides/cost.md", "guides/a.md", "guides/z.md", "new.md"]},
+        {"Gallery": ["gallery/plot.md"]},
+        {"Reference": [{"Catalogue": ["catalogue.md", {"Heads": ["heads/saol.md"]}, {"More": ["more/a.md"]}]}]},
+        {"Reports": ["evidence.md"]},
     ]
+
+
+def test_every_public_name_is_in_the_reference_once():
+    public = re.findall(r" as (\w+)$", (ROOT / "foveate" / "__init__.pyi").read_text("utf-8"), re.MULTILINE)
+    pages = {page.name: page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md")}
+    shown = [
+        (name, page) for page, text in pages.items() for name in re.findall(r"^::: foveate\.(\w+)$", text, re.MULTILINE)
+    ]
+    assert sorted(name for name, _ in shown) == sorted(public)
+    assert [name for name, page in shown if f"[`{name}`]({page}#foveate.{name})" not in pages["index.md"]] == []
+
+
+def test_the_command_line_reference_has_every_command_and_option():
+    text = script("command_line").commands()
+    commands = {name: app[name] for name in app if not name.startswith("-")}
+    commands |= {f"data {name}": app["data"][name] for name in app["data"] if not name.startswith("-")}
+    assert len(commands) > 17
+    assert [name for name in commands if f"## foveate {name}\n" not in text] == []
+    for name, command in commands.items():
+        if command.default_command is None:
+            continue
+        section = re.split(r"^##", text.partition(f"## foveate {name}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+        arguments = command.assemble_argument_collection()
+        options = {name for argument in arguments for name in argument.names if name not in argument.negatives}
+        assert options
+        assert [option for option in options if option.startswith("--") and option not in section] == [], name
 
 
 def test_mkdocs_configuration_names_files_that_exist():
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     assert "nav" not in config
+    assert config["theme"]["font"] is False  # else the pages ask another server
     assert all((ROOT / hook).is_file() for hook in config["hooks"])
     assert (ROOT / config["docs_dir"]).is_dir()
 
@@ -126,7 +156,9 @@ def test_every_mechanism_with_a_map_has_a_small_picture_on_its_page(name):
     assert f"](../images/{name}.png)" in (DOCS / "attention" / f"{name}.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("image", sorted((DOCS / "images").iterdir()), ids=lambda image: image.name)
+@pytest.mark.parametrize(
+    "image", sorted(path for folder in DOCS.rglob("images") for path in folder.iterdir()), ids=lambda image: image.name
+)
 def test_images_are_small_and_shown(image):
     assert image.stat().st_size < 100_000
     assert any(image.name in page.read_text("utf-8") for page in [*PAGES, ROOT / "README.md"])

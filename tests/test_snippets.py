@@ -44,7 +44,10 @@ SMALLER = [
 ]
 # Pages that a command writes, with the command's own call at the top.
 GENERATED = dict.fromkeys(
-    (f"docs/{name}.md" for name in ("imagewoof", "flowers_ablation", "flowers_search", "flowers_search_compared")),
+    (
+        f"docs/reports/{name}.md"
+        for name in ("imagewoof", "flowers_ablation", "flowers_search", "flowers_search_compared")
+    ),
     "its data set is not in the repository",
 )
 BLOCK = re.compile(

@@ -52,7 +52,6 @@ class Cost:
     is the other counting of the same network.
 
     Args:
-        labels: of the class: what each of the numbers is called.
         params: parameters.
         macs: multiply-adds of matrix products, convolutions and attention products, of the forward pass as the modules
             define it: what training runs.
@@ -69,7 +68,7 @@ class Cost:
         paper: of an exact cost, the same in ``paper`` counting, with a baseline of its own.
     """
 
-    labels: ClassVar[Mapping[str, str]] = LABELS
+    labels: ClassVar[Mapping[str, str]] = LABELS  # what each of the numbers is called
     params: int
     macs: int
     activations: int

@@ -2,7 +2,7 @@
 
     python tests/versions                          every set, the whole test command
     python tests/versions --set lowest --paths tests/surgery tests/kernels
-    python tests/versions --write                  ... and docs/versions.csv, with the tables made from it
+    python tests/versions --write                  ... and docs/reports/versions.csv, with the tables made from it
 
 Needs Python 3.11 and nothing else; installs with uv where there is one, with pip otherwise. Environments are kept in
 $FOVEATE_ENVIRONMENTS, or the user's cache folder, under a hash of what was asked for. One set's failure does not stop
@@ -95,8 +95,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="the longest that one set's tests may take")
     parser.add_argument("--workers", type=int, default=2, help="pytest processes; 0: none beside the first")
     parser.add_argument("--logs", type=Path, default=ROOT / "runs" / "versions", help="folder for the log of each set")
-    parser.add_argument("--write", action="store_true", help="record the result in docs/versions.csv and the tables")
-    parser.add_argument("--tables", action="store_true", help="run nothing: make the tables from docs/versions.csv")
+    parser.add_argument("--write", action="store_true", help="record the result in docs/reports, with the tables")
+    parser.add_argument(
+        "--tables", action="store_true", help="run nothing: make the tables from docs/reports/versions.csv"
+    )
     options = parser.parse_args()
     if options.write and options.paths:
         parser.error("--write records runs of all tests: leave --paths out")

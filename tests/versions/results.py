@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 
 from environments import ROOT, sets
 
-RESULTS = ROOT / "docs" / "versions.csv"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "versions.md")
+RESULTS = ROOT / "docs" / "reports" / "versions.csv"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "reports" / "versions.md")
 MARKS = ("<!-- made by tests/versions -->", "<!-- until here -->")
 NUMBERS = {"passed": int, "failed": int, "skipped": int, "minutes": float}
 
@@ -94,7 +94,7 @@ def page(text: str, rows: Iterable[Row], columns: Iterable[str]) -> str:
 
 
 def write(new: list[Row]) -> None:
-    """Put new rows into docs/versions.csv, in the order of sets.toml, and make the tables anew."""
+    """Put new rows into docs/reports/versions.csv, in the order of sets.toml, and make the tables anew."""
     known = {row.set: row for row in [*(load(RESULTS) if RESULTS.exists() else []), *new]}
     rows = [known.get(name, Row(name)) for name in sets()]
     save(rows, RESULTS)

@@ -25,7 +25,7 @@ def write_page(
 
     Args:
         result: from ``compare``, ``read_comparison``, ``search`` or ``reproduce``.
-        page: the file, such as ``docs/imagewoof.md``.
+        page: the file, such as ``docs/reports/imagewoof.md``.
         command: the line that made the result, to be shown; without it a reproduction shows the usual one.
 
     Returns:

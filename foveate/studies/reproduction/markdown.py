@@ -27,11 +27,11 @@ from foveate.studies.reproduction.results import (
 
 __all__ = ["page", "write_page"]
 
-COMMAND = "foveate reproduce --page docs/reproduce.md --measured benchmarks/tradeoff.csv"
+COMMAND = "foveate reproduce --page docs/reports/reproduce.md --measured benchmarks/tradeoff.csv"
 MARKS = {EQUAL: "✓", TRUNCATED: "✓", INCONSISTENT: "✗", UNPUBLISHED: "?", DIFFERS: "≠", UNBUILT: "–"}
 RULES = {
     "exact": "every parameter, every multiply-add of the real modules",
-    "paper": "as the ULSAM paper counts, see [Cost](cost.md)",
+    "paper": "as the ULSAM paper counts",
     "mmcv": "the rule of mmcv's counter: modules only, trained parameters only, plus biases, ReLU, pooling, norms",
     "fvcore": "multiply-adds, and as fvcore 2 for each element of a batch norm, 5 of a layer norm; not its pooling and "
     "resizing",

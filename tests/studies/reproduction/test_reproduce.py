@@ -320,7 +320,7 @@ def test_csv_has_a_line_for_each_cell(everything, tmp_path):
 
 
 def test_page_is_what_the_code_gives(everything):
-    assert (ROOT / "docs" / "reproduce.md").read_text("utf-8") == reproduce_page.page(everything)
+    assert (ROOT / "docs" / "reports" / "reproduce.md").read_text("utf-8") == reproduce_page.page(everything)
 
 
 def test_page_and_pictures_are_written(everything, tmp_path):
