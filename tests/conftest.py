@@ -6,6 +6,7 @@ alone runs all, and ``pytest --slow-since COMMIT`` runs those slow tests alone w
 that commit: what CI does.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -67,7 +68,14 @@ def pytest_collection_modifyitems(config, items):
         items[:] = chosen
 
 
+def pytest_collection_finish(session):
+    """What was imported and collected stays until the end: no garbage collection need look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionfinish(session, exitstatus):
+    gc.unfreeze()
     if session.config.getoption("--slow-since") and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK  # nothing that a slow test guards has changed
 

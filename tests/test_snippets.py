@@ -38,6 +38,13 @@ SMALLER = [
     (r"rounds=\d+", "rounds=2"),
     (r"\btrials=\d+", "trials=2, finalists=1"),
     (r"--trials \d+", "--trials 2 --finalists 1"),
+    # A graph for any number of images takes twice the time; docs/export.md begins with one.
+    (r'"out/pixels.onnx",', '"out/pixels.onnx", batch=1, time=False,'),
+    (r'"out/small.onnx",', '"out/small.onnx", batch=1, time=False,'),
+    (r'precision="int8", data', 'precision="int8", batch=1, data'),
+    (r"foveate export (.*)--output", r"foveate export \1--batch 1 --output"),
+    # A file for each plan of a comparison in one form; test_plan_exports.py has two.
+    (r"--export onnx onnx:fp16", "--export onnx:fp16"),
     # Peak memory takes a new process for each network and batch size; test_latency.py has one.
     (r"foveate latency mobilenetv2_100", "foveate latency mobilenetv2_035 --rounds 2 --no-memory"),
     (r"foveate cost mobilenetv2_100(.*) --time", r"foveate cost mobilenetv2_035\1 --time"),
@@ -148,12 +155,25 @@ def workplace(pictures, tmp_path, monkeypatch):
     return tmp_path
 
 
+def marks(page):
+    """Of a page that takes too long for every change: it runs when it, or what it is about, has changed."""
+    if page.name != "export.md":
+        return ()
+    guards = ("foveate/exporters/", "foveate/studies/deployment/", "foveate/cli/export.py")
+    return pytest.mark.slow(
+        reason="ten files of a real network; the same calls are tested on small ones in tests/exporters",
+        guards=(page.relative_to(ROOT).as_posix(), *guards),
+    )
+
+
 WITH_CODE = [
-    page for page in PAGES if page.relative_to(ROOT).as_posix() not in GENERATED and steps(page.read_text("utf-8"))[0]
+    pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks(page))
+    for page in PAGES
+    if page.relative_to(ROOT).as_posix() not in GENERATED and steps(page.read_text("utf-8"))[0]
 ]
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", WITH_CODE)
 def test_the_blocks_of_a_page_run(page, workplace):
     namespace = {"__name__": "snippets"}
     for step in steps(page.read_text("utf-8"))[0]:

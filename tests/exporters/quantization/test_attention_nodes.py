@@ -1,5 +1,7 @@
 """What is found in a graph is what the modules read and give in PyTorch: every mechanism, verb, gate and layout."""
 
+import functools
+
 import pytest
 import timm
 import torch
@@ -19,25 +21,6 @@ pytest.importorskip("onnxscript")
 
 
 SIZE = 64
-
-
-def randomised(model):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim < 2:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def everywhere():
-    """A network with every mechanism, each after a block of its own; every second one behind a gate."""
-    torch.manual_seed(0)
-    model = timm.create_model("mobilenetv3_large_075", num_classes=5)
-    found = [site.name for site in fv.sites(model, SIZE) if site.name.startswith("blocks.")]
-    blocks = [name for name in found if name.count(".") == 2]
-    plan = "; ".join(f"{name} after {block}" for name, block in zip(names("attention"), blocks, strict=False))
-    return fv.insert(model, plan, input_size=SIZE, start="identity")
 
 
 class Followed(nn.Module):
@@ -69,26 +52,47 @@ def channels_last():
     return fv.insert(model, "se after stages.0; ulsam after stages.1; cbam after stages.2", input_size=SIZE)
 
 
-def graph_of(model, images=2, **options):
-    program = prepare(randomised(model), ExportOptions("int8", size=SIZE, **options), format_name="onnx")
-    program.images = torch.randn(images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).numpy()
+@pytest.fixture(scope="module")
+def graph_of(blocks, randomised):
+    """(name) -> a network's graph, made once."""
+    makers = {
+        "everywhere": lambda: blocks(names("attention"), start="identity"),  # each behind a gate
+        "followed": followed,
+        "channels_last": channels_last,
+    }
+
+    @functools.cache
+    def graph(name):
+        return made(randomised(makers[name]()))
+
+    return graph
+
+
+def made(model):
+    program = prepare(model, ExportOptions("int8", size=SIZE), format_name="onnx")
+    program.images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).numpy()
     return program, static_quantizer(to_onnx(program), program)
 
 
 def read_in_torch(program, sites):
     """x and out of each module, as hooks see them."""
     seen, network = {}, program.network.network
-    for site in sites:
-        module = network.get_submodule(site.module)
-        module.register_forward_hook(lambda _, x, out, site=site: seen.update({site: (x[0].numpy(), out.numpy())}))
+    hooks = [
+        network.get_submodule(site.module).register_forward_hook(
+            lambda _, x, out, site=site: seen.update({site: (x[0].numpy(), out.numpy())})
+        )
+        for site in sites
+    ]
     with torch.no_grad():
         program.network(torch.from_numpy(program.images))
+    for hook in hooks:
+        hook.remove()
     return seen
 
 
-def test_every_mechanism_in_8_bits():
+def test_every_mechanism_in_8_bits(graph_of):
     """Each is quantized and run, and what is left of it is a number, or it is said why there is none."""
-    program, tool = graph_of(everywhere(), images=4)
+    program, tool = graph_of("everywhere")
     program.calibration = tuple(torch.from_numpy(program.images).split(1))
     quantize_keeping(program, tool)
     assert [one.site for one in program.contributions] == [site.site for site in program.sites]
@@ -97,9 +101,9 @@ def test_every_mechanism_in_8_bits():
     assert sum(one.correlation is not None for one in program.contributions) >= len(program.sites) - 1
 
 
-@pytest.mark.parametrize("make", [everywhere, followed, channels_last], ids=lambda make: make.__name__)
-def test_it_finds_what_the_modules_read_and_give(make):
-    program, tool = graph_of(make())
+@pytest.mark.parametrize("name", ["everywhere", "followed", "channels_last"])
+def test_it_finds_what_the_modules_read_and_give(graph_of, name):
+    program, tool = graph_of(name)
     found = [one for one in tool.attention if one.x]
     absent = {one.site.site: one.reason for one in tool.attention if not one.x}
     assert len(absent) <= 1
@@ -112,6 +116,6 @@ def test_it_finds_what_the_modules_read_and_give(make):
             x, out = step(x), step(out)
         for given, right in ((arrays[2 * n], x), (arrays[2 * n + 1], out)):
             assert abs(given - right).max() <= 1e-5 * max(1, abs(right).max()), one
-    if make is followed:
+    if name == "followed":
         kinds = {one.site.site: [step.kind for step in one.steps] for one in found}
         assert kinds == {"early": ["Relu"], "stem": ["Relu"], "block": [], "late": ["Clip", "Transpose"]}
