@@ -476,7 +476,7 @@ def test_a_stream_may_be_closed_on_one_of_its_own_threads(net, new_picture):
 
 def test_an_exported_file_says_what_the_network_says(saved, photos, tmp_path):
     pytest.importorskip("onnxruntime")
-    fv.export(fv.load(saved), "onnx", tmp_path, check=False)
+    fv.export(fv.load(saved), "onnx", tmp_path, check=False, time=False)
     (file,) = tmp_path.glob("*.onnx")
     expected, found = (list(fv.predict(model, photos / "val")) for model in (saved, file))
     assert [one.label for one in found] == [one.label for one in expected]
