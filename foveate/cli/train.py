@@ -120,5 +120,4 @@ def train(
         rest = {"seconds": result.seconds, "folder": str(result.folder), "notes": list(result.notes)}
         print(jsons.dumps({**numbers, **rest}, indent=2))
         return
-    scores = f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%, ECE {100 * found.ece:.1f}%"
-    print(printable(f"{scores}, {result.seconds:.0f} s; kept in {output}"))
+    print(printable(f"{found.headline}, {result.seconds:.0f} s; kept in {output}"))

@@ -15,18 +15,17 @@ from foveate.data.opening import open_data
 from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
-from foveate.training.classifier import adapt
 from foveate.training.context import RunContext
 from foveate.training.distillation import open_teacher
 from foveate.training.distributed import ProcessGroup, accelerated, rank_and_count
 from foveate.training.freeze import freeze_parameters
 from foveate.training.input.feature_cache import FeatureCache
-from foveate.training.input.pipeline import InputPipeline
 from foveate.training.loop import Fit, Run
 from foveate.training.recipes.optimiser_name import check_optimiser
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import memory_advice, restored_afterwards, synchronised
 from foveate.training.run_folder import RunFolder
+from foveate.training.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from foveate.data.split import ImageData
@@ -98,7 +97,7 @@ def fit(
     ):
         ready = bar.task("getting ready")
         check_optimiser(recipe.optimiser)
-        data = open_data(data)
+        data, task = open_data(data), Classification()
         _require_images(data)
         folder = RunFolder(output, resume=resume, writes=rank == 0) if output is not None else None
         options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
@@ -106,15 +105,15 @@ def fit(
             group = ProcessGroup(accelerator)
             context = RunContext(recipe, group, bar, FeatureCache() if cache is None else cache, folder, until_epoch)
             _announce(context)
-            preprocess = adapt(model, data.classes, recipe, bar.line)
+            preprocess = task.adapt(model, data, recipe, bar.line)
             group.broadcast([model])
-            pipeline = InputPipeline(model, data, preprocess, context)
+            pipeline = task.pipeline(model, data, preprocess, context)
             with (
                 freeze_parameters(model, pipeline.frozen),
                 open_teacher(teacher, recipe, preprocess, data.classes, accelerator.device) as opened_teacher,
                 _synchronised(model, context),
             ):
-                run = Run(model, data, pipeline, context, opened_teacher)
+                run = Run(model, data, pipeline, task, context, opened_teacher)
                 bar.end(ready)
                 with _tracked(accelerator, tracker, run.described):
                     found = run.run()

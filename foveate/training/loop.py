@@ -7,41 +7,40 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Generic
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from foveate.html import html_curves, html_lines
 from foveate.io import state_digest
 from foveate.model_info import pretrained_config
 from foveate.preserve import preserve_state
-from foveate.surgery.classifier import classifier_of
 from foveate.surgery.insert import plan_of
 from foveate.training.checkpoint import Position, read_state, save_state
 from foveate.training.context import RunContext
 from foveate.training.distillation import Teacher
-from foveate.training.input.pipeline import InputPipeline, SplitLoader
-from foveate.training.input.sampler import Batch, Order, images_in, of_whole
-from foveate.training.metrics import Diverged, Evaluation, collect_scores, measure
+from foveate.training.input.protocols import Loader, Pipeline
+from foveate.training.input.sampler import Batch, Order, images_in
+from foveate.training.metrics import Diverged, Evaluation
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import compiled
+from foveate.training.tasks.task import Data, Task
 from foveate.training.train_step import TrainStep
-
-if TYPE_CHECKING:
-    from foveate.data.split import ImageData
 
 __all__ = ["Fit", "Run"]
 
+EvaluationT_co = TypeVar("EvaluationT_co", covariant=True, default=Evaluation)
 _LOOK_EVERY = 16  # steps between two looks at the losses on a GPU
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class Fit(Generic[EvaluationT_co]):
     """What a training run gave.
 
     Args:
@@ -55,7 +54,7 @@ class Fit:
     """
 
     history: tuple[dict[str, float], ...]
-    evaluation: Evaluation
+    evaluation: EvaluationT_co
     seconds: float
     images_per_second: float
     folder: Path | None
@@ -63,34 +62,14 @@ class Fit:
     notes: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
-        found, epochs = self.evaluation, len(self.history)
-        scores = f"top-1 {100 * found.top1:.1f}%, macro-F1 {100 * found.macro_f1:.1f}%, ECE {100 * found.ece:.1f}%"
+        found: Any = self.evaluation  # of any task: see Measured
+        epochs = len(self.history)
         speed = f"{epochs} epochs, {self.seconds:.0f} s, {self.images_per_second:.0f} images/s in training steps"
-        names = {"train_loss": "training loss", "eval_loss": "validation loss", "eval_top1": "validation top-1, share"}
-        curves = {text: [row[name] for row in self.history if name in row] for name, text in names.items()}
+        curves = {text: [row[name] for row in self.history if name in row] for name, text in found.curves.items()}
         kept = f"kept in {self.folder}" if self.folder else ""
-        return html_lines(scores, [speed, kept, *self.notes]) + html_curves(
+        return html_lines(found.headline, [speed, kept, *self.notes]) + html_curves(
             {name: values for name, values in curves.items() if values}
         )
-
-
-def _scores(found: Evaluation) -> dict[str, float]:
-    """What a row of history has of an evaluation."""
-    names = ("loss", "top1", "top5", "macro_f1")
-    return {f"eval_{name}": getattr(found, name) for name in names}
-
-
-def _notes(found: Evaluation) -> tuple[str, ...]:
-    """Whether one could do as well without looking at the images."""
-    counts = found.labels.bincount()
-    largest = int(counts.argmax())
-    share = float(counts[largest]) / len(found.labels)
-    if found.top1 > share:
-        return ()
-    name = repr(found.classes[largest]) if largest < len(found.classes) else f"class {largest}"
-    text = f"top-1 is {found.top1:.1%}, no more than who always says {name} has ({share:.1%}): the network has learned "
-    text += "nothing that counts; start from pretrained weights, train longer, or look at the data (foveate data check)"
-    return (text,)
 
 
 class Run:
@@ -100,6 +79,7 @@ class Run:
         model: adapted to the data, on its device.
         data: both splits.
         pipeline: the batches.
+        task: what the model is trained for.
         context: recipe, processes, progress and folder.
         teacher: to learn from, or None.
     """
@@ -107,16 +87,17 @@ class Run:
     def __init__(
         self,
         model: nn.Module,
-        data: ImageData,
-        pipeline: InputPipeline,
+        data: Data,
+        pipeline: Pipeline,
+        task: Task,
         context: RunContext,
         teacher: Teacher | None,
     ) -> None:
         self.model, self.pipeline, self.classes, self.teacher = model, pipeline, data.classes, teacher
-        self.context, self.recipe, self.group = context, context.recipe, context.group
+        self.task, self.context, self.recipe, self.group = task, context, context.recipe, context.group
         self.bar, self.folder = context.bar, context.folder
         recipe, group = self.recipe, self.group
-        of_head = classifier_of(model) if recipe.head_learning_rate_scale != 1 else ()
+        of_head = task.head(model) if recipe.head_learning_rate_scale != 1 else ()
         head = [parameter for name in of_head for parameter in model.get_submodule(name).parameters()]
         self.optimiser = create_optimiser(model, head, recipe)
         self.prepared = group.accelerator.prepare_optimizer(self.optimiser)
@@ -132,7 +113,7 @@ class Run:
             "teacher": state_digest(teacher.model.state_dict().items()) if teacher else "",
         }
 
-    def run(self) -> Fit:
+    def run(self) -> Fit[Any]:
         """Train from where the run stands to its end."""
         recipe, folder, group = self.recipe, self.folder, self.group
         position = self.begin()
@@ -144,7 +125,7 @@ class Run:
             train = self.pipeline.train()
             sizes = {"accumulate": recipe.accumulate, "rank": group.rank, "processes": group.count}
             order = Order(train.count, recipe.batch_size, recipe.seed, recipe.epochs, start, **sizes)
-            shared = (len(self.classes), self.ema, self.teacher)
+            shared = (self.task, len(self.classes), self.ema, self.teacher)
             self.train_step = TrainStep(self.model, train, self.context, self.prepared, *shared)
             stream, done = train.batches(order), position.epoch * order.images_per_epoch + position.images
             task = self.bar.task("", order.images_per_epoch * recipe.epochs, done)
@@ -164,7 +145,7 @@ class Run:
             images_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else 0.0,
             folder=folder.path if folder is not None else None,
             recipe=recipe,
-            notes=_notes(evaluation),
+            notes=self.task.notes(evaluation),
         )
 
     def begin(self) -> Position:
@@ -220,47 +201,51 @@ class Run:
         """One step of the optimiser; returns the loss ()."""
         return self.train_step.step(stream, order, epoch, at)
 
-    def evaluate(self, val: SplitLoader) -> Evaluation:
+    def evaluate(self, val: Loader) -> Any:
         """Measure the weights on the validation images, each process a share of them."""
         group = self.group
         group.broadcast([self.judged])  # BatchNorm's running statistics are each process's own
-        batches = val.batches(of_whole(val.count, self.recipe.batch_size, group.rank, group.count))
+        batches = val.whole(self.recipe.batch_size, group.rank, group.count)
         with preserve_state(self.judged, evaluation=True):
             shown = self.bar.track(batches, "evaluating", -(-val.count // group.count), images_in)
-            found = collect_scores(lambda inputs: val.forward(self.judged, inputs), shown, len(self.classes))
-        return replace(measure(*(group.gather(rows, val.count) for rows in found)), classes=self.classes)
+            return self.task.evaluate(
+                lambda inputs: val.forward(self.judged, inputs),
+                shown,
+                lambda rows: group.gather(rows, val.count),
+                self.classes,
+            )
 
-    def end_epoch(self, position: Position, val: SplitLoader, order: Order) -> Evaluation | None:
+    def end_epoch(self, position: Position, val: Loader, order: Order) -> Any:
         """Evaluate where it is due, write a row of history, and keep what is worth keeping."""
-        began, folder = time.perf_counter(), self.folder
+        began, folder, task = time.perf_counter(), self.folder, self.task
         done = position.epoch + 1
         due = done % self.recipe.evaluate_every == 0 or done in (self.recipe.epochs, self.context.until_epoch)
         evaluation = self.evaluate(val) if due else None
         last_step = (position.epoch + 1) * order.steps_per_epoch - 1
-        best = max((row["eval_top1"] for row in position.history if "eval_top1" in row), default=-1.0)
-        row = {
+        best = max((row[task.best] for row in position.history if task.best in row), default=-1.0)
+        values = {
             "epoch": position.epoch,
             "train_loss": position.loss / position.images,
-            **(_scores(evaluation) if evaluation else {}),
+            **({} if evaluation is None else task.row(evaluation)),
             "lr": self.recipe.learning_rate * learning_rate_factor(self.recipe, last_step, order.steps_per_epoch),
             "seconds": round(position.train_seconds + time.perf_counter() - began, 3),
             "images_per_second": round(position.images / position.train_seconds, 3),
         }
+        row = {name: values[name] for name in task.columns if name in values}
         position.end_epoch(row)
         if folder is not None:
             info = {**self.described, **row}
-            if evaluation and evaluation.top1 > best:
+            if evaluation is not None and row[task.best] > best:
                 folder.save_model("model_best", self.judged, info)
             folder.save_model("last", self.judged, info)
-            folder.write_summary(position.history)
-            if evaluation:
+            folder.write_summary(position.history, task.columns)
+            if evaluation is not None:
                 folder.write_evaluation(evaluation.to_dict(self.classes))
         if self.group.accelerator.trackers:
             self.group.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
         # The state comes last: a run that is killed before it does this epoch again, to the same result.
         self.save_state(position)
-        judged = "eval loss {eval_loss:.4f}  top-1 {eval_top1:.4f}  macro-F1 {eval_macro_f1:.4f}  "
-        judged = judged.format(**row) if evaluation else ""
+        judged = "" if evaluation is None else f"eval loss {row['eval_loss']:.4f}  {task.line(row)}  "
         self.bar.line(
             f"epoch {position.epoch}/{self.recipe.epochs}  train loss {row['train_loss']:.4f}  {judged}"
             f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s"

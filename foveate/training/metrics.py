@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,17 @@ class Evaluation:
     labels: Tensor = field(repr=False)
     probabilities: Tensor = field(repr=False)
     classes: tuple[str, ...] = field(default=(), repr=False)
+
+    curves: ClassVar[Mapping[str, str]] = {
+        "train_loss": "training loss",
+        "eval_loss": "validation loss",
+        "eval_top1": "validation top-1, share",
+    }
+
+    @property
+    def headline(self) -> str:
+        """The most important numbers, in a line."""
+        return f"top-1 {100 * self.top1:.1f}%, macro-F1 {100 * self.macro_f1:.1f}%, ECE {100 * self.ece:.1f}%"
 
     @cached_property
     def confusion(self) -> Tensor:

@@ -22,19 +22,8 @@ from foveate.io import csv_text, json_text, remove_stale, write_atomically
 from foveate.training.recipes.named import as_yaml
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["COLUMNS", "RunFolder"]
+__all__ = ["RunFolder"]
 
-COLUMNS = (
-    "epoch",
-    "train_loss",
-    "eval_loss",
-    "eval_top1",
-    "eval_top5",
-    "lr",
-    "eval_macro_f1",
-    "seconds",
-    "images_per_second",
-)
 STATE = "training.safetensors"
 _OF_A_RUN = (STATE, "summary.csv", "last", "model_best")
 
@@ -93,9 +82,9 @@ class RunFolder:
         """Write ``evaluation.json``."""
         self._write("evaluation.json", json_text(found) + "\n")
 
-    def write_summary(self, history: Iterable[Mapping[str, float]]) -> None:
+    def write_summary(self, history: Iterable[Mapping[str, float]], columns: tuple[str, ...]) -> None:
         """Write the whole ``summary.csv`` anew."""
-        self._write("summary.csv", csv_text(list(history), COLUMNS))
+        self._write("summary.csv", csv_text(list(history), columns))
 
     def save_model(self, name: str, model: nn.Module, info: Mapping[str, object]) -> None:
         """Keep a model as ``last`` or ``model_best``."""

@@ -12,10 +12,9 @@ from foveate.errors import FoveateError
 from foveate.model_info import device_and_dtype
 from foveate.training.context import RunContext
 from foveate.training.distillation import Teacher
-from foveate.training.input.mixup import Mixing
-from foveate.training.input.pipeline import SplitLoader
+from foveate.training.input.protocols import Loader
 from foveate.training.input.sampler import Batch, Order, mix, seed_draws
-from foveate.training.loss import Objective
+from foveate.training.tasks.task import Task
 
 __all__ = ["TrainStep"]
 
@@ -31,6 +30,7 @@ class TrainStep:
         train: the training images.
         context: of the run.
         optimiser: Accelerate's, around the recipe's.
+        task: what the model is trained for.
         classes: how many there are.
         ema: timm's moving average of the weights, or None.
         teacher: to learn from, or None.
@@ -42,9 +42,10 @@ class TrainStep:
     def __init__(
         self,
         model: nn.Module,
-        train: SplitLoader,
+        train: Loader,
         context: RunContext,
         optimiser: Any,
+        task: Task,
         classes: int,
         ema: Any,
         teacher: Teacher | None,
@@ -53,8 +54,8 @@ class TrainStep:
         self.model, self.recipe, self.train, self.group = model, recipe, train, context.group
         self.optimiser, self.ema, self.teacher = optimiser, ema, teacher
         cached = train.trunk is not None
-        self.objective = Objective(model, recipe, cached=cached, has_teacher=teacher is not None)
-        self.mixing = Mixing(recipe, classes) if recipe.mixup or recipe.cutmix else None
+        self.objective = task.objective(model, recipe, cached=cached, has_teacher=teacher is not None)
+        self.mixing = task.mixing(recipe, classes)
         if cached and recipe.compile:
             raise FoveateError("compile needs the whole network in each step: take cache=False, or leave freeze out")
         self.device = device_and_dtype(model)[0]

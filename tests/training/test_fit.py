@@ -12,11 +12,11 @@ from foveate.errors import FoveateError
 from foveate.prediction.evaluate import evaluate
 from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.saving.checkpoint import load
-from foveate.training import loop
 from foveate.training.fit import Fit, fit
 from foveate.training.metrics import Diverged, measure
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import own_batchnorms
+from foveate.training.tasks.classification import Classification
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -173,8 +173,8 @@ def test_it_says_when_guessing_is_as_good(data, new_net, recipe, caplog):
     assert note.startswith("top-1 is 33.3%, no more than who always says 'red' has (33.3%)")
     caplog.clear()
     labels, rights = torch.tensor([0, 0, 1]), torch.tensor([[0.0, 1], [1, 0], [0, 1]])
-    assert loop._notes(measure(rights, labels)) != ()  # two of three, as many as the larger class has
-    assert loop._notes(measure(torch.eye(2)[labels], labels)) == ()
+    assert Classification().notes(measure(rights, labels)) != ()  # two of three, as many as the larger class has
+    assert Classification().notes(measure(torch.eye(2)[labels], labels)) == ()
     assert caplog.records == []
 
 

@@ -15,7 +15,8 @@ from foveate.prediction.evaluate import evaluate
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.fit import fit
 from foveate.training.recipes.recipe import Recipe
-from foveate.training.run_folder import COLUMNS, RunFolder
+from foveate.training.run_folder import RunFolder
+from foveate.training.tasks.classification import Classification
 
 
 def test_contract(tmp_path, data, new_net, recipe):
@@ -28,7 +29,7 @@ def test_contract(tmp_path, data, new_net, recipe):
     }  # fmt: skip
     rows = list(csv.DictReader((output / "summary.csv").read_text().splitlines()))
     assert tuple(rows[0])[:6] == ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == Classification.columns
     assert [{key: float(value) for key, value in row.items()} for row in rows] == list(result.history)
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     arguments = yaml.safe_load((output / "args.yaml").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from foveate.training.context import RunContext
 from foveate.training.freeze import Frozen, find_frozen, is_chain, tail, trunk_features
 from foveate.training.input.feature_cache import hold_decoded, hold_features, hold_images
 from foveate.training.input.loaders import Augment, Batches, Held, Source, at_least
+from foveate.training.input.sampler import Batch, of_whole
 
 if TYPE_CHECKING:
     from foveate.data.split import ImageData, Split
@@ -44,6 +46,10 @@ class SplitLoader:
     def count(self) -> int:
         """Images in the split."""
         return len(self.source.split)
+
+    def whole(self, batch_size: int, rank: int, processes: int) -> Iterator[Batch]:
+        """All images in their own order, or of every ``processes``-th from number ``rank`` on."""
+        return self.batches(of_whole(self.count, batch_size, rank, processes))
 
     def prepared(self, inputs: Tensor, device: torch.device) -> Tensor:
         """A batch on the device: pixels normalised, features as they are."""
