@@ -9,6 +9,8 @@ from .data import DataReport as DataReport
 from .data import ImageData as ImageData
 from .data import check_data as check_data
 from .data import open_data as open_data
+from .data.segmentation import SegmentationData as SegmentationData
+from .data.segmentation import open_segmentation as open_segmentation
 from .errors import FoveateError as FoveateError
 from .explanations.explain import explain as explain
 from .explanations.result import Explanation as Explanation

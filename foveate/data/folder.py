@@ -131,7 +131,8 @@ def _refuse_targets(root: Path, folders: dict[str, Path]) -> None:
     if pictures and targets:
         raise FoveateError(
             f"{root} holds {pictures[0]}/ beside {targets[0]}/, as data for segmentation or detection do "
-            "(or a data set whose split files are missing): classification needs a folder of images for each class"
+            "(or a data set whose split files are missing): classification needs a folder of images for each class; "
+            "open_segmentation opens images beside label maps"
         )
 
 

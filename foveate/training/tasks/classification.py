@@ -87,8 +87,9 @@ class Classification:
         if evaluation.top1 > share:
             return ()
         name = repr(evaluation.classes[largest]) if largest < len(evaluation.classes) else f"class {largest}"
-        return (
+        text = (
             f"top-1 is {evaluation.top1:.1%}, no more than who always says {name} has ({share:.1%}): the network has "
             "learned nothing that counts; start from pretrained weights, train longer, or look at the data (foveate "
-            "data check)",
+            "data check)"
         )
+        return (text,)

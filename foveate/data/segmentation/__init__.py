@@ -1,0 +1,8 @@
+"""Images with a label map each: a class for every pixel."""
+
+from __future__ import annotations
+
+from foveate.data.segmentation.opening import find_segmentation, open_segmentation
+from foveate.data.segmentation.split import IGNORE, SegmentationData, SegmentationSplit
+
+__all__ = ["IGNORE", "SegmentationData", "SegmentationSplit", "find_segmentation", "open_segmentation"]

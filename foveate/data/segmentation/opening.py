@@ -1,0 +1,151 @@
+"""Opening a data set for segmentation, whatever layout it has, under the same rules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from foveate.data.division import sample, stratified
+from foveate.data.segmentation.label_map import IGNORE, UNKNOWN, image_size, read_values
+from foveate.data.segmentation.layouts import Found, Pair, find_layout
+from foveate.data.segmentation.split import SegmentationData, SegmentationSplit
+from foveate.errors import FoveateError
+
+__all__ = ["find_segmentation", "open_segmentation"]
+
+
+def find_segmentation(source: object) -> bool:
+    """Whether a path is a folder of images beside label maps."""
+    if not isinstance(source, str | os.PathLike) or not Path(source).expanduser().is_dir():
+        return False
+    return find_layout(Path(source).expanduser().absolute()) is not None
+
+
+def open_segmentation(
+    source: str | os.PathLike[str] | SegmentationData,
+    *,
+    classes: Sequence[str] | None = None,
+    ignore: Iterable[int] = (),
+    val_part: str | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    limit: int | None = None,
+) -> SegmentationData:
+    """Open a data set for segmentation. A label map is compared in size with its image now, and read when it is used.
+
+    Args:
+        source: a folder in one of these layouts, or a :class:`SegmentationData`, which comes back unchanged, or cut to
+            ``limit``. ``images/PART/NAME.jpg`` beside ``annotations/PART/NAME.png`` (also ``labels``, ``masks``, ...;
+            parts called train, val, test, ..., or none of them), the numbers in the label maps named by
+            ``dataset.json`` (``class_names``) or ``classes.txt`` (a name on each line, from 0 on); ADE20K as its
+            authors give it out, 0 ignored; Pascal VOC, 255 ignored; Cityscapes, 19 of its classes.
+        classes: names for the numbers 0, 1, ... in the label maps, instead of those that the folder tells. Without
+            either, every number that the training label maps hold is a class, and all of them are read now.
+        ignore: more numbers that do not count; 255 never does, nor does a class that is called unlabelled, void or
+            ignore.
+        val_part: the name of the part that is measured on; without it "val" or what is there in its place.
+        val_fraction: part of the images that goes to validation, where the folder has no such part.
+        seed: of that split and of ``limit``.
+        limit: most images of each part.
+
+    Raises:
+        FoveateError: the folder does not exist or has another layout, an image and its label map differ in size, a
+            file is missing, or an argument is out of range.
+    """
+    if not 0 < val_fraction < 1:
+        raise FoveateError(f"val_fraction {val_fraction}: must lie between 0 and 1, both excluded")
+    if limit is not None and limit < 1:
+        raise FoveateError(f"limit {limit}: must be at least 1")
+    if isinstance(source, SegmentationData):
+        return source if limit is None else _limited(source, limit, seed)
+    root = Path(source).expanduser().absolute()
+    if not root.is_dir():
+        raise FoveateError(f"no data at {root}: name a folder with images/ beside annotations/")
+    read = find_layout(root)
+    if read is None:
+        raise FoveateError(
+            f"{root} holds no images beside label maps: name a folder with images/ beside annotations/ (PNG files with "
+            "a number for each pixel), or ADE20K, Pascal VOC or Cityscapes; open_data opens images with one class each"
+        )
+    found = read(val_part)
+    if not found.train:
+        raise FoveateError(f"{root} holds no training image with a label map of the same name")
+    names, note = _names(found, classes)
+    ignored = {IGNORE, *found.ignore, *ignore}
+    numbers = [number for number in sorted(names) if number not in ignored]
+    if len(numbers) < 2:
+        raise FoveateError(f"{root} has {len(numbers)} classes that count: segmentation needs at least 2")
+    table = [UNKNOWN] * 256
+    for number in ignored:
+        if not 0 <= number <= 255:
+            raise FoveateError(f"ignore: {number} is not a number of a label map, 0 to 255")
+        table[number] = IGNORE
+    for position, number in enumerate(numbers):
+        table[number] = position
+    train, val, how = _divided(found, val_fraction, seed)
+    shown = ", ".join(map(str, sorted(ignored)[:6])) + ", ..." * (len(ignored) > 6)
+    data = SegmentationData(
+        name=root.resolve().name,
+        classes=tuple(names[number] for number in numbers),
+        train=_split("train", train, tuple(table)),
+        val=_split("val", val, tuple(table)),
+        licence=found.licence,
+        note="; ".join(filter(None, (f"layout: {found.layout}", how, note, f"ignored numbers: {shown}"))),
+        unused=(("without a partner of the same name", found.lonely),) if found.lonely else (),
+    )
+    return data if limit is None else _limited(data, limit, seed)
+
+
+def _names(found: Found, classes: Sequence[str] | None) -> tuple[Mapping[int, str], str]:
+    """The classes by number, and a text where nobody named them."""
+    if classes is not None:
+        if isinstance(classes, str) or len(classes) > IGNORE:
+            raise FoveateError(f"classes: give a list of at most {IGNORE} names")
+        return dict(enumerate(classes)), ""
+    if found.names is not None:
+        if any(number > IGNORE for number in found.names):
+            raise FoveateError(f"{len(found.names)} class names: a label map tells {IGNORE} classes apart")
+        return found.names, ""
+    numbers = sorted({int(number) for _, _, path in found.train for number in set(read_values(str(path)).ravel())})
+    return {number: str(number) for number in numbers}, "classes are the numbers in the training label maps"
+
+
+def _divided(found: Found, val_fraction: float, seed: int) -> tuple[Sequence[Pair], Sequence[Pair], str]:
+    if found.val:
+        return found.train, found.val, found.note
+    if len(found.train) < 2:
+        raise FoveateError("one image cannot be divided into training and validation images: add images")
+    names = [name for name, _, _ in found.train]
+    first, second = stratified(names, [0] * len(names), val_fraction, seed)
+    how = f"{len(second)} of {len(names)} images drawn for validation with seed {seed}"
+    return [found.train[index] for index in first], [found.train[index] for index in second], how
+
+
+def _split(name: str, pairs: Sequence[Pair], table: tuple[int, ...]) -> SegmentationSplit:
+    sizes = []
+    for _, image, label_map in pairs:
+        for path, kind in ((image, "image"), (label_map, "label map")):
+            if not path.is_file():
+                raise FoveateError(f"the {kind} {path} is missing")
+        size, other = image_size(str(image)), image_size(str(label_map))
+        if size != other:
+            raise FoveateError(
+                f"the label map {label_map} is {other[1]}x{other[0]} pixels and its image {size[1]}x{size[0]}: make it "
+                "anew for this image"
+            )
+        sizes.append(size)
+    names, images, maps = zip(*pairs, strict=True)
+    return SegmentationSplit(name, tuple(map(str, images)), tuple(map(str, maps)), names, tuple(sizes), table)
+
+
+def _limited(data: SegmentationData, limit: int, seed: int) -> SegmentationData:
+    def cut(split: SegmentationSplit) -> SegmentationSplit:
+        return split.subset(sorted(sample(split.names, [0] * len(split), limit, seed)))
+
+    train, val = cut(data.train), cut(data.val)
+    if len(train) == len(data.train) and len(val) == len(data.val):
+        return data
+    note = f"{data.note}; at most {limit} images of each part drawn with seed {seed}"
+    return replace(data, train=train, val=val, note=note)
