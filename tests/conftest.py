@@ -70,12 +70,13 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish(session):
     """What was imported and collected stays until the end: no garbage collection need look at it again."""
-    gc.collect()
-    gc.freeze()
+    if not gc.get_freeze_count():  # pytest may run within a test
+        gc.collect()
+        gc.freeze()
+        session.config.add_cleanup(gc.unfreeze)
 
 
 def pytest_sessionfinish(session, exitstatus):
-    gc.unfreeze()
     if session.config.getoption("--slow-since") and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK  # nothing that a slow test guards has changed
 
