@@ -9,18 +9,6 @@ import timm
 import torch
 
 import foveate as fv
-from foveate.cli import main
-
-
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr) of the command line in this process."""
-    try:
-        main([str(a) for a in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.fixture
@@ -31,8 +19,8 @@ def saved(tmp_path):
     return fv.save(model, tmp_path / "model")
 
 
-def test_table(capsys, saved, folder):
-    code, out, err = run(capsys, "audit", saved, folder, "--image-size", "32")
+def test_table(run, saved, folder):
+    code, out, err = run("audit", saved, folder, "--image-size", "32")
     assert code == 0, err
     lines = out.splitlines()
     assert "accuracy" in lines[0]
@@ -41,24 +29,24 @@ def test_table(capsys, saved, folder):
     assert lines[-1].startswith("layer3.0 (se after): ")
 
 
-def test_json_and_csv(capsys, saved, folder, tmp_path):
-    code, out, _ = run(capsys, "audit", saved, folder, "--image-size", "32", "--json", "--csv", tmp_path / "a.csv")
+def test_json_and_csv(run, saved, folder, tmp_path):
+    code, out, _ = run("audit", saved, folder, "--image-size", "32", "--json", "--csv", tmp_path / "a.csv")
     assert code == 0
     found = json.loads(out)
     assert [row["site"] for row in found["modules"]] == ["layer2.0", "layer3.0"]
     kept = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text("utf-8"))))
     assert [row["verdict"] for row in kept] == [row["verdict"] for row in found["modules"]]
-    code, out, _ = run(capsys, "audit", saved, folder, "--image-size", "32", "--limit", "6", "--csv", "-")
+    code, out, _ = run("audit", saved, folder, "--image-size", "32", "--limit", "6", "--csv", "-")
     assert code == 0
     assert len(list(csv.DictReader(io.StringIO(out)))) == 2
 
 
-def test_errors(capsys, saved, folder, tmp_path):
-    code, out, err = run(capsys, "audit", saved, folder, "--json", "--csv", "-")
+def test_errors(run, saved, folder, tmp_path):
+    code, out, err = run("audit", saved, folder, "--json", "--csv", "-")
     assert (code, out) == (2, "")
     assert "both print" in err
-    code, _, err = run(capsys, "audit", "test_resnet", folder)
+    code, _, err = run("audit", "test_resnet", folder)
     assert code == 2
     assert "no inserted attention to audit" in err
-    code, _, err = run(capsys, "audit", tmp_path / "nothing", folder)
+    code, _, err = run("audit", tmp_path / "nothing", folder)
     assert code == 2

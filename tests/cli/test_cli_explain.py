@@ -6,19 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.cli import main
-
-
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr) of the command line in this process."""
-    try:
-        main([str(a) for a in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -30,19 +17,18 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["cam", "gradcam", "gradcam++", "hirescam"])
-def test_a_folder(capsys, pictures, tmp_path, method):
+def test_a_folder(run, pictures, tmp_path, method):
     out = tmp_path / "drawn"
-    code, said, err = run(capsys, "explain", "test_resnet", pictures, "--method", method, "--output", out)
+    code, said, err = run("explain", "test_resnet", pictures, "--method", method, "--output", out)
     assert code == 0, err
     assert sorted(file.name for file in out.iterdir()) == ["001_a.png", "002_b.png", "003_c.png"]
     assert said.count("photos") == 3
     assert "written: " in said
 
 
-def test_a_pattern_and_numbers_alone(capsys, pictures, tmp_path, monkeypatch):
+def test_a_pattern_and_numbers_alone(run, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, said, err = run(
-        capsys,
         "explain",
         "test_resnet",
         "photos/*.png",
@@ -62,7 +48,7 @@ def test_a_pattern_and_numbers_alone(capsys, pictures, tmp_path, monkeypatch):
         assert arrays["names"].tolist() == ["a", "b", "c"]
 
 
-def test_an_own_map_after_a_plan(capsys, pictures, tmp_path):
+def test_an_own_map_after_a_plan(run, pictures, tmp_path):
     arguments = [
         "--plan",
         "ulsam(groups=2) after layer2.0",
@@ -71,19 +57,19 @@ def test_an_own_map_after_a_plan(capsys, pictures, tmp_path):
         "--npz",
         tmp_path / "x.npz",
     ]
-    code, _, err = run(capsys, "explain", "test_resnet", pictures / "a.png", *arguments)
+    code, _, err = run("explain", "test_resnet", pictures / "a.png", *arguments)
     assert code == 0, err
     assert (tmp_path / "x.png").exists()
     assert (tmp_path / "x.npz").exists()
 
 
-def test_one_line_for_an_error(capsys, pictures):
+def test_one_line_for_an_error(run, pictures):
     for arguments, words in (
         (["test_resnet", pictures / "*.gif", "--method", "cam"], "no image matches"),
         (["test_resnet", pictures], "no inserted attention"),
         (["test_vit", pictures, "--method", "cam"], "gradcam"),
     ):
-        code, out, err = run(capsys, "explain", *arguments)
+        code, out, err = run("explain", *arguments)
         assert (code, out) == (2, "")
         assert words in err
         assert "Traceback" not in err

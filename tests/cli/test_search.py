@@ -4,27 +4,14 @@ import json
 
 import pytest
 
-from foveate.cli import main
-
 SMALL = ["--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--batch-size", "16"]
 
 
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr) of the command line in this process."""
-    try:
-        main([str(a) for a in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_a_search_within_a_budget(capsys, folder, tmp_path):
+def test_a_search_within_a_budget(run, folder, tmp_path):
     family = "se|identity replacing|after layer1.0"
     options = ["--budget", "macs=-10%", "parameters=1M", "--finalists", "1", "--seeds", "1", "--output", tmp_path]
     options += ["--page", tmp_path / "page.md", "--command", "foveate search ..."]
-    code, out, err = run(capsys, "search", folder, *SMALL, "--family", family, *options, "--json")
+    code, out, err = run("search", folder, *SMALL, "--family", family, *options, "--json")
     assert code == 0, err
     rows = json.loads(out)
     assert {row["plan"] for row in rows} == {"se replacing layer1.0", "identity replacing layer1.0"}
@@ -40,7 +27,7 @@ def test_a_search_within_a_budget(capsys, folder, tmp_path):
     assert all(
         (tmp_path / name).is_file() for name in ("page.csv", "page_compared.md", "images/page_compared_cost.svg")
     )
-    code, out, _ = run(capsys, "results", tmp_path / "comparison")
+    code, out, _ = run("results", tmp_path / "comparison")
     assert code == 0
     assert rows[0]["plan"] in " ".join(out.split())
 
@@ -56,16 +43,16 @@ def test_a_search_within_a_budget(capsys, folder, tmp_path):
         (["--family", "se after #0", "--on", "proceses:2"], "did you mean 'processes'"),
     ],
 )
-def test_errors_are_one_line_and_code_2(capsys, folder, tmp_path, arguments, said):
-    code, _, err = run(capsys, "search", folder, *SMALL, "--output", tmp_path, *arguments)
+def test_errors_are_one_line_and_code_2(run, folder, tmp_path, arguments, said):
+    code, _, err = run("search", folder, *SMALL, "--output", tmp_path, *arguments)
     assert code == 2
     assert said in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
-def test_a_family_of_too_many_plans(capsys, folder, tmp_path):
+def test_a_family_of_too_many_plans(run, folder, tmp_path):
     family = "se|cbam|bam after layer1.0|layer2.0"
     options = ["--plans", family, "--most-plans", "4", "--output", tmp_path]
-    code, _, err = run(capsys, "compare", folder, *SMALL, *options)
+    code, _, err = run("compare", folder, *SMALL, *options)
     assert code == 2
     assert "has 6 plans, and compare takes 4 at most" in err.splitlines()[-1]

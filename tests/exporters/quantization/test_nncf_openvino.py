@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import foveate as fv
 from foveate.errors import FoveateError
@@ -21,23 +20,11 @@ for needed in ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf"):
 SIZE = 32
 
 
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU())
-        self.block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
-        self.last = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU())
-        self.fc = nn.Linear(16, 4)
-
-    def forward(self, x):
-        return self.fc(self.last(self.block(self.stem(x))).mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
-def made():
+def made(small_network):
     """A network whose second attention adds less than a step of 8 bits."""
     torch.manual_seed(0)
-    model = fv.insert(Small(), "se after stem; position after block", start="identity", input_size=SIZE).eval()
+    model = fv.insert(small_network(), "se after stem; position after block", start="identity", input_size=SIZE).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             parameter.data.fill_(1.0)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import foveate as fv
 from foveate.errors import FoveateError
@@ -22,22 +21,10 @@ pytest.importorskip("onnxscript")
 SIZE = 32
 
 
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU())
-        self.block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
-        self.last = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU())
-        self.fc = nn.Linear(16, 4)
-
-    def forward(self, x):
-        return self.fc(self.last(self.block(self.stem(x))).mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
-def small():
+def small(small_network):
     torch.manual_seed(0)
-    return Small().eval()
+    return small_network().eval()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +41,7 @@ def photos(tmp_path_factory):
 
 def gated(model, gate, plan):
     """A copy of a network with attention that does more or less."""
-    made = fv.insert(Small(), plan, start="identity", input_size=SIZE)
+    made = fv.insert(type(model)(), plan, start="identity", input_size=SIZE)
     made.load_state_dict(model.state_dict(), strict=False)
     for name, parameter in made.named_parameters():
         if name.endswith("foveate.gate"):
