@@ -88,8 +88,8 @@ class Classification:
             return ()
         name = repr(evaluation.classes[largest]) if largest < len(evaluation.classes) else f"class {largest}"
         text = (
-            f"top-1 is {evaluation.top1:.1%}, no more than who always says {name} has ({share:.1%}): the network has "
-            "learned nothing that counts; start from pretrained weights, train longer, or look at the data (foveate "
-            "data check)"
+            f"top-1 is {evaluation.top1:.1%}; answering {name} for every image gives {share:.1%}: the network has not "
+            "learned to tell the classes apart; start from pretrained weights, train longer, or look at the data "
+            "(foveate data check)"
         )
         return (text,)
