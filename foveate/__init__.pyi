@@ -38,6 +38,8 @@ from .spec import Spec as Spec
 from .studies.comparison.analysis import Analysis as Analysis
 from .studies.comparison.analysis import analyse as analyse
 from .studies.comparison.compare import compare as compare
+from .studies.comparison.protocol.protocol_file import Protocol as Protocol
+from .studies.comparison.protocol.protocol_file import read_protocol as read_protocol
 from .studies.comparison.results import Comparison as Comparison
 from .studies.comparison.results import read_comparison as read_comparison
 from .studies.demo import demo as demo

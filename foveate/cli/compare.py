@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as json_format
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 import foveate as fv
+from foveate import FoveateError
 from foveate.cli.options import DataOptions, NetworkOptions, check_names, is_folder, open_images, open_network, say
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_compare, when_stopped
@@ -20,15 +22,17 @@ __all__ = ["compare", "results"]
 def compare(
     data: str,
     *,
-    plans: Annotated[list[str], Parameter(consume_multiple=True)],
+    plans: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     network: NetworkOptions | None = None,
     images: DataOptions | None = None,
     recipe: str | None = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
-    seeds: int = 3,
+    seeds: int | None = None,
     learning_rates: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     margin: float | None = None,
     most_plans: int = 64,
+    protocol: Path | None = None,
+    runs: Path | None = None,
     output: Path = Path("runs/compare"),
     jobs: int = 1,
     on: str | None = None,
@@ -46,10 +50,12 @@ def compare(
         data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
         plans: plans or families, each in quotes: --plans "se after blocks.4.2" "ulsam(groups=1|4) after blocks.4.2".
         recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
-        seeds: how many seeds.
+        seeds: how many seeds; 3, or as many as the protocol says.
         learning_rates: tried with every plan alike on images held out of the training images; each plan takes its best.
         margin: also say whether each plan is worse by more than so many points of top-1.
         most_plans: how many plans a family may have.
+        protocol: a .yaml file with data, network, plans, seeds and recipe; --plans adds plans to it.
+        runs: a CSV table of finished runs: these are not made again, and those that are made here are added.
         output: folder for the runs, the tables and report.html.
         jobs: processes on this machine that share the runs.
         on: who else shares them: processes:4, dask://HOST:PORT, slurm:PARTITION[,key=value] or ray://HOST:PORT.
@@ -58,24 +64,42 @@ def compare(
         json: print the table as JSON.
     """
     when_stopped(lambda: after_compare(output))
-    network, chosen = network or NetworkOptions(), chosen_recipe(recipe, fields)
     check_jobs(jobs)
+    images = images or DataOptions()
+    followed = None if protocol is None else fv.read_protocol(protocol)
+    if followed:
+        given = {"--model, --pretrained and --start": network, "--recipe and its fields": recipe or fields}
+        given |= {"--learning-rates": learning_rates, "--margin": margin, "--parts": images.parts}
+        if set_here := [names for names, value in given.items() if value is not None]:
+            raise FoveateError(
+                f"{set_here[0]}: {protocol} says that already; leave it out, or change a copy of the file"
+            )
+        network, chosen = NetworkOptions(followed.model, followed.pretrained, followed.start), followed.recipe
+        plans, margin = [*followed.plans, *(plans or ())], followed.margin
+        images, seeds = replace(images, parts=followed.parts), seeds or followed.seeds
+    elif not plans:
+        raise FoveateError('compare needs plans: --plans "se after blocks.4.2", or --protocol FILE, which names some')
+    else:
+        network, chosen = network or NetworkOptions(), chosen_recipe(recipe, fields)
     if export:
         fv.check_targets(export)  # before hours of training
     check_names(network, chosen, plans)
-    opened = open_images(data, images or DataOptions())
+    opened = open_images(data, images)
+    if followed:
+        followed.check(opened)
     request = {
         "model": open_network(network) if is_folder(network.model) else network.model,
         "plans": plans,
         "data": opened,
         "recipe": chosen,
-        "seeds": seeds,
+        "seeds": 3 if seeds is None else seeds,
         "start": network.start,
         "pretrained": network.pretrained,
         "learning_rates": learning_rates or (),
         "margin": margin,
         "most_plans": most_plans,
         "output": output,
+        "runs": runs,
     }
     with helpers(jobs - 1, "compare", request):
         found = fv.compare(**request, executor=on, workers=workers)

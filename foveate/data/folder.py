@@ -9,7 +9,7 @@ from pathlib import Path
 from foveate.data.division import divide
 from foveate.data.parts import PartChoice, Unused, may_be_part, parts_of
 from foveate.data.scan import Scan
-from foveate.data.split import ImageData
+from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, printable
 from foveate.image_files import is_system
 
@@ -87,17 +87,10 @@ def read_folder(
 def _read_chosen(root: Path, folders: dict[str, Path], choice: PartChoice, unused: Unused) -> ImageData:
     """The parts that were asked for, several of them as one."""
     training, held = choice.pick(parts_of(folders, alone=True), root)
-    kinds: dict[str, list[Path]] = {}
-    for folder in training:
-        for name, paths in _class_folders(folder, root, 1, unused).items():
-            kinds.setdefault(name, []).extend(paths)
-    scan = Scan(root, tuple(sorted(kinds)), unused)
-    train = scan.split("train", dict(sorted(kinds.items())))
-    named: dict[str, list[Path]] = {}
-    for folder in held:
-        for name, paths in _class_folders(folder, root, 1, unused).items():
-            named.setdefault(name, []).extend(paths)
-    val = scan.split("val", named)
+    inside = {folder: _class_folders(folder, root, 1, unused) for folder in (*training, *held)}
+    scan = Scan(root, tuple(sorted({name for folder in training for name in inside[folder]})), unused)
+    train = _joined([scan.split("train", inside[folder]) for folder in training])
+    val = _joined([scan.split("val", inside[folder]) for folder in held])
     for name, folder in folders.items():
         if folder in (*training, *held):
             scan.leave_out_files(folder, "beside the class folders")
@@ -107,6 +100,13 @@ def _read_chosen(root: Path, folders: dict[str, Path], choice: PartChoice, unuse
     note = f"split as the folders {' and '.join(f'{f.name}/' for f in training)}, and {held[0].name}/"
     note = "; ".join([note, *scan.merged, *unused.as_text()])
     return ImageData(root.resolve().name, scan.classes, train, val, note=note, unused=unused.listed())
+
+
+def _joined(splits: list[Split]) -> Split:
+    """Several splits as one, in their order."""
+    sources = tuple(source for split in splits for source in split.sources)
+    labels = tuple(label for split in splits for label in split.labels)
+    return Split(splits[0].name, sources, labels, tuple(name for split in splits for name in split.names))
 
 
 def _subfolders(folder: Path, root: Path, unused: Unused) -> dict[str, Path]:

@@ -314,3 +314,15 @@ def test_folders_inside_classes_may_be_called_alike(plant: Plant) -> None:
         root = plant({f"{part}/{kind}": 2 for part in names for kind in ("cat", "dog")}, root=names[0] + "_set")
         with pytest.raises(FoveateError, match="hold the same folders"):
             open_data(root)
+
+
+def test_parts_that_are_asked_for(plant: Plant) -> None:
+    root = plant({"train/cat": 2, "train/dog": 3, "val/cat": 1, "val/emu": 2, "test/dog": 4, "extra/cat": 1})
+    data = open_data(root, parts="train+val:test")
+    assert data.classes == ("cat", "dog", "emu")
+    assert (data.train.labels, data.val.labels) == ((0, 0, 1, 1, 1, 0, 2, 2), (1,) * 4)
+    assert data.note.startswith(
+        "split as the folders train/ and val/, and test/; left out 1 file in extra/, which is not"
+    )
+    with pytest.raises(FoveateError, match="has no part 'dev'"):
+        open_data(root, parts="train:dev")

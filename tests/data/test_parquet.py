@@ -229,3 +229,34 @@ def test_a_file_that_is_not_used_is_counted(rows: Rows) -> None:
     data = open_data(folder)
     assert data.unused == (("of a part that is not used", ("test.parquet", "extra.parquet")),)
     assert data.note.endswith("; left out 2 files of a part that is not used (test.parquet, extra.parquet)")
+
+
+def test_parts_that_are_asked_for(rows: Rows) -> None:
+    folder = rows("train.parquet", [0, 1, 0]).parent
+    rows("val.parquet", [1, 1])
+    rows("test.parquet", [1, 0, 0, 1])
+    data = open_data(folder, parts="train+val:test")
+    assert (data.train.labels, data.val.labels) == ((0, 1, 0, 1, 1), (1, 0, 0, 1))
+    assert data.train.names[3] == "val.parquet row 0"
+    assert data.note == "split as the files train.parquet and val.parquet, and test.parquet"
+    other = open_data(folder, parts="test:validation")
+    assert (len(other.train), other.val.labels) == (4, (1, 1))
+    assert "left out 1 file of a part that is not used (train.parquet)" in other.note
+    assert open_data(folder).fingerprint != data.fingerprint
+    single = rows("all.parquet", [0, 1, 1, 0, 1], folder="one", split=["train", "train", "val", "test", "val"])
+    data = open_data(single, parts="train+val:test")
+    assert (data.train.labels, data.val.labels) == ((0, 1, 1, 1), (0,))
+    assert "train and val, and test" in data.note
+    whole = rows("rows.parquet", [0, 1] * 5, folder="whole")
+    for source, parts, message in (
+        (folder, "train", "write the parts to train on, a colon"),
+        (folder, "train+train:test", "write the parts to train on, a colon"),
+        (folder, "train:test+val", "there is no part 'test.val'"),
+        (folder, "trian:test", "did you mean 'train'"),
+        (folder, "train:dev", "has no part 'dev' .*; it has train, val, test"),
+        (whole, "train:test", "has no parts to choose from"),
+        (open_data(folder), "train:test", "the data are open already"),
+        ("elpv", "train:test", "the parts of elpv cannot be chosen"),
+    ):
+        with pytest.raises(FoveateError, match=message):
+            open_data(source, parts=parts)

@@ -336,3 +336,19 @@ def test_out_of_memory_is_advice_and_code_5(data, new_net, recipe, error):
     assert same(weights(model), before)
     with pytest.raises(RuntimeError, match="^other$"), memory_advice(8):
         raise RuntimeError("other")
+
+
+def test_evaluation_where_it_is_needed(data, new_net, recipe, tmp_path):
+    """Every second epoch and the last; the weights do not depend on it, and a run goes on with another value."""
+    recipe = recipe.with_(epochs=3)
+    models = [new_net() for _ in range(2)]
+    each = fit(models[0], data, recipe, progress=False)
+    some = fit(models[1], data, recipe.with_(evaluate_every=2), output=tmp_path, progress=False)
+    assert ["eval_top1" in row for row in each.history] == [True, True, True]
+    assert ["eval_top1" in row for row in some.history] == [False, True, True]
+    assert same(weights(models[0]), weights(models[1]))
+    assert some.evaluation.loss == each.evaluation.loss
+    lines = (tmp_path / "summary.csv").read_text().splitlines()
+    assert [bool(line.split(",")[lines[0].split(",").index("eval_top1")]) for line in lines[1:]] == [False, True, True]
+    again = fit(models[1], data, recipe, output=tmp_path, resume=True, progress=False)
+    assert again.evaluation.top1 == some.evaluation.top1

@@ -19,6 +19,7 @@ from foveate.spec import Plan
 from foveate.studies.comparison.config import BASELINE, MOST_PLANS, RUNS, Plans, Setup, labelled_plans
 from foveate.studies.comparison.lr_search import Tuning, check_learning_rates, choose, tuning_data
 from foveate.studies.comparison.margin import check_margin
+from foveate.studies.comparison.protocol import run_table
 from foveate.studies.comparison.results import Comparison, Row, collect
 from foveate.studies.comparison.run import Networks, Run, RunResult, digest_of
 from foveate.studies.comparison.scheduler import Grid, Job
@@ -47,6 +48,7 @@ def compare(
     margin: float | None = None,
     most_plans: int = MOST_PLANS,
     output: str | os.PathLike[str] | None = None,
+    runs: str | os.PathLike[str] | None = None,
     progress: bool = True,
     cache: FeatureCache | None = None,
     executor: Executor | str | None = None,
@@ -75,6 +77,8 @@ def compare(
         margin: in points of top-1: also say whether each plan is worse by more than that.
         most_plans: how many plans a family may have.
         output: folder for the runs, grid.json, comparison.csv, runs.csv, timing.csv and, of families, factors.csv.
+        runs: a CSV table of finished runs: those that it has are not made again, though there are no weights of them,
+            and those that are made here are added. Needs ``output``.
         progress: show a bar and a line for each epoch.
         cache: a frozen trunk's features, to be shared with other calls.
         executor: starts workers that share the runs through ``output``, which all of them see: anything with
@@ -99,6 +103,7 @@ def compare(
             "margin": margin,
             "most_plans": most_plans,
             "output": output,
+            "runs": runs if runs is None else Path(runs).resolve(),
         }
         with joined(executor, workers, compare, request):
             return compare(**request, progress=progress, cache=cache)  # type: ignore[arg-type]  # they are its own
@@ -107,6 +112,8 @@ def compare(
     chosen, rates = _seeds(seeds), check_learning_rates(learning_rates)
     data = open_data(data)
     folder = Path(output) if output is not None else None
+    if runs is not None and folder is None:
+        raise FoveateError(f"runs={os.fspath(runs)!r} is a table of finished runs: give output=, a folder for all runs")
     grid = Grid(folder / RUNS if folder else None, progress=progress, cache=cache or FeatureCache())
     maker = Maker(model, pretrained, start)
     labelled, families = labelled_plans(plans, partial(maker.resolve, recipe, chosen[0]), most_plans)
@@ -126,8 +133,15 @@ def compare(
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         setup.write(folder)
+    of_seeds = [found[k] for k in range(len(chosen)) for found in jobs.values()]
+    if runs is not None and folder is not None:
+        wanted = list({job.run.name: job.run for job in of_seeds}.values())
+        run_table.restore(runs, folder / RUNS, wanted, data.val.labels)
     first = [found[0] for found in jobs.values()]
-    results = grid.complete([found[k] for k in range(len(chosen)) for found in jobs.values()], keep=first)
+    results = grid.complete(of_seeds, keep=first)
+    if runs is not None:
+        rows = (run_table.row_of(job.run, results[job.run.name], len(data.classes)) for job in of_seeds)
+        run_table.keep(runs, rows)
     _require_whole(jobs, results)
     models = Networks({label: partial(grid.model, found[0], results[names[label][0]]) for label, found in jobs.items()})
     comparison = collect(setup, results, folder, models)

@@ -100,6 +100,11 @@ def test_flowers(put):
     assert rows_of(data.train, data.classes) == [("image_00003.jpg", "1"), ("image_00001.jpg", "2")]
     assert rows_of(data.val, data.classes) == [("image_00002.jpg", "1"), ("image_00004.jpg", "2")]
     assert len(data.unused[0][1]) == 2
+    joined = open_data(root, parts="train+val:test")
+    assert rows_of(joined.train, data.classes) == rows_of(data.train, data.classes) + rows_of(data.val, data.classes)
+    assert rows_of(joined.val, data.classes) == [("image_00005.jpg", "1"), ("image_00006.jpg", "2")]
+    assert joined.unused == ()
+    assert "of these train+val:test" in joined.note
     (root / "setid.mat").write_bytes(b"not MATLAB")
     with pytest.raises(FoveateError, match=r"setid\.mat is damaged or holds no 'trnid'"):
         open_data(root)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foveate.data import ImageData
 from foveate.errors import FoveateError, near
@@ -59,7 +59,7 @@ class Protocol:
     fingerprint: str = ""
     parts: str | None = None
     pretrained: bool = False
-    start: str | None = None
+    start: Literal["mechanism", "identity"] | None = None
     margin: float | None = None
 
     def check(self, data: ImageData) -> None:
@@ -122,6 +122,8 @@ def read_protocol(file: str | os.PathLike[str]) -> Protocol:
     for name, value in own.items():
         if type(value) not in _KINDS[name]:
             raise FoveateError(f"{path}: {name}={value!r} is not {_KINDS[name][0].__name__}")
+    if own.get("start") not in (None, "mechanism", "identity"):
+        raise FoveateError(f"{path}: start={own['start']!r} is neither mechanism nor identity")
     if own["seeds"] < 1:
         raise FoveateError(f"{path}: seeds={own['seeds']}: at least 1")
     plans = tuple(line.strip() for line in own.pop("plans").splitlines() if line.strip())

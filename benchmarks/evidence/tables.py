@@ -1,0 +1,76 @@
+"""The table of all runs of docs/evidence.md, and a page for each protocol with as many seeds as are finished.
+
+    python benchmarks/evidence/tables.py DATA [--folder FOLDER] [--table-only]
+
+``--folder`` is what ``run.py`` filled: its results are added to docs/evidence_runs.csv first. The pages come from that table
+alone. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from run import jobs_of
+
+import foveate as fv
+from foveate.studies.comparison.protocol import run_table
+from foveate.studies.comparison.run import read_result
+from foveate.studies.comparison.scheduler import Job
+from foveate.studies.search.halving import rungs_of
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent.parent / "docs"
+RUNS = DOCS / "evidence_runs.csv"
+FEWEST = 2  # seeds, below which there is no verdict
+
+
+def add(folder: Path, jobs: list[Job], classes: int) -> int:
+    """Put what is finished, or was paused, into the table."""
+    rows = []
+    for job in jobs:
+        for until in (*rungs_of(job.run.recipe.epochs)[:-1], None):
+            if (result := read_result(folder / "runs" / job.run.name, until)) is not None:
+                rows.append(run_table.row_of(job.run, result, classes, until))
+    run_table.keep(RUNS, rows)
+    return len(rows)
+
+
+def page(name: str, protocol: fv.Protocol, data: fv.ImageData, jobs: list[Job]) -> str:
+    """Write the page of a protocol, and say with how many seeds."""
+    rows = run_table.read_table(RUNS)
+    there = [(job.run.name, str(job.run.recipe.epochs)) in rows for job in jobs]
+    plans = len(jobs) // protocol.seeds
+    seeds = next((n for n in range(protocol.seeds) if not all(there[n * plans : (n + 1) * plans])), protocol.seeds)
+    done = f"{name}: {sum(there)} of {len(there)} runs, {seeds} of {protocol.seeds} seeds of all plans"
+    if seeds >= FEWEST:
+        with tempfile.TemporaryDirectory() as output:
+            call = {**protocol.request(), "seeds": seeds, "output": output, "runs": RUNS, "progress": False}
+            found = fv.compare(data=data, **call)
+            options = f"--protocol benchmarks/evidence/{name}.yaml --runs docs/evidence_runs.csv --seeds {seeds}"
+            fv.write_page(found, DOCS / f"evidence_{name}.md", f"foveate compare path/to/{protocol.data} {options}")
+            found.print()
+    return done
+
+
+def main() -> None:
+    """Write what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--table-only", action="store_true")
+    asked = parser.parse_args()
+    protocols = {file.stem: fv.read_protocol(file) for file in sorted(HERE.glob("*.yaml"))}
+    data = fv.open_data(asked.data, parts=next(iter(protocols.values())).parts)
+    for name, protocol in protocols.items():
+        protocol.check(data)
+        jobs = jobs_of(protocol, data)
+        if asked.folder:
+            add(asked.folder, jobs, len(data.classes))
+        if not asked.table_only:
+            print(page(name, protocol, data, jobs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Would a search have found the best plan? The real successive halving, replayed on results that are there already.
+
+    python benchmarks/search_replay.py --runs docs/evidence_runs.csv --protocol benchmarks/evidence/where.yaml
+    python benchmarks/search_replay.py --simulated
+
+The truth is a plan's mean accuracy over the seeds that the search did not use, on images by which the search did not
+judge. A search has a quarter of the training that all plans together had: it draws plans, and ``Halving``, the code of
+``fv.search``, leaves them behind. At the same cost stand random search, which trains as many of the drawn plans to the
+end as that pays for, and "last blocks", which trains the plans nearest to the network's end. Each takes the plan that
+its own images call best. It is right if that plan's truth is within one standard error of the best. Of ten repetitions
+it should be right in eight.
+
+Whether there is a truth at all is said first: Spearman's rho between the plans' order in two halves of the seeds, the
+mean over all halvings. Below 0.8 the differences between plans are mostly noise.
+
+``--simulated`` has no runs: effects of 24 plans and of seeds are drawn, so that the rho of single seeds is what the row
+says, and scores after a ninth and a third of the epochs have more noise (three times and one and a half times the
+standard deviation of the end).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+import foveate as fv
+from foveate.io import markdown_table
+from foveate.studies.comparison.protocol.run_table import read_table, were_right
+from foveate.studies.comparison.run import Run, RunResult
+from foveate.studies.comparison.scheduler import Job
+from foveate.studies.search.candidates import Candidate
+from foveate.studies.search.halving import FEWER, Halving, rungs_of
+
+JUDGES = 1 / 3  # of the images judge the search, the others are the truth
+SHARE = 1 / 4  # of the training that all plans had
+REPETITIONS = 10
+Scores = Callable[[int, int, int], float]  # plan, seed, epochs -> accuracy by the search's images
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a replay needs.
+
+    Args:
+        plans: their texts, those nearest to the network's end last.
+        final: (plans, seeds) accuracy in percent by the images of the truth.
+        judged: accuracy in percent by those of the search.
+        epochs: of a whole run.
+    """
+
+    plans: tuple[str, ...]
+    final: np.ndarray
+    judged: Scores
+    epochs: int
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation."""
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+
+
+def halves_rho(final: np.ndarray) -> float:
+    """Mean rho between the plans' means over two disjoint halves of the seeds, as large as possible and equal."""
+    seeds = range(final.shape[1])
+    size = final.shape[1] // 2
+    found = [
+        spearman(final[:, list(one)].mean(1), final[:, list(other)].mean(1))
+        for one in itertools.combinations(seeds, size)
+        for other in itertools.combinations([s for s in seeds if s not in one], size)
+        if one < other
+    ]
+    return float(np.mean(found))
+
+
+class Replay:
+    """Stands where ``Halving`` has its grid: a run is looked up, not trained."""
+
+    def __init__(self, truth: Truth, seed: int) -> None:
+        self.truth, self.seed, self.epochs = truth, seed, 0
+        self._trained: dict[str, int] = {}
+
+    def complete(self, jobs: Sequence[Job]) -> Mapping[str, RunResult]:
+        """Results by the run's name; counts the epochs that were new."""
+        found = {}
+        for job in jobs:
+            until, plan = int(job.until_epoch or self.truth.epochs), job.run.plan
+            self.epochs += max(0, until - self._trained.get(plan, 0))
+            self._trained[plan] = max(until, self._trained.get(plan, 0))
+            score = self.truth.judged(self.truth.plans.index(plan), self.seed, until)
+            none = torch.empty(0, dtype=torch.int32)
+            found[job.run.name] = RunResult({"top1": score}, fv.Cost(0, 0, 0), none, none, 0.0, 0.0, {})
+        return found
+
+
+def halving_epochs(count: int, rungs: Sequence[int]) -> int:
+    """What ``Halving`` trains of so many plans, where one at least goes on."""
+    total, alive, before = 0, count, 0
+    for at, rung in enumerate(rungs):
+        alive = alive if at == 0 else max(1, -(-alive // FEWER))
+        total, before = total + alive * (rung - before), rung
+    return total
+
+
+def search(truth: Truth, seed: int, drawn: Sequence[int]) -> tuple[int, int]:
+    """The plan that halving ends with, and the epochs that it took."""
+    rungs = rungs_of(truth.epochs)
+    budget = int(SHARE * len(truth.plans) * truth.epochs)
+    count = max(n for n in range(1, len(drawn) + 1) if halving_epochs(n, rungs) <= budget)
+    grid = Replay(truth, seed)
+    recipe = fv.Recipe(epochs=truth.epochs, seed=seed)
+
+    def job(candidate: Candidate, until: int) -> Job:
+        run = Run("replayed", candidate.text, None, recipe, "")
+        return Job(run, candidate.text, None, lambda: None, until)  # type: ignore[arg-type]  # nothing is trained
+
+    halving = Halving(grid, job, rungs)  # type: ignore[arg-type]  # it needs no more of a grid
+    halving.halve([Named(truth.plans[plan], fv.Cost(0, 0, 0)) for plan in drawn[:count]], 1)  # type: ignore[list-item]  # see Named
+    best = min(halving.trials(), key=lambda trial: trial.rank)
+    return truth.plans.index(str(best.plan)), grid.epochs
+
+
+@dataclass(frozen=True)
+class Named:
+    """A candidate that is only its text: here costs decide nothing."""
+
+    text: str
+    cost: fv.Cost
+
+    @property
+    def plan(self) -> str:
+        """The text, in a plan's place."""
+        return self.text
+
+
+def replay(truth: Truth, repetitions: int, seed: int = 0) -> dict[str, float]:
+    """How often each way is right, and what the first one cost."""
+    rng = np.random.default_rng(seed)
+    right = dict.fromkeys(("halving", "random search", "last blocks"), 0)
+    plans, seeds = truth.final.shape
+    cost = 0.0
+    for repetition in range(repetitions):
+        own = repetition % seeds
+        drawn = [int(n) for n in rng.permutation(plans)]
+        others = np.delete(truth.final, own, axis=1)
+        means = others.mean(1)
+        best = int(means.argmax())
+        least = means[best] - others[best].std(ddof=1) / np.sqrt(seeds - 1)
+        whole = int(SHARE * plans)
+        taken = {"halving": search(truth, own, drawn)}
+        for name, some in (("random search", drawn[:whole]), ("last blocks", list(range(plans - whole, plans)))):
+            taken[name] = max(some, key=lambda n: truth.judged(n, own, truth.epochs)), whole * truth.epochs
+        for name, (plan, _) in taken.items():
+            right[name] += bool(means[plan] >= least)
+        cost += taken["halving"][1] / (plans * truth.epochs) / repetitions
+    return {**{name: count / repetitions for name, count in right.items()}, "share of the training": cost}
+
+
+def from_runs(file: str, protocol: fv.Protocol) -> Truth:
+    """The truth in a table of runs.
+
+    Raises:
+        FoveateError: runs or results of their pauses are missing.
+    """
+    rows, epochs = read_table(file), protocol.recipe.epochs
+    by = {(row["plan"], int(row["seed"]), int(row["epochs"])): row for row in rows.values() if int(row["of"]) == epochs}
+    families = [fv.Family.parse(text) for text in protocol.plans]
+    plans = sorted((str(plan) for family in families for plan in family), key=lambda text: text.rpartition("blocks")[2])
+    wanted = [(p, s, e) for p in plans for s in range(protocol.seeds) for e in rungs_of(epochs)]
+    if missing := [key for key in wanted if key not in by]:
+        raise fv.FoveateError(
+            f"{file}: {len(missing)} of {len(wanted)} results are missing, the first one of {missing[0][0]}, seed "
+            f"{missing[0][1]}, {missing[0][2]} epochs: benchmarks/evidence/run.py --pause makes them"
+        )
+    right = {key: were_right(by[key]).numpy() for key in wanted}
+    judges = np.random.default_rng(0).random(len(next(iter(right.values())))) < JUDGES
+    final = np.array([[100 * right[p, s, epochs][~judges].mean() for s in range(protocol.seeds)] for p in plans])
+    return Truth(tuple(plans), final, lambda n, s, e: 100 * float(right[plans[n], s, e][judges].mean()), epochs)
+
+
+def simulated(rho: float, rng: np.random.Generator, plans: int = 24, seeds: int = 5, epochs: int = 9) -> Truth:
+    """Drawn effects: the variance between plans is the share ``rho`` of that of a single run."""
+    effect = rng.normal(0, np.sqrt(rho), plans)
+    noise = {epochs: 1.0, epochs // 3: 1.5, 1: 3.0}
+    final = effect[:, None] + rng.normal(0, np.sqrt(1 - rho), (plans, seeds))
+    # The search judges the same runs by other images: here it sees what the truth sees, and noise before the end.
+    scores = {
+        until: final + rng.normal(0, np.sqrt(max(0.0, (1 - rho) * (times**2 - 1))), (plans, seeds))
+        for until, times in noise.items()
+    }
+    return Truth(tuple(f"plan {n}" for n in range(plans)), final, lambda n, s, e: float(scores[e][n, s]), epochs)
+
+
+def table(rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> None:
+    """Print results."""
+    head = ["", "rho of halves", "halving", "random search", "last blocks", "share of the training"]
+    print(
+        *markdown_table(head, [[name, f"{rho:.2f}", *(f"{v:.2f}" for v in of.values())] for name, rho, of in rows]),
+        sep="\n",
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", default="docs/evidence_runs.csv")
+    parser.add_argument("--protocol", default="benchmarks/evidence/where.yaml")
+    parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--truths", type=int, default=200, help="how many truths are drawn for a row")
+    asked = parser.parse_args()
+    if not asked.simulated:
+        try:
+            truth = from_runs(asked.runs, fv.read_protocol(asked.protocol))
+        except fv.FoveateError as error:
+            raise SystemExit(f"search_replay: {error}") from None
+        table([("the runs", halves_rho(truth.final), replay(truth, REPETITIONS))])
+        return
+    rows = []
+    for rho in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97):
+        rng = np.random.default_rng(round(100 * rho))
+        truths = [simulated(rho, rng) for _ in range(asked.truths)]
+        found = [replay(truth, REPETITIONS, n) for n, truth in enumerate(truths)]
+        means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        rows.append(
+            (f"rho of single seeds {rho:g}", float(np.mean([halves_rho(truth.final) for truth in truths])), means)
+        )
+    table(rows)
+
+
+if __name__ == "__main__":
+    main()
