@@ -2,8 +2,8 @@
 
     python benchmarks/evidence/tables.py DATA [--folder FOLDER] [--table-only]
 
-``--folder`` is what ``run.py`` filled: its results are added to docs/evidence_runs.csv first. The pages come from that table
-alone. Nothing is trained.
+``--folder`` is what ``run.py`` filled: its results are added to docs/evidence_runs.csv first. The pages come from that
+table alone. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -26,15 +26,12 @@ RUNS = DOCS / "evidence_runs.csv"
 FEWEST = 2  # seeds, below which there is no verdict
 
 
-def add(folder: Path, jobs: list[Job], classes: int) -> int:
+def add(folder: Path, jobs: list[Job], classes: int) -> None:
     """Put what is finished, or was paused, into the table."""
-    rows = []
-    for job in jobs:
-        for until in (*rungs_of(job.run.recipe.epochs)[:-1], None):
-            if (result := read_result(folder / "runs" / job.run.name, until)) is not None:
-                rows.append(run_table.row_of(job.run, result, classes, until))
+    stages = [(job.run, until) for job in jobs for until in (*rungs_of(job.run.recipe.epochs)[:-1], None)]
+    found = [(run, read_result(folder / "runs" / run.name, until), until) for run, until in stages]
+    rows = [run_table.row_of(run, result, classes, until) for run, result, until in found if result is not None]
     run_table.keep(RUNS, rows)
-    return len(rows)
 
 
 def page(name: str, protocol: fv.Protocol, data: fv.ImageData, jobs: list[Job]) -> str:
