@@ -1,6 +1,6 @@
 """Would a search have found the best plan? The real successive halving, replayed on results that are there already.
 
-    python benchmarks/search_replay.py --runs docs/evidence_runs.csv --protocol benchmarks/evidence/where.yaml
+    python benchmarks/search_replay.py --runs docs/reports/evidence_runs.csv --protocol benchmarks/evidence/where.yaml
     python benchmarks/search_replay.py --simulated
 
 The truth is a plan's mean accuracy over the seeds that the search did not use, on images by which the search did not
@@ -208,7 +208,7 @@ def table(rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", default="docs/evidence_runs.csv")
+    parser.add_argument("--runs", default="docs/reports/evidence_runs.csv")
     parser.add_argument("--protocol", default="benchmarks/evidence/where.yaml")
     parser.add_argument("--simulated", action="store_true")
     parser.add_argument("--truths", type=int, default=200, help="how many truths are drawn for a row")

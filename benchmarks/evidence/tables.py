@@ -1,8 +1,8 @@
-"""The table of all runs of docs/evidence.md, and a page for each protocol with as many seeds as are finished.
+"""The table of all runs of docs/reports/evidence.md, and a page for each protocol with as many seeds as are finished.
 
     python benchmarks/evidence/tables.py DATA [--folder FOLDER] [--table-only]
 
-``--folder`` is what ``run.py`` filled: its results are added to docs/evidence_runs.csv first. The pages come from that
+``--folder`` is what ``run.py`` filled: its results are added to docs/reports/evidence_runs.csv first. The pages come from that
 table alone. Nothing is trained.
 """
 
@@ -21,7 +21,7 @@ from foveate.studies.comparison.scheduler import Job
 from foveate.studies.search.halving import rungs_of
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent.parent / "docs"
+DOCS = HERE.parent.parent / "docs" / "reports"
 RUNS = DOCS / "evidence_runs.csv"
 FEWEST = 2  # seeds, below which there is no verdict
 
@@ -45,7 +45,9 @@ def page(name: str, protocol: fv.Protocol, data: fv.ImageData, jobs: list[Job]) 
         with tempfile.TemporaryDirectory() as output:
             call = {**protocol.request(), "seeds": seeds, "output": output, "runs": RUNS, "progress": False}
             found = fv.compare(data=data, **call)
-            options = f"--protocol benchmarks/evidence/{name}.yaml --runs docs/evidence_runs.csv --seeds {seeds}"
+            options = (
+                f"--protocol benchmarks/evidence/{name}.yaml --runs docs/reports/evidence_runs.csv --seeds {seeds}"
+            )
             fv.write_page(found, DOCS / f"evidence_{name}.md", f"foveate compare path/to/{protocol.data} {options}")
             found.print()
     return done
