@@ -1,6 +1,7 @@
 """Would a search have found the best plan? The real successive halving, replayed on results that are there already.
 
     python benchmarks/search_replay.py --runs docs/reports/evidence_runs.csv --protocol benchmarks/evidence/where.yaml
+    python benchmarks/search_replay.py --rho --protocol benchmarks/evidence/replacing.yaml
     python benchmarks/search_replay.py --simulated
 
 The truth is a plan's mean accuracy over the seeds that the search did not use, on images by which the search did not
@@ -11,7 +12,10 @@ its own images call best. It is right if that plan's truth is within one standar
 it should be right in eight.
 
 Whether there is a truth at all is said first: Spearman's rho between the plans' order in two halves of the seeds, the
-mean over all halvings. Below 0.8 the differences between plans are mostly noise.
+mean over all halvings. Below 0.8 the differences between plans are mostly noise. ``--rho`` says this alone, which needs
+no pauses, of the seeds of a protocol that are finished. Beside it stands the share of the plans in the variance of
+single runs, by which the rows of ``--simulated`` are named (the intraclass correlation: Shrout and Fleiss,
+Psychological Bulletin 86, 1979; seeds are blocks, so what a seed does to all plans alike is not in it).
 
 ``--simulated`` has no runs: effects of 24 plans and of seeds are drawn, so that the rho of single seeds is what the row
 says, and scores after a ninth and a third of the epochs have more noise (three times and one and a half times the
@@ -76,6 +80,26 @@ def halves_rho(final: np.ndarray) -> float:
         if one < other
     ]
     return float(np.mean(found))
+
+
+def plan_share(final: np.ndarray) -> float:
+    """The plans' share in the variance of single runs, from the plans x seeds analysis of variance; at least 0."""
+    plans, seeds = final.shape
+    means = final.mean(1)
+    between = seeds * means.var(ddof=1)
+    rest = final - means[:, None] - final.mean(0) + final.mean()
+    within = np.square(rest).sum() / ((plans - 1) * (seeds - 1))
+    return float(max(0.0, (between - within) / (between + (seeds - 1) * within)))
+
+
+def finished(file: str, protocol: fv.Protocol) -> tuple[list[str], np.ndarray]:
+    """The plans of a protocol, none among them, and their accuracies with the seeds that all of them have."""
+    rows = read_table(file)
+    recipe = {(row["plan"], int(row["seed"])): row for row in rows.values() if row["epochs"] == row["of"]}
+    plans = ["none", *(str(plan) for text in protocol.plans for plan in fv.Family.parse(text))]
+    seeds = [seed for seed in range(protocol.seeds) if all((plan, seed) in recipe for plan in plans)]
+    found = [[100 * float(were_right(recipe[plan, seed]).double().mean()) for seed in seeds] for plan in plans]
+    return plans, np.array(found)
 
 
 class Replay:
@@ -211,8 +235,18 @@ def main() -> None:
     parser.add_argument("--runs", default="docs/reports/evidence_runs.csv")
     parser.add_argument("--protocol", default="benchmarks/evidence/where.yaml")
     parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--rho", action="store_true", help="only whether there is a truth")
     parser.add_argument("--truths", type=int, default=200, help="how many truths are drawn for a row")
     asked = parser.parse_args()
+    if asked.rho:
+        plans, final = finished(asked.runs, fv.read_protocol(asked.protocol))
+        if final.ndim < 2 or final.shape[1] < 2:
+            raise SystemExit(
+                f"search_replay: {asked.runs} has no two seeds of all {len(plans)} plans of {asked.protocol}"
+            )
+        share, rho = plan_share(final), halves_rho(final)
+        print(f"{len(plans)} plans, {final.shape[1]} seeds: rho of halves {rho:.2f}, share of the plans {share:.2f}")
+        return
     if not asked.simulated:
         try:
             truth = from_runs(asked.runs, fv.read_protocol(asked.protocol))

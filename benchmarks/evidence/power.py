@@ -1,4 +1,4 @@
-"""How many seeds docs/reports/evidence.md's questions need, by the power of the verdict's own test: a table for its plan.
+"""How many seeds the questions of docs/reports/evidence.md need, by the power of the verdict's own test: a table.
 
 The two variances that no test on paper gives are assumed and printed with the table: the standard deviation of the true
 difference between single seeds, and the share of test images on which a plan and the baseline differ with one seed

@@ -2,8 +2,8 @@
 
     python benchmarks/evidence/tables.py DATA [--folder FOLDER] [--table-only]
 
-``--folder`` is what ``run.py`` filled: its results are added to docs/reports/evidence_runs.csv first. The pages come from that
-table alone. Nothing is trained.
+``--folder`` is what ``run.py`` filled: its results are first added to docs/reports/evidence_runs.csv. The pages come
+from that table alone; nothing is trained.
 """
 
 from __future__ import annotations
