@@ -86,6 +86,7 @@ def page(result: Reproduction, command: str = COMMAND) -> str:
         "* – there is no such network here to count.",
         "* Numbers without a mark are the papers' own: accuracies, which need training, and speeds and memory, which",
         "  need the authors' machine; below the table of trade-offs they stand beside those of another machine.",
+        "  What of the claims about accuracy was tested here, and with what result: `docs/reports/evidence.md`.",
         "",
         *markdown_table(
             ("table", "cells", "computable", "✓", "✗", "?", "–", "to train", "speed, memory"), _summary(result)
