@@ -18,11 +18,14 @@ cli_app = sys.modules["foveate.cli.app"]  # foveate.cli.app is the object in it
 SMALL = ["--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--batch-size", "8"]
 
 
-def test_help_names_every_verb_and_imports_no_torch():
+def test_help_names_every_verb_and_imports_nothing_large():
+    """What keeps it quick, on a busy machine, too: nothing is timed here."""
     code = "import sys, foveate.cli; sys.argv = ['foveate', '--help']; import atexit;"
-    code += "atexit.register(lambda: print('torch' in sys.modules)); foveate.cli.main()"
+    code += "atexit.register(lambda: print(*{name.split('.')[0] for name in sys.modules})); foveate.cli.main()"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.rstrip().endswith("False")
+    imported = set(said.splitlines()[-1].split())
+    assert {"foveate", "cyclopts"} <= imported
+    assert not imported & {"torch", "torchvision", "timm", "accelerate", "numpy", "matplotlib", "PIL", "pyarrow"}
     for verb in ("sites", "cost", "train", "compare", "explain", "demo"):
         assert verb in said
 
@@ -165,16 +168,6 @@ def test_bad_images(run, folder, tmp_path):
     code, _, err = run("train", broken, *SMALL, "--output", tmp_path / "c")
     assert code == 2
     assert "empty" in err
-
-
-def test_help_is_quick():
-    # Three tries: the machine may be busy. The bound is generous; the figure is measured in benchmarks/.
-    def once():
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "foveate", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - began
-
-    assert min(once() for _ in range(3)) < 2
 
 
 @pytest.mark.parametrize("command,kept", [("train", True), ("compare", True), ("demo", True), ("sites", False)])
