@@ -61,8 +61,9 @@ def main() -> None:
     parser.add_argument("--table-only", action="store_true")
     asked = parser.parse_args()
     protocols = {file.stem: fv.read_protocol(file) for file in sorted(HERE.glob("*.yaml"))}
-    data = fv.open_data(asked.data, parts=next(iter(protocols.values())).parts)
+    opened = {parts: fv.open_data(asked.data, parts=parts) for parts in {each.parts for each in protocols.values()}}
     for name, protocol in protocols.items():
+        data = opened[protocol.parts]
         protocol.check(data)
         jobs = jobs_of(protocol, data)
         if asked.folder:
