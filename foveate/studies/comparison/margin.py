@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from foveate.errors import FoveateError
 from foveate.studies.comparison.statistics import Paired, one_sided_p, p_text
 
-__all__ = ["MarginTest", "check_margin", "margin_test"]
+__all__ = ["MarginTest", "check_margin", "margin_test", "points_text"]
 
 _ALPHA = 0.05
 
@@ -47,7 +47,7 @@ class MarginTest:
     @property
     def text(self) -> str:
         """In words, with the p value."""
-        points = f"{self.margin:g} point{'' if self.margin == 1 else 's'}"
+        points = points_text(self.margin)
         texts = {
             "equivalent": (f"equivalent within {points}", self.p_equivalent),
             "not worse": (f"not worse by more than {points}", self.p_not_worse),
@@ -56,6 +56,11 @@ class MarginTest:
         }
         text, p = texts[self.word]
         return f"{text} ({p_text('one-sided p', p)})"
+
+
+def points_text(margin: float) -> str:
+    """A margin as it is written: "1 point", "1.5 points"."""
+    return f"{margin:g} point{'' if margin == 1 else 's'}"
 
 
 def check_margin(margin: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foveate.studies.comparison.margin import points_text
 from foveate.studies.comparison.results import Comparison
 
 __all__ = ["notes"]
@@ -28,8 +29,8 @@ def notes(comparison: Comparison) -> list[str]:
         statistics += " With one seed there is no verdict: the interval is over images alone."
     if setup.margin is not None:
         statistics += (
-            f" Whether a plan is worse by more than {setup.margin:g} points: one-sided tests at 5%, corrected for the "
-            "number of plans."
+            f" Whether a plan is worse by more than {points_text(setup.margin)}: one-sided tests at 5%, corrected for "
+            "the number of plans."
         )
     kinds = [", ".join(f"{key} {value}" for key, value in kind.items()) for kind in comparison.made_with]
     made = f"Made with {kinds[0]}."

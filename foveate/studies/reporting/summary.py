@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate.io import Row
+from foveate.studies.comparison.margin import points_text
 from foveate.studies.reporting.charts.scatter import is_number, kind_of
 from foveate.studies.reporting.tables import Line, minus, signed
 
@@ -57,8 +58,7 @@ def _cheapest(rows: Sequence[Row]) -> str:
         claim = "better"
         none = "No plan is shown to be better. With a margin (margin=1), whether one is not worse is tested, too."
     else:
-        points = f"{margin:g} point{'' if margin == 1 else 's'}"
-        claim = f"not worse by more than {points}"
+        claim = f"not worse by more than {points_text(margin)}"
         none = f"No plan is shown to be {claim}."
     if not kept:
         return none

@@ -33,7 +33,7 @@ def test_the_recipe_is_what_differs_from_the_default():
 def test_one_seed_and_a_margin_are_said():
     assert any("With one seed there is no verdict" in text for text in notes(comparison(fv.Recipe(), (0,))))
     assert not any("With one seed" in text for text in notes(comparison(fv.Recipe())))
-    assert any("worse by more than 1 points" in text for text in notes(comparison(fv.Recipe(), margin=1.0)))
+    assert any("worse by more than 1 point: one-sided" in text for text in notes(comparison(fv.Recipe(), margin=1.0)))
 
 
 def row(level, effect, low, high, p):
