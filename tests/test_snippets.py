@@ -53,7 +53,10 @@ SMALLER = [
 GENERATED = dict.fromkeys(
     (
         f"docs/reports/{name}.md"
-        for name in ("imagewoof", "flowers_ablation", "flowers_search", "flowers_search_compared")
+        for name in (
+            *("imagewoof", "flowers_ablation", "flowers_search", "flowers_search_compared"),
+            *(path.stem for path in (ROOT / "docs" / "reports").glob("evidence_*.md")),
+        )
     ),
     "its data set is not in the repository",
 )
