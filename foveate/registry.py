@@ -39,7 +39,14 @@ def _in_folder(kind: str) -> tuple[str, ...]:
 
 
 def names(kind: str = "attention") -> tuple[str, ...]:
-    """Every name that ``build`` knows, without timm's: the files of the folder and what was registered."""
+    """Every name that ``build`` knows, without timm's: the files of the folder and what was registered.
+
+    Args:
+        kind: the registry: "attention", "pooling" or "heads".
+
+    Returns:
+        The names, sorted.
+    """
     return tuple(sorted({*_in_folder(kind), *(name for of, name in _REGISTERED if of == kind)}))
 
 
@@ -53,6 +60,9 @@ def register(name: str, constructor: Callable[..., object] | None = None, *, kin
             classes, **options)``; its signature is the schema. An option cannot be called ``start``: in a plan that
             word belongs to ``insert``.
         kind: the registry: "attention", "pooling" or "heads".
+
+    Returns:
+        The constructor, or without one a decorator.
 
     Raises:
         FoveateError: the name is taken or is not an identifier, or the constructor cannot be called in this way.
@@ -97,7 +107,15 @@ def find(name: str, kind: str = "attention") -> Callable[..., Any]:
 
 
 def options(name: str, kind: str = "attention") -> dict[str, Any]:
-    """The options of a mechanism with their defaults, read from its constructor's signature."""
+    """The options of a mechanism with their defaults, read from its constructor's signature.
+
+    Args:
+        name: of a mechanism, a pool or a head.
+        kind: the registry: "attention", "pooling" or "heads".
+
+    Returns:
+        A default for each option; ``inspect.Parameter.empty`` where there is none.
+    """
     rest = list(inspect.signature(find(name, kind)).parameters.values())[len(_SIZES[kind]) :]
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {parameter.name: parameter.default for parameter in rest if parameter.kind in named}
@@ -120,6 +138,9 @@ def build(spec: Spec | str, *sizes: object, kind: str = "attention") -> nn.Modul
         sizes: C of the (B, C, H, W) feature maps. For a head: the channels of each of its feature maps (a tuple), the
             number of pooled features, and the number of classes.
         kind: the registry: "attention", "pooling" or "heads".
+
+    Returns:
+        The module, with random weights.
 
     Raises:
         FoveateError: the name or an option is unknown, or an option's value does not fit the sizes.

@@ -113,7 +113,7 @@ class Placement:
 @checked_class
 @dataclass(frozen=True)
 class Plan:
-    """What is inserted into a model: placements in the order they are applied.
+    """What is inserted into a model: ``placements``, in the order they are applied.
 
     ``Plan.parse(str(plan)) == plan``.
     """

@@ -1,20 +1,27 @@
 """The pages of docs/: the catalogue is what the code gives, every name has a page, nothing links to nowhere."""
 
+import ast
 import importlib.util
+import inspect
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import docstring_parser
 import pytest
 import yaml
+from PIL import Image
 
+import foveate as fv
 from foveate import networks, registry
 from foveate.cli import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+PUBLIC = re.findall(r" as (\w+)$", (ROOT / "foveate" / "__init__.pyi").read_text("utf-8"), re.MULTILINE)
 NAMES = [(kind, name) for kind in ("attention", "pooling", "heads") for name in registry.names(kind)]
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
@@ -108,13 +115,28 @@ def test_navigation_takes_in_what_is_added(tmp_path):
 
 
 def test_every_public_name_is_in_the_reference_once():
-    public = re.findall(r" as (\w+)$", (ROOT / "foveate" / "__init__.pyi").read_text("utf-8"), re.MULTILINE)
     pages = {page.name: page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md")}
     shown = [
         (name, page) for page, text in pages.items() for name in re.findall(r"^::: foveate\.(\w+)$", text, re.MULTILINE)
     ]
-    assert sorted(name for name, _ in shown) == sorted(public)
+    assert sorted(name for name, _ in shown) == sorted(PUBLIC)
     assert [name for name, page in shown if f"[`{name}`]({page}#foveate.{name})" not in pages["index.md"]] == []
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in ("FoveateError", "Sites")])  # plain subclasses
+def test_the_docstring_of_a_public_name_is_whole(name):
+    """Every argument, and what comes back: the reference is made from it."""
+    thing = getattr(fv, name)
+    text = inspect.getdoc(thing)
+    said = docstring_parser.parse(text, style=docstring_parser.DocstringStyle.GOOGLE)
+    signature = inspect.signature(thing)
+    arguments = {argument.arg_name.lstrip("*") for argument in said.params}
+    fields = set(signature.parameters) - {"self"}
+    assert said.short_description
+    assert {field for field in fields - arguments if not field.startswith("_") and f"``{field}``" not in text} == set()
+    if not inspect.isclass(thing):
+        assert arguments <= fields
+        assert signature.return_annotation in (None, "None") or said.returns or said.many_returns, "no Returns"
 
 
 def test_the_command_line_reference_has_every_command_and_option():
@@ -162,3 +184,50 @@ def test_every_mechanism_with_a_map_has_a_small_picture_on_its_page(name):
 def test_images_are_small_and_shown(image):
     assert image.stat().st_size < 100_000
     assert any(image.name in page.read_text("utf-8") for page in [*PAGES, ROOT / "README.md"])
+
+
+EXAMPLES = sorted((DOCS / "gallery").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_an_example_says_what_it_shows(example):
+    tree = ast.parse(example.read_text("utf-8"))
+    title, _, text = ast.get_docstring(tree).partition("\n")
+    assert title.endswith(".")
+    assert len(text.strip()) > 80
+
+
+@pytest.mark.slow(
+    reason="it draws the gallery's pictures, with short trainings",
+    guards=("docs/gallery/", "docs/examples.py", "foveate/training/", "foveate/explanations/", "foveate/data/"),
+)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_an_example_draws_its_picture(example, tmp_path):
+    command = [sys.executable, "-W", "error", str(example), str(tmp_path / "picture.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.width > 400
+        assert len(set(picture.convert("L").tobytes())) > 20  # it is not empty
+
+
+@pytest.mark.slow(
+    reason="it builds the whole site; make docs does the same, and needs the extra docs",
+    guards=("docs/", "mkdocs.yml", "foveate/__init__.pyi", "foveate/cli/"),
+)
+def test_the_site_is_built_and_asks_no_other_server(tmp_path):
+    for package in ("material", "mkdocstrings"):
+        pytest.importorskip(package, reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 60
+    loads = re.compile(
+        r"<(?:script|img|iframe|source|video)\b[^>]*\bsrc=\"?https?:|<link\b[^>]*\bhref=\"?https?:[^>]*stylesheet"
+    )
+    assert [page for page in pages if loads.search(page.read_text("utf-8"))] == []
+    index = json.loads((tmp_path / "site" / "search" / "search_index.json").read_text("utf-8"))
+    for word, page in (("install", ""), ("quantization", "export_int8/"), ("export", "export/")):
+        hits = {entry["location"].partition("#")[0] for entry in index["docs"] if word in str(entry).lower()}
+        assert any(hit.endswith(page) if page else hit == "" for hit in hits), word

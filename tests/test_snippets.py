@@ -1,26 +1,36 @@
-"""Every code block of README and docs/ runs: Python and ``foveate`` commands, page by page, in the order of the page.
+"""Every code block of README, CONTRIBUTING and docs/ runs: Python and ``foveate`` commands, in the order of the page.
 
-A comment that a reader does not see steers a page: ``<!-- snippets: CODE -->`` runs before the next block, and
-``<!-- not run: REASON -->`` leaves the next block out. The blocks run as they are, on a folder of a few tiny images,
-with the changes in ``SMALLER``; weights that would have to be downloaded are left random.
+A block without a language is what the block before it printed, and is compared with that: ``...`` stands for anything.
+``text`` marks what is neither: formulas, grammar. A comment that a reader does not see steers a page:
+
+* ``<!-- snippets: CODE -->`` runs before the next block;
+* ``<!-- output -->``: the next block, after a paragraph, is also what the last command printed;
+* ``<!-- file: NAME -->``: the next block is written to this file;
+* ``<!-- not run: REASON -->`` and ``<!-- not compared: REASON -->`` leave the next block out.
+
+The blocks run as they are, on a folder of a few tiny images, with the changes in ``SMALLER`` where no output is
+compared; weights that would have to be downloaded are left random. ``python tests/test_snippets.py`` counts the blocks.
 """
 
 import re
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import timm.models._builder as builder
 from PIL import Image
 
+import foveate as fv
 from foveate import registry
 from foveate.cli import main
 from foveate.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = ("path/to/images", "path/to/image/folder", "photos", "dogs-to-test")
 PICTURES = ("dog.jpg", "cat.jpg", "a.jpg", "b.jpg", "picture.jpg", "more/a.jpg")
 # A day of training is made a second of it; nothing else in a block is changed.
@@ -61,37 +71,44 @@ GENERATED = dict.fromkeys(
     "its data set is not in the repository",
 )
 BLOCK = re.compile(
-    r"<!-- (?P<kind>snippets|not run):\s(?P<text>.*?)\s-->|^```(?P<language>\w*)\n(?P<code>.*?)^```",
+    r"<!-- (?P<kind>snippets|not run|not compared|output|file)(?::\s(?P<text>.*?))?\s-->"
+    r"|^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
 
 
 @dataclass
 class Step:
-    language: str
+    kind: str  # python, sh, output, file, text, left out; unknown: neither a language nor a reason
     code: str
     line: int
+    about: str = ""  # the name of a file, or the reason why the block is left out
+    exactly: bool = False  # its output is compared, so nothing in it is changed
 
 
 def steps(text):
-    """What a page runs, in order, and how many blocks it leaves out with a reason."""
-    found, left_out, skip = [], [], None
+    """The blocks of a page, in order."""
+    found, before, end = [], None, 0
     for match in BLOCK.finditer(text):
         line = text[: match.start()].count("\n") + 1
         if match["kind"] == "snippets":
-            found.append(Step("python", match["text"], line))
-        elif match["kind"] == "not run":
-            skip = match["text"]
+            found.append(Step("python", match["text"], line, "hidden"))
+        elif match["kind"]:
+            before = match
         else:
-            code, language = match["code"], match["language"]
-            if not language and code.startswith("foveate "):
-                language = "sh"
-            if skip:
-                left_out.append(skip)
-            elif language in ("python", "sh"):
-                found.append(Step(language, code, line))
-            skip = None
-    return found, left_out
+            step = Step(match["language"] or "unknown", match["code"], line)
+            follows = bool(found) and not re.sub(r"<!--.*?-->", "", text[end : match.start()], flags=re.DOTALL).strip()
+            printed = step.kind == "unknown" and (follows or (before is not None and before["kind"] == "output"))
+            if before is not None and before["kind"].startswith("not "):
+                step.kind, step.about = "left out", before["text"]
+            elif before is not None and before["kind"] == "file":
+                step.kind, step.about = "file", before["text"]
+            elif printed:
+                step.kind = "output"
+                next(step for step in reversed(found) if step.kind in ("python", "sh")).exactly = True
+            found.append(step)
+            before, end = None, match.end()
+    return found
 
 
 def smaller(code):
@@ -101,15 +118,15 @@ def smaller(code):
 
 
 def run_python(step, page, namespace):
-    code = "\n" * step.line + smaller(step.code)
+    code = "\n" * step.line + (step.code if step.exactly else smaller(step.code))
     exec(compile(code, str(page), "exec"), namespace)  # noqa: S102 - the project's own documentation
 
 
 def run_shell(step, page):
-    """Each ``foveate`` command in this process; ``make`` and ``pip`` are what sets up and runs these tests."""
-    for command in smaller(step.code).replace("\\\n", " ").splitlines():
+    """Each ``foveate`` command in this process."""
+    for command in (step.code if step.exactly else smaller(step.code)).replace("\\\n", " ").splitlines():
         words = shlex.split(command, comments=True)
-        if not words or words[0] in ("make", "pip", "python", "torchrun"):
+        if not words:
             continue
         assert words[0] == "foveate", f"{page}: {command}"
         if words[1] == "serve":  # it would serve until it is stopped
@@ -119,6 +136,32 @@ def run_shell(step, page):
             main(words[1:])
         except SystemExit as ended:
             assert not ended.code, f"{page}: {command}"
+
+
+def compare_output(step, printed):
+    """Whether what the page shows is a part of what was printed, line by line; ``...`` is anything, also many lines."""
+    lines = "\n".join(line.rstrip() for line in printed.splitlines()) + "\n"
+    wanted = "\n".join(line.rstrip() for line in step.code.splitlines()) + "\n"
+    pattern = re.escape(wanted).replace(r"\.\.\.", ".*?")
+    assert re.search(rf"(?ms)^{pattern}", lines), f"the page shows\n{wanted}\nand printed was\n{lines}"
+
+
+def run(page, text, capsys, namespace):
+    """The blocks of a page. An error says in which block it was."""
+    printed = ""
+    for step in steps(text):
+        try:
+            if step.kind in ("python", "sh"):
+                capsys.readouterr()
+                run_python(step, page, namespace) if step.kind == "python" else run_shell(step, page)
+                printed = capsys.readouterr().out
+            elif step.kind == "file":
+                Path(step.about).write_text(step.code, "utf-8")
+            elif step.kind == "output":
+                compare_output(step, printed)
+        except BaseException as error:
+            error.add_note(f"in the block at {page}:{step.line}")
+            raise
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +189,7 @@ def workplace(pictures, tmp_path, monkeypatch):
     for entry in pictures.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
     load = builder.load_pretrained
 
@@ -158,6 +202,7 @@ def workplace(pictures, tmp_path, monkeypatch):
     return tmp_path
 
 
+<<<<<<< HEAD
 def marks(page):
     """Of a page that takes too long for every change: it runs when it, or what it is about, has changed."""
     if page.name != "export.md":
@@ -188,26 +233,88 @@ def test_the_blocks_of_a_page_run(page, workplace):
         except BaseException as error:
             error.add_note(f"in the block at {page.relative_to(ROOT)}:{step.line}")
             raise
+=======
+def blocks(page):
+    return steps(page.read_text("utf-8"))
 
 
-def test_what_is_left_out_has_a_reason():
-    for page in PAGES:
-        assert all(len(reason) > 15 for reason in steps(page.read_text("utf-8"))[1]), page
+WITH_CODE = [
+    page
+    for page in PAGES
+    if page.relative_to(ROOT).as_posix() not in GENERATED
+    and any(step.kind in ("python", "sh") for step in blocks(page))
+]
 
 
-def test_a_block_that_fails_is_noticed(workplace):
-    (step,), _ = steps("text\n\n```python\nimport foveate as fv\nfv.no_such_verb()\n```\n")
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_blocks_of_a_page_run(page, workplace, capsys):
+    run(page.relative_to(ROOT), page.read_text("utf-8"), capsys, {"__name__": "snippets"})
+>>>>>>> 1c9842d (Docs: tutorials, a home page, a gallery whose pictures are made at build; every block runs, or says why not, and shown outputs are compared; whole docstrings of public names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_block_runs_or_says_why_not(page):
+    if page.relative_to(ROOT).as_posix() in GENERATED:
+        pytest.skip(GENERATED[page.relative_to(ROOT).as_posix()])
+    kinds = ("python", "sh", "output", "file", "text", "left out")
+    assert [f"line {step.line}: {step.kind}" for step in blocks(page) if step.kind not in kinds] == []
+    assert [step.line for step in blocks(page) if step.kind == "left out" and len(step.about) < 16] == []
+    indented = re.compile(r"\n\n(?: {4}|\t)(?:foveate|python|torchrun|pip|import|from|fv\.|model) ?[^\n]*")
+    assert indented.findall(BLOCK.sub("", page.read_text("utf-8"))) == []  # a block that no one would run
+
+
+def test_a_block_that_fails_is_noticed(workplace, capsys):
     with pytest.raises(AttributeError, match="no_such_verb"):
-        run_python(step, Path("page.md"), {})
-    (step,), _ = steps("```sh\nfoveate train nowhere --model resnet18\n```\n")
+        run("page", "text\n\n```python\nimport foveate as fv\nfv.no_such_verb()\n```\n", capsys, {})
     with pytest.raises(AssertionError, match="nowhere"):
-        run_shell(step, Path("page.md"))
+        run("page", "```sh\nfoveate train nowhere --model resnet18\n```\n", capsys, {})
+    with pytest.raises(AssertionError, match="pip install"):
+        run("page", "```sh\npip install foveate\n```\n", capsys, {})
 
 
-def test_steering_comments():
+def test_an_output_that_is_not_what_was_printed_is_noticed(workplace, capsys):
+    page = "```python\nprint('one')\nprint('two  ')\nprint('three')\n```\n\n```\n{}```\n"
+    for right in ("one\ntwo\nthree\n", "two\nthree\n", "one\n...\nthree\n", "tw...\n"):
+        run("page", page.format(right), capsys, {})
+    for wrong in ("one\nthree\n", "wo\n", "one\ntwo\nthree\nfour\n", "tw\n"):
+        with pytest.raises(AssertionError, match="the page shows"):
+            run("page", page.format(wrong), capsys, {})
+
+
+def test_steering_comments(workplace, capsys):
     page = (
-        "<!-- snippets: x = 1 -->\n```python\nassert x\n```\n<!-- not run: needs the network -->\n```python\n1/0\n```\n"
+        "<!-- snippets: x = 1 -->\n```python\nassert x\nprint(1)\nprint(2)\n```\n```\n1\n```\nThen:\n\n"
+        "<!-- output -->\n```\n2\n```\nBut\n<!-- not run: needs the network -->\n```python\n1/0\n```\n"
+        "<!-- not compared: a time -->\n```\n3 s\n```\n<!-- file: a.yaml -->\n```yaml\nx: 1\n```\n"
+        "```text\na = b\n```\nA block\n```\nthat is nothing\n```\n"
     )
-    found, left_out = steps(page)
-    assert [step.code for step in found] == ["x = 1", "assert x\n"]
-    assert left_out == ["needs the network"]
+    kinds = ["python", "python", "output", "output", "left out", "left out", "file", "text", "unknown"]
+    assert [step.kind for step in steps(page)] == kinds
+    assert [step.about for step in steps(page)[4:7]] == ["needs the network", "a time", "a.yaml"]
+    run("page", page, capsys, {})
+    assert Path("a.yaml").read_text() == "x: 1\n"
+
+
+def test_the_table_of_errors_is_what_is_said():
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (.+) \|$",
+        (ROOT / "docs/guides/surgery.md").read_text("utf-8").partition("## Errors")[2],
+        re.MULTILINE,
+    )
+    assert len(rows) > 5
+    model = timm.create_model("mobilenetv2_100")
+    for plan, said in rows:
+        with pytest.raises(fv.FoveateError) as error:
+            fv.insert(model, plan)
+        assert re.fullmatch(re.escape(said).replace(r"\.\.\.", ".*"), str(error.value)), error.value
+
+
+if __name__ == "__main__":
+    count = Counter(
+        step.kind if relative not in GENERATED else "left out"
+        for page in PAGES
+        for relative in [page.relative_to(ROOT).as_posix()]
+        for step in blocks(page)
+        if step.about != "hidden" and step.kind != "text"
+    )
+    print(f"{count.total() - count['left out']} of {count.total()} blocks run or are compared: {dict(count)}")

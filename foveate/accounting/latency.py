@@ -70,6 +70,9 @@ def latency(
         memory: measure the peak, too: on the CPU the resident set of a fresh process, once for each batch size, dtype,
             memory format and backend; on CUDA what torch's allocator says.
 
+    Returns:
+        A timing for each combination of settings.
+
     Raises:
         FoveateError: an option does not exist, a package is missing, or a network cannot run so.
     """

@@ -100,6 +100,9 @@ def check_data(source: str | os.PathLike[str] | ImageData, *, seed: int = 0, val
         seed: of the split, where the source has none.
         val_fraction: part for validation, where the source has no split.
 
+    Returns:
+        What was found; nothing is changed.
+
     Raises:
         FoveateError: the data set cannot be opened at all.
     """

@@ -103,6 +103,9 @@ def open_exported(path: str | os.PathLike[str], threads: int | None = None) -> E
         path: of the file.
         threads: to compute with; None for the runtime's own choice.
 
+    Returns:
+        The file in its runtime, which ``predict`` and ``evaluate`` take.
+
     Raises:
         FoveateError: there is no such file, foveate did not write it, or its runtime is not installed or cannot run it
             on this machine.

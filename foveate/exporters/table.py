@@ -60,7 +60,11 @@ class ExportRow:
 
 @dataclass(frozen=True)
 class ExportTable:
-    """Rows in the order in which they were asked for."""
+    """Rows in the order in which they were asked for.
+
+    Args:
+        rows: one for each file that was asked for.
+    """
 
     rows: tuple[ExportRow, ...]
 
@@ -104,6 +108,9 @@ def export_all(
         data: images to check and to calibrate with; opened once.
         started: called with format and precision before each.
         options: more arguments of ``export``, the same for all.
+
+    Returns:
+        A row for each file that was asked for, also for those that failed.
 
     Raises:
         FoveateError: a format or precision does not exist, the model or the data cannot be opened, or nothing is asked.

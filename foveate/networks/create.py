@@ -56,6 +56,9 @@ def create_model(
         in_chans: channels of the images; torchvision's networks take 3.
         options: passed to the library.
 
+    Returns:
+        The network.
+
     Raises:
         FoveateError: no network has this name (near names are shown), the library refuses an option, or the weights
             could not be loaded.

@@ -54,6 +54,9 @@ def evaluate(
         workers: processes that load images.
         progress: show a bar.
 
+    Returns:
+        The metrics, with the prediction for each image.
+
     Raises:
         FoveateError: there is no such model, an image cannot be read, or the data has a class that the model does not
             know.

@@ -55,6 +55,9 @@ def demo(*, quick: bool = False, output: str | os.PathLike[str] | None = None, p
         output: folder for runs, tables, overlays and report.html; without it the next free ``runs/demo``.
         progress: show bars and a line for each epoch.
 
+    Returns:
+        The comparison that was made.
+
     Raises:
         FoveateError: the packages of the extra ``demo`` are missing, the folder holds another run, or the exported file
             does not do what the network does.

@@ -32,6 +32,9 @@ def plan_of(model: nn.Module) -> Plan | None:
         model: a network. One inside ``torch.compile``, data parallelism or an average of weights is looked into. Where
             a part of the model carries a plan, as the body of a detector, the sites are named from the whole model.
 
+    Returns:
+        The plan, or None.
+
     Raises:
         FoveateError: several parts carry plans, or the plan of a part has a pool or a head: ask the part itself.
     """
@@ -52,6 +55,12 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
     """The inserted mechanisms by site, without the gates around them; empty when the model carries no plan.
 
     A pool and a head stand under ``pool`` and ``head``.
+
+    Args:
+        model: a network; one inside ``torch.compile`` or data parallelism is looked into.
+
+    Returns:
+        The module of each site.
     """
     model = unwrapped(model)
     record = record_of(model)

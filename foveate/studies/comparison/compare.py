@@ -85,6 +85,9 @@ def compare(
             ``submit(fn, *args)``, or "processes:4", "dask://HOST:PORT", "slurm:PARTITION[,key=value]", "ray://HOST:PORT".
         workers: how many it starts; without it as many as the executor says it has. This process works, too.
 
+    Returns:
+        A row for each plan, the network without attention first.
+
     Raises:
         FoveateError: what ``open_data``, ``insert`` and ``fit`` raise. Every plan is tried on the network before the
             first training step.

@@ -276,6 +276,9 @@ def read_comparison(folder: str | Path, margin: float | None = None) -> Comparis
         margin: in points: also say whether each plan is worse by more than that. Without it the one that ``compare``
             was given, if any.
 
+    Returns:
+        The comparison, without its trained networks.
+
     Raises:
         FoveateError: the folder holds none, or some runs are not finished.
     """

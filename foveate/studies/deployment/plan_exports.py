@@ -102,6 +102,9 @@ def export_plans(
         folder: for the files, in ``exports/``, and for exports.csv; without it the comparison's own.
         images: at most so many validation images.
 
+    Returns:
+        What was written of each plan, and how fast it is beside the network without.
+
     Raises:
         FoveateError: a target does not exist, or there is neither a folder nor a network.
     """
@@ -140,6 +143,9 @@ def export_plans(
 
 def check_targets(targets: Sequence[str]) -> None:
     """Make sure that targets exist and that what they need is installed.
+
+    Args:
+        targets: formats, each with a precision or without, such as "onnx:int8".
 
     Raises:
         FoveateError: one does not, or it is not.

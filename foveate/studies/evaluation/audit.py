@@ -87,6 +87,9 @@ def audit(
         seed: of the choice of images and of who gets whose map.
         progress: show a bar; or a function that is called with the images done and those to do, counted in each pass.
 
+    Returns:
+        A row for each inserted module.
+
     Raises:
         FoveateError: the model carries no plan, or the data cannot be read or does not fit the model.
         Diverged: the model's scores are NaN or infinite.

@@ -65,6 +65,9 @@ def faithfulness(
         image_size: side of the images in pixels; without it the model's own.
         seed: of the choice of images, the random maps and the intervals.
 
+    Returns:
+        The measures of each method and model, image by image.
+
     Raises:
         FoveateError: a method or a measure does not exist or does not fit a model, or the data cannot be
             read or has a class that a model does not know.

@@ -50,6 +50,9 @@ def report(
         audited: at most so many validation images for the audit of each plan's network; 0: no audit.
         commands: the lines that made the comparison, to be shown.
 
+    Returns:
+        The page.
+
     Raises:
         FoveateError: neither ``folder`` nor the comparison has a folder.
     """

@@ -49,6 +49,9 @@ def reproduce(table: str | None = None, *, measured: str | os.PathLike[str] | No
         table: one table by name; without it all of them.
         measured: a CSV of ``benchmarks/tradeoff.py``, whose speeds and memory stand beside the printed ones.
 
+    Returns:
+        A cell for each printed number.
+
     Raises:
         FoveateError: there is no such table, or the CSV cannot be read.
     """

@@ -86,7 +86,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The cells of one table or of several, in the order of print."""
+    """The cells of one table or of several, in the order of print.
+
+    Args:
+        tables: the papers' tables.
+        cells: each printed number with ours beside it.
+    """
 
     tables: tuple[Table, ...]
     cells: tuple[Cell, ...]

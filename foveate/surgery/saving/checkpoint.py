@@ -90,7 +90,14 @@ class LoadReport:
 
 
 def load_report(model: nn.Module) -> LoadReport | None:
-    """How the saved weights fitted a model that ``load`` gave; None for any other."""
+    """How the saved weights fitted a model that ``load`` gave; None for any other.
+
+    Args:
+        model: a network.
+
+    Returns:
+        The report, or None.
+    """
     report: LoadReport | None = getattr(model, _REPORT, None)
     return report
 

@@ -83,6 +83,9 @@ def open_recipe(source: str | os.PathLike[str] | Recipe, **overrides: object) ->
         source: "short", "scratch", "imagenet" or "aggregation"; a file that ends in .yaml or .yml; or a recipe.
         overrides: fields and their values.
 
+    Returns:
+        The recipe.
+
     Raises:
         FoveateError: no such recipe or file, a file that cannot be read, an unknown or repeated field, a wrong value.
     """
