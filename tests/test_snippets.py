@@ -202,7 +202,6 @@ def workplace(pictures, tmp_path, monkeypatch):
     return tmp_path
 
 
-<<<<<<< HEAD
 def marks(page):
     """Of a page that takes too long for every change: it runs when it, or what it is about, has changed."""
     if page.name != "export.md":
@@ -214,42 +213,21 @@ def marks(page):
     )
 
 
-WITH_CODE = [
-    pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks(page))
-    for page in PAGES
-    if page.relative_to(ROOT).as_posix() not in GENERATED and steps(page.read_text("utf-8"))[0]
-]
-
-
-@pytest.mark.parametrize("page", WITH_CODE)
-def test_the_blocks_of_a_page_run(page, workplace):
-    namespace = {"__name__": "snippets"}
-    for step in steps(page.read_text("utf-8"))[0]:
-        try:
-            if step.language == "python":
-                run_python(step, page, namespace)
-            else:
-                run_shell(step, page)
-        except BaseException as error:
-            error.add_note(f"in the block at {page.relative_to(ROOT)}:{step.line}")
-            raise
-=======
 def blocks(page):
     return steps(page.read_text("utf-8"))
 
 
 WITH_CODE = [
-    page
+    pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks(page))
     for page in PAGES
     if page.relative_to(ROOT).as_posix() not in GENERATED
     and any(step.kind in ("python", "sh") for step in blocks(page))
 ]
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", WITH_CODE)
 def test_the_blocks_of_a_page_run(page, workplace, capsys):
     run(page.relative_to(ROOT), page.read_text("utf-8"), capsys, {"__name__": "snippets"})
->>>>>>> 1c9842d (Docs: tutorials, a home page, a gallery whose pictures are made at build; every block runs, or says why not, and shown outputs are compared; whole docstrings of public names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
