@@ -10,7 +10,11 @@ from .data import ImageData as ImageData
 from .data import check_data as check_data
 from .data import open_data as open_data
 from .data.segmentation import SegmentationData as SegmentationData
+from .data.segmentation import SegmentationReport as SegmentationReport
+from .data.segmentation import check_segmentation as check_segmentation
+from .data.segmentation import find_segmentation as find_segmentation
 from .data.segmentation import open_segmentation as open_segmentation
+from .dense.create import create_segmenter as create_segmenter
 from .errors import FoveateError as FoveateError
 from .explanations.explain import explain as explain
 from .explanations.result import Explanation as Explanation
@@ -28,6 +32,8 @@ from .prediction.evaluate import evaluate as evaluate
 from .prediction.predict import predict as predict
 from .prediction.result import Prediction as Prediction
 from .prediction.result import Predictions as Predictions
+from .prediction.segmentation import Mask as Mask
+from .prediction.segmentation import Masks as Masks
 from .registry import build as build
 from .registry import names as names
 from .registry import options as options
@@ -79,6 +85,7 @@ from .training.input.feature_cache import FeatureCache as FeatureCache
 from .training.metrics import Evaluation as Evaluation
 from .training.recipes.named import open_recipe as open_recipe
 from .training.recipes.recipe import Recipe as Recipe
+from .training.tasks.segmentation_metrics import SegmentationEvaluation as SegmentationEvaluation
 from .web.server import serve as serve
 
 __version__: str

@@ -32,6 +32,10 @@ def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: 
         split_seed: decides which images that are.
         json: print everything as JSON.
     """
+    if fv.find_segmentation(source):
+        maps = fv.check_segmentation(source)
+        print(jsons.dumps(maps.to_dict(), indent=2)) if json else _print_maps(maps)
+        sys.exit(0 if maps.sound else 1)
     found = fv.check_data(source, seed=split_seed, val_fraction=val_fraction)
     if json:
         print(jsons.dumps(found.to_dict(), indent=2))
@@ -70,6 +74,23 @@ def _print(found: fv.DataReport) -> None:
             print(f"  and {len(group) - _SHOWN} more: --json lists all")
     if not found.unused:
         print("not used: none")
+
+
+def _print_maps(found: fv.SegmentationReport) -> None:
+    print(printable(f"{found.name}: {found.note}"))
+    in_train = max(1, sum(train for _, train, _ in found.pixels))
+    in_val = max(1, sum(val for _, _, val in found.pixels))
+    for name, train, val in found.pixels:
+        print(printable(f"  {name}: {train / in_train:.2%} of training and {val / in_val:.2%} of validation pixels"))
+    lines = {"bad": [reason for _, reason in found.bad], "label maps of which nothing counts": list(found.ignored)}
+    for reason, names in found.unused:
+        lines[f"not used, {reason}"] = list(names)
+    for kind, group in lines.items():
+        print(f"{kind}: {len(group) or 'none'}")
+        for line in group[:_SHOWN]:
+            print(f"  {printable(line)}")
+        if len(group) > _SHOWN:
+            print(f"  and {len(group) - _SHOWN} more: --json lists all")
 
 
 def _equal(group: Sequence[str]) -> str:

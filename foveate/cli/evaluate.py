@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, open_classifier, open_images
+from foveate.cli.options import DataOptions, open_classifier, open_images, open_label_maps
 from foveate.cli.tables import csv_lines
 from foveate.errors import printable
 from foveate.io import json_text
@@ -40,7 +40,8 @@ def evaluate(
         model: a folder that foveate saved, the folder of a training run (its best model is taken), or with --pretrained
             a timm model or torchvision:NAME.
         data: a folder with train/ and val/, a folder of class folders, Parquet, hf:NAME, torchvision:NAME, or "elpv".
-            Its classes are found among the model's by name; they may be fewer.
+            Its classes are found among the model's by name; they may be fewer. Or images beside label maps, for a
+            segmentation network: the intersection over union of each class.
         part: which images; without a split of its own, "val" is the fifth that "foveate train" does not train on.
         pretrained: with a network's name, use its ImageNet weights.
         image_size: side of the images in pixels; without it the model's own.
@@ -53,7 +54,11 @@ def evaluate(
     csv_lines.check(csv, json=json)
     csv_lines.check(None if confusion is None else str(confusion), json=False, option="--confusion")
     network = open_classifier(model, pretrained=pretrained)
-    opened = open_images(data, images or DataOptions(), min_classes=1)
+    maps = fv.find_segmentation(data)
+    if maps and confusion is not None:
+        raise fv.FoveateError("--confusion is for classification, and this data has label maps: take --csv")
+    options = images or DataOptions()
+    opened = open_label_maps(data, options) if maps else open_images(data, options, min_classes=1)
     found = fv.evaluate(
         network,
         opened,
@@ -69,28 +74,36 @@ def evaluate(
     if csv is not None:
         csv_lines.write_csv(rows, csv)
     if json:
-        print(json_text({"data": opened.name, "part": part, "images": len(found.labels), **found.to_dict()}))
+        count = len(found.counts if maps else found.labels)
+        print(json_text({"data": opened.name, "part": part, "images": count, **found.to_dict()}))
+    elif csv != "-" and maps:
+        print(printable(f"{opened.name}, {part}: {len(found.counts)} images, {found.headline}, loss {found.loss:.4f}"))
+        _table(rows, ("class", "images", "iou", "recall", "precision"))
     elif csv != "-":
         _print(found, rows, opened.name, part)
 
 
-def _print(found: fv.Evaluation, rows: list[dict[str, Any]], name: str, part: str) -> None:
+def _table(rows: list[dict[str, Any]], headings: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for row in rows:
+        numbers = ["-" if row[key] is None else f"{row[key]:.3f}" for key in headings[2:]]
+        table.add_row(escape(printable(row["class"])), str(row["images"]), *numbers)
+    Console().print(table)
+
+
+def _print(found: fv.Evaluation, rows: list[dict[str, Any]], name: str, part: str) -> None:
     present = [row for row in rows if row["images"]]
     shown = present if len(present) <= _ALL else sorted(present, key=lambda row: row["f1"])[:_WORST]
-    table = Table(box=None, pad_edge=False)
-    for heading in ("class", "images", "recall", "precision", "f1"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    for row in shown:
-        numbers = [f"{row[key]:.3f}" for key in ("recall", "precision", "f1")]
-        table.add_row(escape(printable(row["class"])), str(row["images"]), *numbers)
     five = min(5, found.probabilities.shape[1])
     print(printable(f"{name}, {part}: {len(found.labels)} images, {len(rows)} classes of the model"))
     print(f"top-1 {found.top1:.2%}, top-{five} {found.top5:.2%}, loss {found.loss:.4f}, macro F1 {found.macro_f1:.4f}")
-    Console().print(table)
+    _table(shown, ("class", "images", "recall", "precision", "f1"))
     if len(shown) < len(present):
         print(f"the {_WORST} of {len(present)} classes with the lowest F1; --csv FILE writes all")
     elif len(present) < len(rows):

@@ -22,6 +22,7 @@ __all__ = [
     "is_folder",
     "open_classifier",
     "open_images",
+    "open_label_maps",
     "open_network",
     "open_network_or_file",
     "say",
@@ -142,6 +143,21 @@ def open_classifier(model: str, *, pretrained: bool) -> Any:
             "predict nothing: add --pretrained for its ImageNet weights"
         )
     return open_network(ModelOptions(model, pretrained=True))
+
+
+def open_label_maps(source: str, options: DataOptions) -> Any:
+    """The data set of images with label maps, with what there is to say about it."""
+    if options.allow_empty or options.on_bad_image != "stop":
+        raise FoveateError("--allow-empty and --on-bad-image are for classification, and this data has label maps")
+    data = fv.open_segmentation(source, seed=options.split_seed, val_fraction=options.val_fraction, limit=options.limit)
+    counts = f"{len(data.train)} training and {len(data.val)} validation images with label maps"
+    say(f"{data.name}: {counts}, {len(data.classes)} classes")
+    for words in (data.note, data.licence):
+        if words:
+            say(words)
+    for reason, names in data.unused:
+        say(f"not used: {len(names)} files {reason}, such as {names[0]}")
+    return data
 
 
 def open_images(source: str, options: DataOptions, min_classes: int = 2) -> Any:

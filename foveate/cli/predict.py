@@ -42,7 +42,8 @@ def predict(
         model: a folder that foveate saved, the folder of a training run (its best model is taken), or with --pretrained
             a timm model or torchvision:NAME.
         images: image files, folders (the images in them and below), or patterns in quotes such as "dogs/*.jpg".
-        output: write a row for each image, with the probability of every class, to this CSV file; "-" prints it.
+        output: write a row for each image, with the probability of every class, to this CSV file; "-" prints it. With a
+            segmentation network a folder: it gets a PNG for each image, whose numbers are the classes.
         json: print a line of JSON for each image.
         top: how many classes are shown of each image on the terminal and as JSON.
         copy_to: copy each image into a folder of its predicted class in this folder; nothing is overwritten.
@@ -67,6 +68,10 @@ def predict(
         progress=(to_file and not json) or not sys.stdout.isatty(),  # a bar and lines would mix
     )
 
+    if isinstance(found, fv.Masks):
+        _write_masks(found, output, json=json, copy_to=copy_to)
+        return
+
     def show(one: fv.Prediction) -> None:
         print(json_format.dumps(one.to_dict()) if json else one)
 
@@ -79,6 +84,23 @@ def predict(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     _report(found, count, [str(place) for place in (output if to_file else None, copy_to) if place])
+
+
+def _write_masks(found: fv.Masks, output: str | None, *, json: bool, copy_to: Path | None) -> None:
+    """Of a segmentation network: PNG files in the output folder, or a line for each image."""
+    if copy_to is not None:
+        raise fv.FoveateError("--copy-to is for classes of images, and this network has classes of pixels")
+    if output is None:
+        for mask in found:
+            print(json_format.dumps({"path": mask.name, "shares": mask.shares}) if json else mask)
+    elif output == "-" or Path(output).suffix:
+        raise fv.FoveateError(f"--output {output}: this network gives a picture for each image: name a folder for them")
+    else:
+        say(f"{len(found.write(output))} masks written to {output}")
+    for name, reason in found.bad[:_SHOWN]:
+        say(f"not predicted: {reason if name in reason else f'{name}: {reason}'}")
+    if len(found.bad) > _SHOWN:
+        say(f"not predicted: {len(found.bad) - _SHOWN} more")
 
 
 def _report(found: fv.Predictions, count: int, written: list[str]) -> None:

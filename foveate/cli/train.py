@@ -8,12 +8,12 @@ import operator
 import os
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, ModelOptions, open_images, open_network
+from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_label_maps, open_network, say
 from foveate.cli.process.stopping import after_train, when_stopped
 from foveate.errors import printable
 
@@ -69,6 +69,17 @@ def chosen_recipe(source: str | None, options: Any) -> fv.Recipe:
     return fv.open_recipe(source, **given) if source is not None else fv.Recipe(**given)
 
 
+def _segmenter(network: Any, head: str, output_stride: int, classes: tuple[str, ...], image_size: int | None) -> Any:
+    """The segmentation network that the options name, with the plan."""
+    if is_folder(network.model):
+        return open_network(network, image_size)
+    given: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+    model = fv.create_segmenter(network.model, head, classes=classes, pretrained=network.pretrained, **given)
+    if network.plan is not None:
+        fv.insert(model, network.plan, start=network.start, input_size=image_size)
+    return model
+
+
 def train(
     data: str,
     *,
@@ -76,6 +87,9 @@ def train(
     network: ModelOptions | None = None,
     images: DataOptions | None = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
+    task: Literal["classify", "segment"] | None = None,
+    head: str = "lraspp",
+    output_stride: int = 32,
     output: Path = Path("runs/train"),
     resume: bool = False,
     cache_folder: Path | None = None,
@@ -91,7 +105,10 @@ def train(
 
     Args:
         data: a folder with train/ and val/, a folder of class folders, Parquet, tar files, hf:NAME, torchvision:NAME,
-            or "elpv".
+            or "elpv"; or a folder of images/ beside annotations/, ADE20K, Pascal VOC or Cityscapes for segmentation.
+        task: "segment" is for the class of each pixel; without it the data decide: images beside label maps are for it.
+        head: of a segmentation network: "lraspp" (compact), "upernet" or "danet", with options.
+        output_stride: of its trunk, 8, 16 or 32: pixels of the image for one of the coarsest map.
         recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
         output: folder for checkpoints, summary.csv and the trained model (last/, model_best/).
         resume: go on with the run that the output folder holds.
@@ -106,8 +123,16 @@ def train(
 
     chosen.check()
     torch.manual_seed(chosen.seed)  # random weights are the seed's, too
-    model = open_network(network, chosen.image_size)  # a slip in a name is found before a large data set is scanned
-    opened = open_images(data, images or DataOptions())
+    if (task or ("segment" if fv.find_segmentation(data) else "classify")) == "segment":
+        say(
+            "training for segmentation, the class of each pixel"
+            + ("" if task else ": the data are label maps (--task)")
+        )
+        opened = open_label_maps(data, images or DataOptions())
+        model = _segmenter(network, head, output_stride, opened.classes, chosen.image_size)
+    else:
+        model = open_network(network, chosen.image_size)  # a slip in a name is found before much data is scanned
+        opened = open_images(data, images or DataOptions())
     options: dict[str, Any] = {"tracker": tracker, "timeout_seconds": timeout_seconds}
     if cache_folder is not None:
         options["cache"] = fv.FeatureCache(folder=cache_folder)

@@ -14,7 +14,8 @@ pixels as areas (align_corners=False), not as points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -89,6 +90,8 @@ class DANetDecoder(nn.Module):
     """
 
     levels = 1
+    finest: int | None = None
+    loss_weights: ClassVar[Mapping[str, float]] = {"out": 1.0, "position": 1.0, "channel": 1.0}
 
     def __init__(
         self,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.dense.danet import DANetDecoder
+from foveate.dense.lraspp import LRASPPDecoder
 from foveate.dense.taps import find_taps
 from foveate.dense.upernet import UperNetDecoder
 from foveate.errors import FoveateError, first_line, near
@@ -16,7 +17,11 @@ from foveate.spec import Spec
 
 __all__ = ["HEADS", "Segmenter"]
 
-HEADS: dict[str, type[DANetDecoder] | type[UperNetDecoder]] = {"danet": DANetDecoder, "upernet": UperNetDecoder}
+HEADS: dict[str, type[DANetDecoder] | type[LRASPPDecoder] | type[UperNetDecoder]] = {
+    "danet": DANetDecoder,
+    "lraspp": LRASPPDecoder,
+    "upernet": UperNetDecoder,
+}
 
 
 class Segmenter(nn.Module):
@@ -26,15 +31,19 @@ class Segmenter(nn.Module):
         backbone: a timm network with feature maps of strides 4, 8, 16, 32, dilated (``output_stride=8``) or not, or a
             column of equal blocks, such as ``patchconvnet_s60``; made with ``features_only=True`` or whole. It may
             carry a plan of attention already. Of a whole one the classifier stays, unused.
-        head: ``danet`` or ``upernet``, with options: ``"danet(form='farthest')"``.
+        head: ``danet``, ``lraspp`` or ``upernet``, with options: ``"danet(form='farthest')"``.
         classes: K.
         taps: the feature maps that the head reads, as indices in the backbone's own list; ``upernet`` reads four,
-            ``danet`` one. Without them the last ones; of a column, those after a third, a half, two thirds and all of
-            its blocks.
+            ``lraspp`` two, ``danet`` one. Without them the last ones, and for ``lraspp`` the last and one of stride 8;
+            of a column, those after a third, a half, two thirds and all of its blocks.
 
     Shape:
         x: (B, channels, H, W), any H and W that the backbone takes -> by name (B, K, H, W). ``out`` is the prediction.
         In training mode there are the auxiliary outputs too: ``aux`` of upernet; ``position`` and ``channel`` of danet.
+
+    Attributes:
+        num_classes: K.
+        loss_weights: how much the loss of each output counts in training, by name.
 
     Raises:
         FoveateError: the head, its option, or a feature map does not exist, or the backbone lists none.
@@ -52,7 +61,9 @@ class Segmenter(nn.Module):
         if type(classes) is not int or classes < 1:
             raise FoveateError(f"classes={classes!r}: a segmenter has 1 class or more")
         decoder = HEADS[spec.name]
-        self.taps = find_taps(backbone, decoder.levels, taps)
+        self.taps = find_taps(backbone, decoder.levels, taps, finest=decoder.finest)
+        self.num_classes = classes
+        self.loss_weights: Mapping[str, float] = decoder.loss_weights
         self.backbone = backbone
         self.decoder = _build(spec, self.taps.channels, self.taps.strides, classes)
 

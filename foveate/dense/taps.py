@@ -42,7 +42,9 @@ class Taps:
         return [every[index] for index in self.indices]
 
 
-def find_taps(trunk: nn.Module, levels: int, indices: Sequence[int] | None = None) -> Taps:
+def find_taps(
+    trunk: nn.Module, levels: int, indices: Sequence[int] | None = None, *, finest: int | None = None
+) -> Taps:
     """Choose the feature maps that a head reads.
 
     Args:
@@ -50,6 +52,8 @@ def find_taps(trunk: nn.Module, levels: int, indices: Sequence[int] | None = Non
         levels: how many maps the head reads.
         indices: in the trunk's list of feature maps; negative ones count from its end. Without them the last ones; of
             a column, whose maps all have one size, those after a third, a half, two thirds and all of its blocks.
+
+        finest: without ``indices``, the stride of the finest of two maps, where the trunk has one of it.
 
     Raises:
         FoveateError: the trunk does not list its feature maps, or does not have those asked for.
@@ -73,6 +77,8 @@ def find_taps(trunk: nn.Module, levels: int, indices: Sequence[int] | None = Non
     if indices is None:
         column = levels == 4 < count and len(set(strides)) == 1
         chosen = [count // 3 - 1, count // 2 - 1, count * 2 // 3 - 1, count - 1] if column else range(count)[-levels:]
+        if levels == 2 and finest in strides[:-1]:
+            chosen = [max(at for at, stride in enumerate(strides[:-1]) if stride == finest), count - 1]
     elif not all(type(index) is int and -count <= index < count for index in indices):
         raise FoveateError(f"taps={tuple(indices)}: {kind} has feature maps 0 to {count - 1}")
     else:

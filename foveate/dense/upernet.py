@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -161,6 +162,8 @@ class UperNetDecoder(nn.Module):
     """
 
     levels = 4
+    finest: int | None = None
+    loss_weights: ClassVar[Mapping[str, float]] = {"out": 1.0, "aux": 0.4}
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ KEPT_OPTIONS = (
     *("drop_path_rate", "drop_rate", "features_only", "global_pool", "out_indices", "output_stride"),
     *("combine", "heads", "init_values", "join", "norm", "project", "regularise"),  # of our own networks
     *("score", "second_pool", "stem", "tokens", "trunk_dropout"),
+    *("head", "taps"),  # of a segmenter
 )
 _SIZES = ("num_classes", "in_chans")
 
@@ -30,8 +31,8 @@ class Origin:
     """How a network was made.
 
     Args:
-        library: ``timm`` or ``torchvision``.
-        name: the library's own.
+        library: ``timm``, ``torchvision``, or ``segmenter``: one on a trunk of timm's.
+        name: the library's own; of a segmenter that of its trunk.
         num_classes: classes of the classifier as it now is.
         in_chans: channels of the images.
         options: further options of the library, as far as they are among ``KEPT_OPTIONS``.
@@ -158,7 +159,7 @@ def origin_of(model: nn.Module) -> Origin | None:
     # Without inserted attention, which stands under a name of its own.
     own = [module for path, module in model.named_modules() if "foveate" not in path]
     in_chans = channels_of(model)
-    if library == "timm":
+    if library != "torchvision":
         return Origin(library, name, int(getattr(model, "num_classes", 0)), in_chans, options)
     # A head in the classifier's place states its classes as a Linear does.
     ends = (getattr(module, "out_features", getattr(module, "out_channels", None)) for module in reversed(own))

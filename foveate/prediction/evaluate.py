@@ -5,30 +5,55 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from torch import Tensor
 
 from foveate.classifier_protocol import Classifier, batched_logits
 from foveate.data.opening import open_data
+from foveate.data.segmentation import SegmentationData, SegmentationSplit, find_segmentation, open_segmentation
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
 from foveate.images import Preprocess
 from foveate.networks.class_names import output_positions, to_outputs
-from foveate.prediction.opening import AnyModel, device_of, open_classifier
+from foveate.prediction.opening import AnyModel, device_of, open_classifier, open_model
+from foveate.prediction.segmentation import evaluate_segmenter
 from foveate.progress import ProgressBar
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import images_in, of_whole
 from foveate.training.metrics import Evaluation, collect_scores, measure
+from foveate.training.tasks.choose import AnyData
+from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation
 
 __all__ = ["evaluate"]
 
 _PARTS = ("val", "train", "all")
 
 
+class _Options(TypedDict, total=False):
+    part: Literal["val", "train", "all"]
+    preprocess: Preprocess | None
+    image_size: int | None
+    batch_size: int
+    workers: int
+    progress: bool
+
+
+@overload
+def evaluate(
+    model: AnyModel, data: SegmentationData | SegmentationSplit, **options: Unpack[_Options]
+) -> SegmentationEvaluation: ...
+
+
+@overload
+def evaluate(
+    model: AnyModel, data: Split | ImageData | str | os.PathLike[str], **options: Unpack[_Options]
+) -> Evaluation: ...
+
+
 def evaluate(
     model: AnyModel,
-    data: Split | ImageData | str | os.PathLike[str],
+    data: Split | AnyData | SegmentationSplit,
     *,
     part: Literal["val", "train", "all"] = "val",
     preprocess: Preprocess | None = None,
@@ -36,8 +61,10 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     progress: bool = False,
-) -> Evaluation:
+) -> Any:  # as the overloads say; a folder may hold either kind of data
     """Measure a classifier on images, in eval mode, on the device where it is. The model is left as found.
+
+    A segmentation network is measured on images with label maps, at the label maps' own size.
 
     Args:
         model: a network; a folder that ``save`` or ``fit`` wrote; or an object of the protocol of
@@ -66,6 +93,14 @@ def evaluate(
         raise FoveateError(f"part {part!r}: {near(str(part), _PARTS)}")
     if batch_size < 1:
         raise FoveateError(f"batch_size={batch_size}: must be at least 1")
+    if isinstance(data, SegmentationData | SegmentationSplit) or find_segmentation(data):
+        if preprocess is not None:
+            raise FoveateError("preprocess= is for classifiers: a segmentation network takes image_size=")
+        given = data if isinstance(data, SegmentationSplit) else open_segmentation(data)  # type: ignore[arg-type]  # a path
+        sizes = {"batch_size": batch_size, "workers": workers}
+        return evaluate_segmenter(
+            open_model(model), given, part=part, image_size=image_size, progress=progress, **sizes
+        )
     split = data if isinstance(data, Split) else _part(open_data(data, min_classes=1), part)
     if not len(split):
         raise FoveateError(f"the split {split.name!r} has no image to evaluate")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from foveate.classifier_protocol import Classifier
+from foveate.dense import Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.format import format_names
 from foveate.exporters.opened import is_exported, open_exported
@@ -17,7 +18,7 @@ from foveate.prediction.network import NetworkClassifier
 from foveate.surgery.saving.checkpoint import load
 from foveate.surgery.saving.weights_file import WEIGHTS
 
-__all__ = ["AnyModel", "device_of", "open_classifier"]
+__all__ = ["AnyModel", "device_of", "open_classifier", "open_model"]
 
 AnyModel = nn.Module | Classifier | str | os.PathLike[str]
 _OF_A_RUN = ("model_best", "last")  # what a training run keeps, the better first
@@ -37,8 +38,12 @@ def open_classifier(
     Raises:
         FoveateError: there is no model at this path, it is something else, or an option does not fit it.
     """
-    if isinstance(model, str | os.PathLike):
-        model = _open_path(Path(model))
+    model = open_model(model)
+    if isinstance(model, Segmenter):
+        raise FoveateError(
+            "this is a segmentation network, which gives scores for pixels: give it images with label maps, or a "
+            "classifier of images"
+        )
     if isinstance(model, nn.Module):
         return NetworkClassifier(model, preprocess, image_size)
     if not isinstance(model, Classifier):
@@ -53,6 +58,15 @@ def open_classifier(
             f"takes images of {height}x{width} pixels, prepared in its own way; leave it out"
         )
     return model
+
+
+def open_model(model: AnyModel) -> nn.Module | Classifier:
+    """What a path leads to, or the model itself.
+
+    Raises:
+        FoveateError: there is no model at this path.
+    """
+    return _open_path(Path(model)) if isinstance(model, str | os.PathLike) else model
 
 
 def _open_path(path: Path) -> nn.Module | Classifier:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from foveate.classifier_protocol import batched_logits
+from foveate.dense import Segmenter
 from foveate.errors import FoveateError
 from foveate.prediction.decoding import decoded
 from foveate.prediction.inputs import Images, Inputs, Item
-from foveate.prediction.opening import AnyModel, device_of, open_classifier
+from foveate.prediction.opening import AnyModel, device_of, open_classifier, open_model
 from foveate.prediction.result import Prediction, Predictions
+from foveate.prediction.segmentation import Masks, predict_masks
 from foveate.progress import ProgressBar
 from foveate.scores import top_classes
 from foveate.training.input.loaders import normalised
@@ -22,6 +25,25 @@ from foveate.training.input.loaders import normalised
 __all__ = ["predict"]
 
 Named = tuple[str, Path | None]  # an image's name, and its file
+
+
+class _Options(TypedDict, total=False):
+    top: int
+    image_size: int | None
+    batch_size: int
+    threads: int | None
+    strict: bool
+    progress: bool
+
+
+@overload
+def predict(  # type: ignore[overload-overlap]  # a Segmenter is a network, too, of which this is the rule
+    model: Segmenter, images: Images, **options: Unpack[_Options]
+) -> Masks: ...
+
+
+@overload
+def predict(model: AnyModel, images: Images, **options: Unpack[_Options]) -> Predictions: ...
 
 
 def predict(
@@ -34,8 +56,10 @@ def predict(
     threads: int | None = None,
     strict: bool = False,
     progress: bool = False,
-) -> Predictions:
-    """Say of which class images are. Nothing is computed before the result is read.
+) -> Any:  # as the overloads say; a folder may hold either kind of network
+    """Say of which class images are, or with a segmentation network each of their pixels.
+
+    Nothing is computed before the result is read.
 
     Images are decoded on threads, a batch ahead of the network, and neither pictures nor results pile up: a hundred
     thousand images take the memory of a few batches. The model is left as found, between any two predictions.
@@ -55,7 +79,8 @@ def predict(
         progress: show a bar.
 
     Returns:
-        The predictions, in the order of the images: iterate, or ``.to_csv("predictions.csv")``.
+        The predictions, in the order of the images: iterate, or ``.to_csv("predictions.csv")``. Of a segmentation
+        network the masks: iterate, or ``.write("masks/")``; ``top``, ``batch_size`` and ``threads`` then mean nothing.
 
     Raises:
         FoveateError: there is no such model or image, the images are something else, or an option is out of range.
@@ -63,6 +88,9 @@ def predict(
     for name, value in (("top", top), ("batch_size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
             raise FoveateError(f"{name}={value}: must be at least 1")
+    model = open_model(model)
+    if isinstance(model, Segmenter):
+        return predict_masks(model, images, image_size=image_size, strict=strict, progress=progress)
     inputs = Inputs(images)
     classifier = open_classifier(model, image_size=image_size)
     bad: list[tuple[str, str]] = []

@@ -6,12 +6,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import torch
 from torch import nn
 
-from foveate.data.opening import open_data
 from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
@@ -25,19 +24,48 @@ from foveate.training.recipes.optimiser_name import check_optimiser
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import memory_advice, restored_afterwards, synchronised
 from foveate.training.run_folder import RunFolder
-from foveate.training.tasks.classification import Classification
+from foveate.training.tasks.choose import AnyData, open_for_task
+from foveate.training.tasks.task import Data
 
 if TYPE_CHECKING:
+    from foveate.data.segmentation import SegmentationData
     from foveate.data.split import ImageData
+    from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation
 
 __all__ = ["Fit", "fit"]
 
 logger = logging.getLogger("foveate")
 
 
+class _Options(TypedDict, total=False):
+    output: str | os.PathLike[str] | None
+    resume: bool
+    until_epoch: int | None
+    progress: bool
+    cache: FeatureCache | None
+    teacher: nn.Module | None
+    tracker: Any  # of Accelerate's, or its name
+    timeout_seconds: float
+
+
+@overload
+def fit(
+    model: nn.Module, data: SegmentationData, recipe: Recipe | None = None, **options: Unpack[_Options]
+) -> Fit[SegmentationEvaluation]: ...
+
+
+@overload
 def fit(
     model: nn.Module,
     data: ImageData | str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    **options: Unpack[_Options],
+) -> Fit: ...
+
+
+def fit(
+    model: nn.Module,
+    data: AnyData,
     recipe: Recipe | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
@@ -48,8 +76,8 @@ def fit(
     teacher: nn.Module | None = None,
     tracker: Any = None,
     timeout_seconds: float = 600,
-) -> Fit:
-    """Train a classifier, in place.
+) -> Fit[Any]:
+    """Train a network, in place: a classifier, or a segmentation network where the data are images with label maps.
 
     A classifier of other classes than the data is replaced, unless the recipe's ``classifier`` says otherwise; where
     the model carries class names, classes are told apart by name. ``model.pretrained_cfg`` then says how
@@ -60,8 +88,10 @@ def fit(
     every process, with the mean gradient over all of them.
 
     Args:
-        model: a classifier of RGB or grey images, with or without inserted attention.
-        data: from ``open_data``, or what it opens.
+        model: a classifier of RGB or grey images, or a network of ``create_segmenter``; with or without inserted
+            attention.
+        data: from ``open_data`` or ``open_segmentation``, or what they open: a folder of images beside label maps is
+            for segmentation.
         recipe: how to train; without it, the defaults.
         output: a folder for checkpoints and results, in timm's layout; without it nothing is written.
         resume: go on with the run that ``output`` holds, to the same weights, bit for bit on a CPU, as without the
@@ -97,23 +127,24 @@ def fit(
     ):
         ready = bar.task("getting ready")
         check_optimiser(recipe.optimiser)
-        data, task = open_data(data), Classification()
-        _require_images(data)
+        opened, task = open_for_task(data)
+        task.check(recipe, teacher is not None or bool(recipe.teacher))
+        _require_images(opened)
         folder = RunFolder(output, resume=resume, writes=rank == 0) if output is not None else None
         options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
         with accelerated(recipe.amp, **options) as accelerator, restored_afterwards(model, accelerator.device):
             group = ProcessGroup(accelerator)
             context = RunContext(recipe, group, bar, FeatureCache() if cache is None else cache, folder, until_epoch)
             _announce(context)
-            preprocess = task.adapt(model, data, recipe, bar.line)
+            preprocess = task.adapt(model, opened, recipe, bar.line)
             group.broadcast([model])
-            pipeline = task.pipeline(model, data, preprocess, context)
+            pipeline = task.pipeline(model, opened, preprocess, context)
             with (
                 freeze_parameters(model, pipeline.frozen),
-                open_teacher(teacher, recipe, preprocess, data.classes, accelerator.device) as opened_teacher,
+                open_teacher(teacher, recipe, preprocess, opened.classes, accelerator.device) as opened_teacher,
                 _synchronised(model, context),
             ):
-                run = Run(model, data, pipeline, task, context, opened_teacher)
+                run = Run(model, opened, pipeline, task, context, opened_teacher)
                 bar.end(ready)
                 with _tracked(accelerator, tracker, run.described):
                     found = run.run()
@@ -122,7 +153,7 @@ def fit(
     return found
 
 
-def _require_images(data: ImageData) -> None:
+def _require_images(data: Data) -> None:
     for split, least in ((data.train, 2), (data.val, 1)):
         if len(split) < least:
             raise FoveateError(

@@ -59,13 +59,14 @@ def _trace(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
     return events
 
 
-def find_frozen(model: nn.Module, freeze: str, images: Tensor) -> Frozen:
+def find_frozen(model: nn.Module, freeze: str, images: Tensor, *, head: tuple[str, ...] = ()) -> Frozen:
     """What a recipe's ``freeze`` means in a network.
 
     Args:
         model: left as found.
         freeze: "", "trunk" or a module's dotted name, as in ``Recipe``.
         images: (B, 3, H, W), to run the network once in eval mode.
+        head: dotted names of what "trunk" does not freeze; without them the classifier.
 
     Raises:
         FoveateError: no such module, it does not run exactly once, nothing would be left to train, or an attention
@@ -73,7 +74,7 @@ def find_frozen(model: nn.Module, freeze: str, images: Tensor) -> Frozen:
     """
     if not freeze:
         return Frozen()
-    heads = classifier_of(model) if freeze == "trunk" else ()
+    heads = (head or classifier_of(model)) if freeze == "trunk" else ()
     modules = dict(model.named_modules())
     if not heads and freeze not in modules:
         raise FoveateError(f"freeze={freeze!r}: no such module; {near(freeze, ['trunk', *filter(None, modules)])}")

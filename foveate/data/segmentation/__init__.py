@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from foveate.data.segmentation.check import SegmentationReport, check_segmentation
 from foveate.data.segmentation.opening import find_segmentation, open_segmentation
 from foveate.data.segmentation.split import IGNORE, SegmentationData, SegmentationSplit
 
-__all__ = ["IGNORE", "SegmentationData", "SegmentationSplit", "find_segmentation", "open_segmentation"]
+__all__ = [
+    "IGNORE",
+    "SegmentationData",
+    "SegmentationReport",
+    "SegmentationSplit",
+    "check_segmentation",
+    "find_segmentation",
+    "open_segmentation",
+]

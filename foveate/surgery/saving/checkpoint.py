@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate import __version__
+from foveate.dense.create import create_segmenter
 from foveate.errors import FoveateError
 from foveate.html import html_text
 from foveate.io import JsonObject
@@ -241,7 +242,7 @@ def _rebuild(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor])
     library, name, classes, channels, options = (
         config.get(key) for key in ("library", "architecture", "num_classes", "in_chans", "options")
     )
-    if library not in ("timm", "torchvision") or not isinstance(name, str):
+    if library not in ("timm", "torchvision", "segmenter") or not isinstance(name, str):
         raise FoveateError(f"{path}: {name} is not rebuilt by a name of timm or torchvision alone: {_ADVICE}")
     sizes = {side for tensor in state.values() for side in tensor.shape[:2]}
     # A first layer may take squares of pixels that were put into channels.
@@ -250,6 +251,10 @@ def _rebuild(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor])
     if classes not in (None, 0, *sizes) or not is_plain(options):
         raise FoveateError(f"{path}: {classes} classes, {channels} channels, options {options}: {_ADVICE}")
     with torch.random.fork_rng(devices=[]):
+        if library == "segmenter":
+            given = dict(options or {})
+            head, taps = str(given.pop("head", "")), given.pop("taps", None)
+            return create_segmenter(name, head, classes=classes or 0, in_chans=channels, taps=taps, **given)
         prefix = "torchvision:" if library == "torchvision" else ""
         return create_model(prefix + name, num_classes=classes, in_chans=channels, **dict(options or {}))
 

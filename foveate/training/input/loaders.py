@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from foveate.data.split import Split
     from foveate.training.input.image_cache import Decoded
 
-__all__ = ["Augment", "Batches", "Held", "Source", "Streamed", "at_least", "normalised", "pixels_of"]
+__all__ = ["Augment", "Batches", "Held", "Source", "Streamed", "at_least", "load_batches", "normalised", "pixels_of"]
 
 _HUNG_SECONDS = 600
 
@@ -129,24 +129,41 @@ class Streamed:
         Raises:
             FoveateError: an image cannot be read (its file is named), or a worker process died.
         """
-        loader: DataLoader[Any] = DataLoader(
-            self.images,
-            batch_sampler=order,
-            num_workers=self.workers,
-            collate_fn=_collate,
-            timeout=_HUNG_SECONDS if self.workers else 0,
-            generator=torch.Generator(),  # else the loader draws from the caller's random numbers
-        )
-        try:
-            for batch in loader:
-                if isinstance(batch, FoveateError):
-                    raise batch
-                yield batch
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            reason = str(error).splitlines()[0]
-            raise FoveateError(f"a process that loads images failed ({reason}): try workers=0") from error
+        return load_batches(self.images, order, self.workers, _collate)
+
+
+def load_batches(
+    images: Dataset[Any], order: Iterable[list[Where]], workers: int, collate: Callable[[list[Any]], Any]
+) -> Iterator[Batch]:
+    """Batches in an order, loaded by worker processes when there are any.
+
+    Args:
+        images: gives an item for (epoch, index), or a FoveateError as a value.
+        order: iterates over lists of (epoch, index).
+        workers: processes; 0 loads in this one.
+        collate: makes a batch of items, or gives the error among them.
+
+    Raises:
+        FoveateError: one of the items is an error, or a worker process died.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        images,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        timeout=_HUNG_SECONDS if workers else 0,
+        generator=torch.Generator(),  # else the loader draws from the caller's random numbers
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, FoveateError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise FoveateError(f"a process that loads images failed ({reason}): try workers=0") from error
 
 
 class _Images(Dataset[Any]):

@@ -19,7 +19,7 @@ __all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "Recipe
 SCHEDULES = ("cosine", "constant", "step")
 AUGMENTATIONS = ("none", "flip", "standard", "randaugment")
 AMP = ("no", "bf16", "fp16")
-LOSSES = ("cross_entropy", "bce")
+LOSSES = ("cross_entropy", "bce", "dice", "cross_entropy+dice")
 CLASSIFIERS = ("by name", "keep", "new")
 
 _CHOICES = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "amp": AMP, "loss": LOSSES, "classifier": CLASSIFIERS}
@@ -71,16 +71,18 @@ class Recipe:
         weight_decay: on weights only; biases and the parameters of norms have none.
         momentum: for the optimisers that have one.
         loss: "cross_entropy", or "bce": binary cross-entropy for each class, where every class that makes up more than
-            0.2 of a mixed image counts as present.
+            0.2 of a mixed image counts as present. For segmentation "cross_entropy", "dice" or "cross_entropy+dice".
         label_smoothing: the share of the target that is spread over all classes, 0 to 1.
         augmentation: "none"; "flip" (left to right); "standard" (a random crop of 8% to 100% of the area, resized, and
-            flip); "randaugment" ("standard", then random operations of RandAugment).
+            flip); "randaugment" ("standard", then random operations of RandAugment). For segmentation "standard" is a
+            random scale of 0.5 to 2, a random crop and flip, and there is no "randaugment".
         randaugment_operations: how many operations RandAugment does to an image.
         randaugment_magnitude: how strong they are, 0 to 30.
         mixup: mix each image with another of its batch, in shares drawn from Beta(mixup, mixup); 0 does not.
         cutmix: paste a box of another image of the batch, its area drawn from Beta(cutmix, cutmix); 0 does not. With
             both, one of the two is drawn for each batch.
-        image_size: height and width in pixels; None is the model's own.
+        image_size: height and width in pixels; None is the model's own. For segmentation the shorter side, and the side
+            of a random crop.
         batch_size: images that a process computes at a time. A step trains on ``batch_size`` x ``accumulate`` x
             processes.
         accumulate: how many batches' gradients are averaged before a step.

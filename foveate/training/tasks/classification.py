@@ -33,10 +33,17 @@ class Classification:
     )
     best = "eval_top1"
 
+    def check(self, recipe: Recipe, has_teacher: bool) -> None:  # noqa: ARG002 - of the interface: any may teach
+        """Refuse what is for segmentation.
+
+        Raises:
+            FoveateError: the loss is one of pixels.
+        """
+        if "dice" in recipe.loss:
+            raise FoveateError(f"loss={recipe.loss!r} is for segmentation: take loss='cross_entropy' or 'bce'")
+
     def adapt(self, model: nn.Module, data: ImageData, recipe: Recipe, say: Callable[[str], None]) -> Preprocess:
         """Give the model the data's classes; see ``foveate.training.classifier.adapt``."""
-        if recipe.loss == "dice":
-            raise FoveateError("loss='dice' is for segmentation: take loss='cross_entropy' or 'bce'")
         return adapt(model, data.classes, recipe, say)
 
     def head(self, model: nn.Module) -> tuple[str, ...]:

@@ -94,6 +94,9 @@ class Task(Protocol):
     columns: tuple[str, ...]
     best: str
 
+    def check(self, recipe: Recipe, has_teacher: bool) -> None:
+        """Refuse what does not go with the task."""
+
     def adapt(self, model: nn.Module, data: Any, recipe: Recipe, say: Callable[[str], None]) -> Preprocess:
         """Make a model ready for the data, in place.
 

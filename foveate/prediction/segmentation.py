@@ -1,0 +1,246 @@
+"""Segmentation networks: a class for every pixel of an image, and how good they are where the classes are known."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from foveate.data.segmentation import SegmentationData, SegmentationSplit
+from foveate.errors import FoveateError, printable
+from foveate.images import Preprocess
+from foveate.io import write_atomically
+from foveate.model_info import device_and_dtype
+from foveate.networks.class_names import stored_names
+from foveate.prediction.inputs import Images, Inputs
+from foveate.preserve import preserve_state
+from foveate.progress import ProgressBar
+from foveate.training.input.loaders import normalised
+from foveate.training.input.sampler import images_in
+from foveate.training.input.segmentation import MapLoader, resized
+from foveate.training.tasks.segmentation_loss import pixel_scores
+from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation, collect_counts, measure_counts
+
+__all__ = ["Mask", "Masks", "evaluate_segmenter", "palette", "predict_masks"]
+
+_GOLDEN = 0.618033988749895  # steps of the hue by it come nowhere near an earlier one
+
+
+def palette(classes: int) -> list[int]:
+    """Red, green and blue of each class, 0 to 255, in a row: far apart for classes that follow each other."""
+    rows = ((n * _GOLDEN % 1, 0.9 - 0.35 * (n // 7 % 2), 1 - 0.3 * (n // 14 % 3)) for n in range(classes))
+    colours = [colorsys.hsv_to_rgb(*row) for row in rows]
+    return [round(255 * value) for colour in colours for value in colour]
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """What a segmentation network says of one image.
+
+    Args:
+        name: the image's path, its name in the data set, or "image N".
+        classes: (H, W) uint8, the class of each pixel of the image.
+        labels: a name for each class.
+        path: the image's file, where it has one of its own.
+    """
+
+    name: str
+    classes: Tensor = field(repr=False)
+    labels: tuple[str, ...] = field(repr=False)
+    path: Path | None = field(default=None, repr=False)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the pixels of each class that is there, the largest first."""
+        counts = self.classes.flatten().long().bincount(minlength=len(self.labels)).tolist()
+        found = {label: count / self.classes.numel() for label, count in zip(self.labels, counts, strict=True) if count}
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def __str__(self) -> str:
+        return printable(f"{self.name}: {', '.join(f'{label} {share:.1%}' for label, share in self.shares.items())}")
+
+    def picture(self) -> Image.Image:
+        """A palette picture whose numbers are the classes."""
+        picture = Image.fromarray(np.asarray(self.classes))
+        picture.putpalette(palette(len(self.labels)))
+        return picture
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture as PNG.
+
+        Raises:
+            FoveateError: the name ends in something else, or the file cannot be written.
+        """
+        place = Path(path)
+        if place.suffix.lower() != ".png":
+            raise FoveateError(f"{place}: a mask is written as .png, which keeps its numbers")
+        write_atomically(place, lambda file: self.picture().save(file, "PNG"))
+        return place
+
+
+class Masks:
+    """Masks in the order of the images, computed as they are read, once.
+
+    Args:
+        stream: computes them.
+        bad: (name, reason) of the images that could not be predicted so far; the stream adds to it.
+        folders: where the images come from.
+    """
+
+    def __init__(self, stream: Iterator[Mask], bad: list[tuple[str, str]], folders: list[Path]) -> None:
+        self._stream, self._bad, self._folders = stream, bad, folders
+
+    @property
+    def bad(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of each image that could not be predicted, so far."""
+        return tuple(self._bad)
+
+    def __iter__(self) -> Iterator[Mask]:
+        return self._stream
+
+    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write each mask as a PNG that is called as its image, into a folder.
+
+        An image that lies below a folder that was given keeps its place below the new one; of two images of one name
+        the second one's mask gets a number.
+
+        Returns:
+            The files written.
+
+        Raises:
+            FoveateError: a file cannot be written.
+        """
+        written: list[Path] = []
+        taken: set[Path] = set()
+        for mask in self:
+            first = place = (Path(folder) / self._place(mask)).with_suffix(".png")
+            number = 1
+            while place in taken:
+                number += 1
+                place = first.with_name(f"{first.stem}_{number}.png")
+            taken.add(place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            written.append(mask.save(place))
+        return written
+
+    def _place(self, mask: Mask) -> Path:
+        """Below the folder of all masks."""
+        if mask.path is not None:
+            for folder in self._folders:
+                if folder in mask.path.parents:
+                    return mask.path.relative_to(folder)
+        return Path(Path(mask.name).name or "image")
+
+
+def predict_masks(
+    network: nn.Module,
+    images: Images,
+    *,
+    image_size: int | None = None,
+    strict: bool = False,
+    progress: bool = False,
+) -> Masks:
+    """Say of which class each pixel of images is. Nothing is computed before the result is read.
+
+    Args:
+        network: for segmentation, used in evaluation mode on the device where it is.
+        images: as ``predict`` takes them.
+        image_size: the shorter side of what the network sees, in pixels, instead of the model's own. A mask has the
+            size of its image.
+        strict: stop at the first image that cannot be read. Without it such images are listed in ``bad``.
+        progress: show a bar.
+
+    Returns:
+        The masks, in the order of the images: iterate, or ``.write("masks/")``.
+
+    Raises:
+        FoveateError: there is no such image, or the network gives no scores for pixels.
+    """
+    inputs = Inputs(images)
+    bad: list[tuple[str, str]] = []
+    preprocess = _preprocess(network, image_size)
+
+    def stream() -> Iterator[Mask]:
+        with ProgressBar(progress) as bar:
+            task = bar.task("predicting", inputs.count() if progress else None)
+            for item in inputs:
+                try:
+                    mask = Mask(item.name, *_classes(network, item.load(), preprocess), item.path)
+                except FoveateError as error:
+                    if strict:
+                        raise
+                    bad.append((item.name, str(error)))
+                else:
+                    yield mask
+                bar.advance(task, 1)
+
+    return Masks(stream(), bad, inputs.folders)
+
+
+def _classes(network: nn.Module, image: Image.Image, preprocess: Preprocess) -> tuple[Tensor, tuple[str, ...]]:
+    device, dtype = device_and_dtype(network)
+    with preserve_state(network, evaluation=True, no_grad=True):
+        pixels = normalised(resized(image, preprocess)[None], preprocess, device).to(dtype)
+        scores = pixel_scores(network(pixels)).float()
+        whole = F.interpolate(scores, (image.height, image.width), mode="bilinear", align_corners=False)
+    if not whole.isfinite().all():
+        raise FoveateError("the model's scores are NaN or infinite")
+    names = stored_names(network, scores.shape[1]) or tuple(map(str, range(scores.shape[1])))
+    return whole[0].argmax(0).to(torch.uint8).cpu(), names
+
+
+def _preprocess(network: nn.Module, image_size: int | None) -> Preprocess:
+    own = Preprocess.of(network, image_size)
+    shorter = min(own.size)
+    return Preprocess((shorter, shorter), own.mean, own.std, own.interpolation)
+
+
+def evaluate_segmenter(
+    network: object,
+    data: SegmentationData | SegmentationSplit,
+    *,
+    part: str = "val",
+    image_size: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = False,
+) -> SegmentationEvaluation:
+    """Measure a segmentation network on images with label maps, at their own size. The model is left as found.
+
+    Args:
+        network: for segmentation.
+        data: both parts, or one.
+        part: of data that is not a part: "val" or "train".
+        image_size: as in ``predict_masks``.
+        batch_size: images in a step, as far as they have one size.
+        workers: processes that load images.
+        progress: show a bar.
+
+    Raises:
+        FoveateError: it has other classes, or an image or a label map cannot be read.
+        Diverged: a score is NaN or infinite.
+    """
+    if part not in ("val", "train"):
+        raise FoveateError(f"part {part!r}: of images with label maps it is 'val' or 'train'")
+    if not isinstance(network, nn.Module):
+        raise FoveateError(f"a segmentation network is a torch.nn.Module, not a {type(network).__name__}")
+    split = data if isinstance(data, SegmentationSplit) else getattr(data, part)
+    names = stored_names(network, len(split.classes))
+    if names and names != split.classes:
+        raise FoveateError(
+            f"the model's classes ({', '.join(names[:12])}) are not the data's ({', '.join(split.classes[:12])}) in "
+            "the same order: give data of the model's classes, or train the model on this data"
+        )
+    loader = MapLoader(split, _preprocess(network, image_size), workers=workers)
+    with preserve_state(network, evaluation=True, no_grad=True), ProgressBar(progress) as bar:
+        shown = bar.track(loader.whole(batch_size), f"evaluating on {split.name}", len(split), images_in)
+        found = collect_counts(lambda inputs: loader.forward(network, inputs), shown, len(split.classes))
+    return measure_counts(*found, split.classes)

@@ -1,0 +1,238 @@
+"""Batches of images with label maps; whatever moves an image moves its label map with it.
+
+Training: the shorter side of an image is resized to the network's size s. Without a random crop all of it is shown, and
+is filled up to the largest such image with the mean colour, where the label map is ignored. With one, the shorter side
+is drawn from s/2 to 2s, and s x s pixels are cut out. Evaluation: the shorter side is s, nothing is cut off or filled
+up, and a batch holds images of one size; their label maps keep their own size, and the scores are brought to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from foveate.data.segmentation import IGNORE, SegmentationData, SegmentationSplit
+from foveate.errors import FoveateError
+from foveate.images import Preprocess
+from foveate.model_info import device_and_dtype
+from foveate.training.context import RunContext
+from foveate.training.freeze import Frozen, find_frozen
+from foveate.training.input.loaders import Batches, load_batches, normalised
+from foveate.training.input.sampler import Batch, Where, mix, seed_draws
+
+__all__ = ["MapLoader", "SegmentationPipeline", "resized", "scaled_size"]
+
+_SCALES = (0.5, 2.0)  # of the shorter side, where a random part is cut out
+
+
+def scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Height and width with the shorter side at a length, in the same proportions."""
+    height, width = size
+    scale = shorter / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resized(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """An RGB image as the network sees it: uint8 (C, h, w), the shorter side at the network's size."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as transform
+
+    size = scaled_size((image.height, image.width), preprocess.size[0])
+    image = transform.resize(image, list(size), InterpolationMode(preprocess.interpolation))
+    pixels: Tensor = transform.pil_to_tensor(image.convert("L") if len(preprocess.mean) == 1 else image)
+    return pixels
+
+
+class _Pairs(Dataset[Any]):
+    """Prepared pairs of pixels and classes.
+
+    Args:
+        split: the images.
+        preprocess: of the model.
+        kind: a name of ``Recipe.augmentation``; None: for an evaluation.
+        seed: of the recipe.
+    """
+
+    def __init__(self, split: SegmentationSplit, preprocess: Preprocess, kind: str | None, seed: int) -> None:
+        self.split, self.preprocess, self.kind, self.seed = split, preprocess, kind, seed
+        sizes = [scaled_size(size, preprocess.size[0]) for size in split.sizes]
+        self.canvas = max(height for height, _ in sizes), max(width for _, width in sizes)
+        self.mean = [round(255 * mean) for mean in preprocess.mean]
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, where: Where) -> tuple[Tensor, Tensor] | FoveateError:
+        epoch, index = where
+        try:
+            image, classes = self.split.load(index), self.split.target(index)
+        except FoveateError as error:
+            return error  # as a value: see loaders
+        seed = mix(self.seed, epoch, index)
+        if self.kind is None:
+            return resized(image, self.preprocess), torch.from_numpy(np.array(classes))
+        if self.kind == "standard":
+            state = torch.get_rng_state()
+            try:
+                seed_draws(seed)
+                return self._cropped(image, classes)
+            finally:
+                torch.set_rng_state(state)
+        pixels, target = self._whole(image, classes)
+        flip = self.kind == "flip" and bool(seed & 1)
+        return (pixels.flip(-1), target.flip(-1)) if flip else (pixels, target)
+
+    def _whole(self, image: Image.Image, classes: Image.Image) -> tuple[Tensor, Tensor]:
+        """All of an image, filled up to the canvas."""
+        from torchvision.transforms.v2 import functional as transform
+
+        pixels = resized(image, self.preprocess)
+        target = transform.resize_mask(torch.from_numpy(np.array(classes))[None], list(pixels.shape[-2:]))[0]
+        height, width = pixels.shape[-2:]
+        filled = torch.tensor(self.mean, dtype=torch.uint8).view(-1, 1, 1).repeat(1, *self.canvas)
+        ignored = torch.full(self.canvas, IGNORE, dtype=torch.uint8)
+        filled[:, :height, :width] = pixels
+        ignored[:height, :width] = target
+        return filled, ignored
+
+    def _cropped(self, image: Image.Image, classes: Image.Image) -> tuple[Tensor, Tensor]:
+        """A random part at a random scale."""
+        from torchvision import tv_tensors
+        from torchvision.transforms import InterpolationMode, v2
+        from torchvision.transforms.v2 import functional as transform
+
+        shorter = self.preprocess.size[0]
+        least, most = (round(scale * shorter) for scale in _SCALES)
+        grey = image.convert("L") if len(self.mean) == 1 else image
+        pair = tv_tensors.Image(transform.pil_to_tensor(grey)), tv_tensors.Mask(torch.from_numpy(np.array(classes)))
+        fill = {tv_tensors.Image: self.mean, tv_tensors.Mask: IGNORE}
+        steps = v2.Compose(
+            [
+                v2.RandomResize(least, most + 1, InterpolationMode(self.preprocess.interpolation)),
+                v2.RandomCrop((shorter, shorter), pad_if_needed=True, fill=fill),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
+        pixels, target = steps(*pair)
+        return pixels.as_subclass(Tensor), target.as_subclass(Tensor)
+
+
+class _Stream:
+    """Pairs in batches, by worker processes when there are any."""
+
+    def __init__(self, pairs: _Pairs, workers: int) -> None:
+        self.pairs, self.workers = pairs, workers
+
+    def __call__(self, order: Any) -> Iterator[Batch]:
+        """Batches in an order."""
+        return load_batches(self.pairs, order, self.workers, _collate)
+
+
+def _collate(items: list[tuple[Tensor, Tensor] | FoveateError]) -> Batch | FoveateError:
+    for item in items:
+        if isinstance(item, FoveateError):
+            return item
+    pixels, targets = zip(*items, strict=True)
+    return torch.stack(pixels), torch.stack(targets)
+
+
+class MapLoader:
+    """Batches of one split, and how the model takes them.
+
+    Args:
+        split: the images.
+        preprocess: of the model.
+        kind: a name of ``Recipe.augmentation``; None: for an evaluation.
+        seed: of the recipe.
+        workers: processes that load images.
+        channels_last: the memory format of the model.
+    """
+
+    trunk: Frozen | None = None
+
+    def __init__(
+        self,
+        split: SegmentationSplit,
+        preprocess: Preprocess,
+        kind: str | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        *,
+        channels_last: bool = False,
+    ) -> None:
+        self.split, self.preprocess, self.channels_last = split, preprocess, channels_last
+        self.batches: Batches = _Stream(_Pairs(split, preprocess, kind, seed), workers)
+
+    @property
+    def count(self) -> int:
+        """Images in the split."""
+        return len(self.split)
+
+    def whole(self, batch_size: int, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """All images in order, or every ``processes``-th from number ``rank`` on; those of a batch have one size."""
+        order: list[list[Where]] = []
+        for index in range(rank, self.count, processes):
+            last = order[-1] if order else []
+            if last and len(last) < batch_size and self.split.sizes[last[0][1]] == self.split.sizes[index]:
+                last.append((0, index))
+            else:
+                order.append([(0, index)])
+        return self.batches(order)
+
+    def prepared(self, inputs: Tensor, device: torch.device) -> Tensor:
+        """Normalised pixels on the device."""
+        return normalised(inputs, self.preprocess, device)
+
+    def scores(self, model: nn.Module, inputs: Tensor) -> Any:
+        """What the network gives for a prepared batch."""
+        return model(inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs)
+
+    def forward(self, model: nn.Module, inputs: Tensor) -> Any:
+        """What the network gives for a batch."""
+        return self.scores(model, self.prepared(inputs, device_and_dtype(model)[0]))
+
+
+class SegmentationPipeline:
+    """The batches of both splits. Nothing is kept between epochs but what the system keeps of files.
+
+    Args:
+        model: adapted to the data; left as found.
+        data: both splits.
+        preprocess: of the model.
+        context: of its recipe, what is frozen and the augmentation.
+        head: dotted names of the modules that "trunk" does not freeze.
+
+    Raises:
+        FoveateError: what the recipe freezes cannot be frozen.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: SegmentationData,
+        preprocess: Preprocess,
+        context: RunContext,
+        head: tuple[str, ...],
+    ) -> None:
+        self.data, self.preprocess, self.recipe = data, preprocess, context.recipe
+        sample = torch.zeros(1, len(preprocess.mean), *preprocess.size, device=device_and_dtype(model)[0])
+        self.frozen = find_frozen(model, self.recipe.freeze, sample, head=head)
+
+    def train(self) -> MapLoader:
+        """The training images, augmented."""
+        return self._loader(self.data.train, self.recipe.augmentation)
+
+    def val(self) -> MapLoader:
+        """The validation images, never augmented."""
+        return self._loader(self.data.val, None)
+
+    def _loader(self, split: SegmentationSplit, kind: str | None) -> MapLoader:
+        recipe = self.recipe
+        options = {"channels_last": recipe.channels_last}
+        return MapLoader(split, self.preprocess, kind, recipe.seed, recipe.workers, **options)

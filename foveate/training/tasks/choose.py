@@ -1,0 +1,28 @@
+"""From what a user gives as data to a data set and its task."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from foveate.data.opening import open_data
+from foveate.data.segmentation import SegmentationData, find_segmentation, open_segmentation
+from foveate.data.split import ImageData
+from foveate.training.tasks.classification import Classification
+from foveate.training.tasks.segmentation import Segmentation
+from foveate.training.tasks.task import Task
+
+__all__ = ["AnyData", "open_for_task"]
+
+AnyData = ImageData | SegmentationData | str | os.PathLike[str]
+
+
+def open_for_task(data: AnyData) -> tuple[Any, Task]:
+    """A data set and what a network is trained for on it: a folder of images beside label maps is for segmentation.
+
+    Raises:
+        FoveateError: the data cannot be opened.
+    """
+    if isinstance(data, SegmentationData) or find_segmentation(data):
+        return open_segmentation(data), Segmentation()  # type: ignore[arg-type]  # find_segmentation takes paths alone
+    return open_data(data), Classification()

@@ -1,0 +1,57 @@
+"""From a folder of label maps to masks on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.cli.app import app
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maps")
+    for n in range(6):
+        for kind in ("images", "annotations"):
+            (folder / kind).mkdir(exist_ok=True)
+        random = np.random.default_rng(n)
+        Image.fromarray(random.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(folder / f"images/{n}.png")
+        Image.fromarray(random.integers(0, 3, (32, 40), dtype=np.uint8)).save(folder / f"annotations/{n}.png")
+    return folder
+
+
+def run(*words):
+    try:
+        app(list(map(str, words)))
+    except SystemExit as stopped:
+        return stopped.code or 0
+    return 0
+
+
+def test_train_evaluate_predict_check(folder, tmp_path, capsys):
+    kept = tmp_path / "run"
+    options = ("--epochs", 1, "--image-size", 32, "--batch-size", 2, "--head", "lraspp(width=8)", "--output", kept)
+    assert run("train", folder, "--model", "test_efficientnet", "--plan", "se after backbone.blocks.1.0", *options) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("mIoU ")
+    assert "training for segmentation" in captured.err
+    assert "classes are the numbers in the training label maps" in captured.err
+    assert run("evaluate", kept, folder, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["class"] for row in found["classes"]] == ["0", "1", "2"]
+    assert found["images"] == 1
+    assert run("evaluate", kept, folder) == 0
+    assert "iou" in capsys.readouterr().out
+    assert run("predict", kept, folder / "images", "--output", tmp_path / "masks") == 0
+    assert "6 masks written" in capsys.readouterr().err
+    with Image.open(tmp_path / "masks/3.png") as mask:
+        assert mask.size == (40, 32)
+    assert run("predict", kept, folder / "images/3.png", "--json") == 0
+    assert sum(json.loads(capsys.readouterr().out)["shares"].values()) == pytest.approx(1)
+    assert run("data", "check", folder) == 0
+    assert "bad: none" in capsys.readouterr().out
+    assert run("data", "check", folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["sound"]
