@@ -19,7 +19,8 @@ from foveate.accounting.environment.diagnosis import Finding
 from foveate.accounting.latency_result import Timing
 from foveate.accounting.profiling.runners import BenchmarkConfig
 from foveate.accounting.profiling.timer import Quantiles
-from foveate.data.split import Split
+from foveate.data import Split
+from foveate.data.segmentation import SegmentationSplit
 from foveate.explanations.result import Map
 from foveate.exporters.result import Contribution
 from foveate.exporters.table import ExportRow
@@ -110,6 +111,10 @@ def _stream(predictions):
     yield fv.Prediction(BAD, 0, BAD, 0.7, ((BAD, 0.7),), torch.tensor([0.7, 0.3]))
 
 
+def _maps(name):
+    return SegmentationSplit(name, (), (), (), (), (255,) * 256)
+
+
 def _search():
     plan, cost = fv.Plan.parse("se(mode='<script>') after a"), fv.Cost(10, 20, 30)
     trial = Trial(plan, cost, {1: 50.0})
@@ -141,10 +146,14 @@ BUILT = {
     "LoadReport": lambda: fv.LoadReport((BAD,), (BAD,)),
     "PlanExports": lambda: fv.PlanExports(({**dict.fromkeys(_NUMBERS), **_FAILED},)),
     "Predictions": lambda: fv.Predictions(_stream, [(BAD, BAD)]),
+    "Masks": lambda: fv.Masks(iter(()), [(BAD, BAD)], []),
     "Plan": lambda: fv.Plan.parse("ulsam(groups='<script>') after a"),
     "Recipe": lambda: fv.Recipe(optimiser="<script>"),
     "Reproduction": lambda: fv.Reproduction((), (Cell(BAD, BAD, BAD, "1", "", "cost", "1", "exact", "", "equal"),)),
     "Search": _search,
+    "SegmentationData": lambda: fv.SegmentationData(BAD, (BAD,), _maps("train"), _maps("val"), BAD, BAD),
+    "SegmentationEvaluation": lambda: fv.SegmentationEvaluation(0.1, 0.5, 0.6, torch.ones(2, 3, 3).long(), (BAD,) * 3),
+    "SegmentationReport": lambda: fv.SegmentationReport(BAD, BAD, ((BAD, 1, 2),), ((BAD, BAD),), (BAD,), ()),
     "Sites": lambda: fv.Sites([fv.Site(BAD, 1, 2, 3, BAD, replaceable=True, stride=4)]),
 }  # fmt: skip
 
@@ -197,7 +206,12 @@ def test_it_is_escaped_complete_and_needs_nothing_from_elsewhere(name):
         )  # readable on light and on dark pages
     assert "\x1b" not in page
     assert "://" not in page  # pictures are letters, digits, + and /
-    if name not in ("Cost", "Evaluation", "Recipe"):  # in these nothing is named by a user as he likes
+    if name not in (
+        "Cost",
+        "Evaluation",
+        "Recipe",
+        "SegmentationEvaluation",
+    ):  # in these nothing is named by a user as he likes
         assert "&lt;script&gt;" in page
 
 

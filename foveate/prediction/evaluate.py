@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 from torch import Tensor
 
@@ -61,7 +61,7 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     progress: bool = False,
-) -> Any:  # as the overloads say; a folder may hold either kind of data
+) -> Evaluation | SegmentationEvaluation:
     """Measure a classifier on images, in eval mode, on the device where it is. The model is left as found.
 
     A segmentation network is measured on images with label maps, at the label maps' own size.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def predict(
     threads: int | None = None,
     strict: bool = False,
     progress: bool = False,
-) -> Any:  # as the overloads say; a folder may hold either kind of network
+) -> Predictions | Masks:
     """Say of which class images are, or with a segmentation network each of their pixels.
 
     Nothing is computed before the result is read.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from foveate.data.segmentation import SegmentationData, SegmentationSplit
 from foveate.errors import FoveateError, printable
+from foveate.html import html_lines
 from foveate.images import Preprocess
 from foveate.io import write_atomically
 from foveate.model_info import device_and_dtype
@@ -105,6 +106,11 @@ class Masks:
 
     def __iter__(self) -> Iterator[Mask]:
         return self._stream
+
+    def _repr_html_(self) -> str:
+        """How to get them, and what could not be predicted so far; nothing is computed."""
+        reasons = [reason if name in reason else f"{name}: {reason}" for name, reason in self._bad]
+        return html_lines("masks, computed as they are read: iterate, or .write(folder)", reasons)
 
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write each mask as a PNG that is called as its image, into a folder.

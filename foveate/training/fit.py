@@ -77,7 +77,7 @@ def fit(
     tracker: Any = None,
     timeout_seconds: float = 600,
 ) -> Fit[Any]:
-    """Train a network, in place: a classifier, or a segmentation network where the data are images with label maps.
+    """Train a classifier, or on images with label maps a segmentation network, in place.
 
     A classifier of other classes than the data is replaced, unless the recipe's ``classifier`` says otherwise; where
     the model carries class names, classes are told apart by name. ``model.pretrained_cfg`` then says how
