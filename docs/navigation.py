@@ -12,8 +12,9 @@ SECTIONS = {
     "guides": (
         "Guides",
         (
-            "surgery", "cost", "latency", "kernels", "data", "training", "segmentation", "compare", "families", "search", "executors",
-            "saving", "predict", "explain", "audit", "serve", "export", "export_formats", "export_int8", "doctor",
+            "surgery", "cost", "latency", "kernels", "data", "training", "segmentation", "compare", "families",
+            "search", "executors", "saving", "predict", "explain", "audit", "serve", "export", "export_formats",
+            "export_int8", "doctor",
         ),
     ),
     "gallery": ("Gallery", ("index",)),
