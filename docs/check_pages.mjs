@@ -46,8 +46,9 @@ const browser = await puppeteer.launch({
 });
 let faults = 0, minor = 0, foreign = 0, missing = 0;
 for (const scheme of ['light', 'dark']) {
+  const context = await browser.createBrowserContext();  // the theme keeps the scheme that it began with
   for (const name of pages) {
-    const page = await browser.newPage();
+    const page = await context.newPage();
     page.on('request', (request) => {
       if (/^https?:/.test(request.url()) && !request.url().startsWith(home)) {
         foreign += 1;
@@ -81,6 +82,7 @@ for (const scheme of ['light', 'dark']) {
     }
     await page.close();
   }
+  await context.close();
 }
 await browser.close();
 server.close();
