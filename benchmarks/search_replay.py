@@ -44,6 +44,7 @@ from foveate.studies.search.halving import FEWER, Halving, rungs_of
 JUDGES = 1 / 3  # of the images judge the search, the others are the truth
 SHARE = 1 / 4  # of the training that all plans had
 REPETITIONS = 10
+FEWEST = 3  # seeds: one for the search, two for a standard error of the truth
 Scores = Callable[[int, int, int], float]  # plan, seed, epochs -> accuracy by the search's images
 
 
@@ -92,11 +93,25 @@ def plan_share(final: np.ndarray) -> float:
     return float(max(0.0, (between - within) / (between + (seeds - 1) * within)))
 
 
+def results(file: str, protocol: fv.Protocol, plans: Sequence[str]) -> dict[tuple[str, int, int], dict[str, str]]:
+    """By plan, seed and epochs what a table has of a protocol: the same plan with other data is another run."""
+    of, found = f"{protocol.model} pretrained={protocol.pretrained}", {}
+    wanted = {}
+    for plan, seed in itertools.product(plans, range(protocol.seeds)):
+        start = None if plan == "none" else protocol.start
+        run = Run(of, plan, start, protocol.recipe.with_(seed=seed), protocol.fingerprint)
+        wanted[run.name] = plan, seed
+    for (name, epochs), row in read_table(file).items():
+        if name in wanted:
+            found[*wanted[name], int(epochs)] = row
+    return found
+
+
 def finished(file: str, protocol: fv.Protocol) -> tuple[list[str], np.ndarray]:
     """The plans of a protocol, none among them, and their accuracies with the seeds that all of them have."""
-    rows = read_table(file)
-    recipe = {(row["plan"], int(row["seed"])): row for row in rows.values() if row["epochs"] == row["of"]}
     plans = ["none", *(str(plan) for text in protocol.plans for plan in fv.Family.parse(text))]
+    by, last = results(file, protocol, plans), protocol.recipe.epochs
+    recipe = {(plan, seed): row for (plan, seed, epochs), row in by.items() if epochs == last}
     seeds = [seed for seed in range(protocol.seeds) if all((plan, seed) in recipe for plan in plans)]
     found = [[100 * float(were_right(recipe[plan, seed]).double().mean()) for seed in seeds] for plan in plans]
     return plans, np.array(found)
@@ -189,22 +204,28 @@ def from_runs(file: str, protocol: fv.Protocol) -> Truth:
     """The truth in a table of runs.
 
     Raises:
-        FoveateError: runs or results of their pauses are missing.
+        FoveateError: too few seeds have all runs and the results of their pauses.
     """
-    rows, epochs = read_table(file), protocol.recipe.epochs
-    by = {(row["plan"], int(row["seed"]), int(row["epochs"])): row for row in rows.values() if int(row["of"]) == epochs}
     families = [fv.Family.parse(text) for text in protocol.plans]
     plans = sorted((str(plan) for family in families for plan in family), key=lambda text: text.rpartition("blocks")[2])
-    wanted = [(p, s, e) for p in plans for s in range(protocol.seeds) for e in rungs_of(epochs)]
-    if missing := [key for key in wanted if key not in by]:
+
+    by, epochs = results(file, protocol, plans), protocol.recipe.epochs
+
+    def keys(seed: int) -> list[tuple[str, int, int]]:
+        return [(plan, seed, rung) for plan in plans for rung in rungs_of(epochs)]
+
+    seeds = [seed for seed in range(protocol.seeds) if all(key in by for key in keys(seed))]
+    if len(seeds) < FEWEST:
+        missing = [key for seed in range(FEWEST) for key in keys(seed) if key not in by]
         raise fv.FoveateError(
-            f"{file}: {len(missing)} of {len(wanted)} results are missing, the first one of {missing[0][0]}, seed "
-            f"{missing[0][1]}, {missing[0][2]} epochs: benchmarks/evidence/run.py --pause makes them"
+            f"{file} has all results of {len(seeds)} seeds, and {FEWEST} are needed: {len(missing)} are missing, the "
+            f"first one of {missing[0][0]}, seed {missing[0][1]}, {missing[0][2]} epochs: benchmarks/evidence/run.py "
+            "--pause makes them"
         )
-    right = {key: were_right(by[key]).numpy() for key in wanted}
+    right = {key: were_right(by[key]).numpy() for seed in seeds for key in keys(seed)}
     judges = np.random.default_rng(0).random(len(next(iter(right.values())))) < JUDGES
-    final = np.array([[100 * right[p, s, epochs][~judges].mean() for s in range(protocol.seeds)] for p in plans])
-    return Truth(tuple(plans), final, lambda n, s, e: 100 * float(right[plans[n], s, e][judges].mean()), epochs)
+    final = np.array([[100 * right[plan, seed, epochs][~judges].mean() for seed in seeds] for plan in plans])
+    return Truth(tuple(plans), final, lambda n, s, e: 100 * float(right[plans[n], seeds[s], e][judges].mean()), epochs)
 
 
 def simulated(rho: float, rng: np.random.Generator, plans: int = 24, seeds: int = 5, epochs: int = 9) -> Truth:
@@ -236,6 +257,7 @@ def main() -> None:
     parser.add_argument("--protocol", default="benchmarks/evidence/where.yaml")
     parser.add_argument("--simulated", action="store_true")
     parser.add_argument("--rho", action="store_true", help="only whether there is a truth")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument("--truths", type=int, default=200, help="how many truths are drawn for a row")
     asked = parser.parse_args()
     if asked.rho:
@@ -252,7 +274,7 @@ def main() -> None:
             truth = from_runs(asked.runs, fv.read_protocol(asked.protocol))
         except fv.FoveateError as error:
             raise SystemExit(f"search_replay: {error}") from None
-        table([("the runs", halves_rho(truth.final), replay(truth, REPETITIONS))])
+        table([("the runs", halves_rho(truth.final), replay(truth, asked.repetitions))])
         return
     rows = []
     for rho in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97):

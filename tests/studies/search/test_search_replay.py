@@ -55,21 +55,24 @@ def test_truth_from_a_table_of_runs(replay, tmp_path):
     labels = torch.zeros(3000, dtype=torch.int32)
     rows = []
     for number, plan in enumerate(plans):
-        for seed in range(2):
+        for seed in range(3):
             for epochs in rungs_of(4):
                 wrong = torch.from_numpy(rng.random(3000) > 0.2 + 0.3 * number + 0.1 * epochs).to(torch.int32)
                 score = {"top1": 100 * float((wrong == 0).double().mean())}
                 result = RunResult(score, fv.Cost(1, 1, 1), wrong, labels, 1.0, 1.0, {})
-                run = Run("net", plan, None, recipe.with_(seed=seed), "data")
+                run = Run("net pretrained=False", plan, None, recipe.with_(seed=seed), "")
                 rows.append(run_table.row_of(run, result, 2, None if epochs == 4 else epochs))
+                other = Run("net pretrained=False", plan, None, recipe.with_(seed=seed), "other data")
+                rows.insert(0, run_table.row_of(other, result, 2, None if epochs == 4 else epochs))
     file = run_table.keep(tmp_path / "runs.csv", rows)
-    protocol = fv.Protocol("toy", "data", "net", ("se after blocks.5.1|blocks.5.2",), 2, recipe)
+    protocol = fv.Protocol("toy", "data", "net", ("se after blocks.5.1|blocks.5.2",), 4, recipe)
     truth = replay.from_runs(str(file), protocol)
     assert truth.plans == plans
-    np.testing.assert_allclose(truth.final, [[60, 60], [90, 90]], atol=3)
+    np.testing.assert_allclose(truth.final, [[60] * 3, [90] * 3], atol=3)
     assert truth.judged(0, 1, 1) == pytest.approx(30, abs=4)
     run_table.keep(tmp_path / "fewer.csv", rows[:-1])
     with pytest.raises(
-        fv.FoveateError, match="1 of 12 results are missing, the first one of se after blocks.5.2, seed 1"
+        fv.FoveateError,
+        match="of 2 seeds, and 3 are needed: 1 are missing, the first one of se after blocks.5.2, seed 2",
     ):
         replay.from_runs(str(tmp_path / "fewer.csv"), protocol)
