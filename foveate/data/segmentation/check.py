@@ -68,6 +68,9 @@ def check_segmentation(source: str | os.PathLike[str] | SegmentationData) -> Seg
     Args:
         source: as ``open_segmentation`` takes it.
 
+    Returns:
+        What was found; nothing is changed.
+
     Raises:
         FoveateError: the data set cannot be opened: a file is missing, or sizes differ.
     """

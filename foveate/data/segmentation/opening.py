@@ -17,7 +17,14 @@ __all__ = ["find_segmentation", "open_segmentation"]
 
 
 def find_segmentation(source: object) -> bool:
-    """Whether a path is a folder of images beside label maps."""
+    """Whether a path is a folder of images beside label maps.
+
+    Args:
+        source: anything; what is not a path is not one.
+
+    Returns:
+        True where ``open_segmentation`` knows the layout.
+    """
     if not isinstance(source, str | os.PathLike) or not Path(source).expanduser().is_dir():
         return False
     return find_layout(Path(source).expanduser().absolute()) is not None
@@ -49,6 +56,9 @@ def open_segmentation(
         val_fraction: part of the images that goes to validation, where the folder has no such part.
         seed: of that split and of ``limit``.
         limit: most images of each part.
+
+    Returns:
+        The data set, with its parts and classes.
 
     Raises:
         FoveateError: the folder does not exist or has another layout, an image and its label map differ in size, a

@@ -107,6 +107,12 @@ _NEEDED = ("title", "data", "model", "plans", "seeds")
 def read_protocol(file: str | os.PathLike[str]) -> Protocol:
     """Read a protocol.
 
+    Args:
+        file: a YAML file.
+
+    Returns:
+        The protocol.
+
     Raises:
         FoveateError: the file cannot be read, a field is missing, unknown or of the wrong type.
     """
