@@ -1,15 +1,27 @@
-"""Which check notices a broken file: the exporter timmx's own (cosine similarity on noise) and foveate's.
+"""Which check notices a broken file: those of other exporters, and foveate's.
 
     python benchmarks/export_checks.py  # writes benchmarks/export_checks.csv
 
-MobileNetV2 x0.5 with attention is exported to ONNX once, then broken in several ways. timmx's check is its own function
-``verify_outputs`` on the input that it takes, one batch of ``torch.randn``; foveate's is ``foveate.exporters.verify``.
-Needs timmx, onnx, onnxruntime.
+MobileNetV2 x0.5 with attention is exported to ONNX once, then broken in several ways, and each exporter looks at it with
+its own function and its own inputs:
+
+* timmx: ``verify_outputs``, the cosine similarity on one image of ``torch.randn``;
+* optimum-onnx: ``validate_model_outputs``, the difference on its own random images (input and axes get its names);
+* ultralytics compares nothing after an export. What it notices is what opening the file with ``YOLO`` and predicting one
+  picture bring to light;
+* foveate: ``foveate.exporters.verify``.
+
+Random inputs are drawn ten times.
+
+Needs onnx and onnxruntime. A peer that is not installed is left out: its column stays empty.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +30,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import timmx
 import torch
 from onnx import numpy_helper
-from timmx.errors import TimmxError
-from timmx.export.common import verify_outputs
 
 import foveate as fv
+from foveate.errors import first_line
 from foveate.exporters.format import find_format
 from foveate.exporters.options import ExportOptions
 from foveate.exporters.program import prepare
@@ -33,6 +43,7 @@ from foveate.exporters.verify import failed, verify
 from foveate.images import Preprocess
 from foveate.io import write_csv
 
+SIZE, DRAWS, PASSES = 96, 10, "passes"
 PLAN = "ulsam(groups=4) after blocks.4.2; cbam after blocks.2.0; se after blocks.5.0"
 Graph = onnx.ModelProto
 
@@ -97,19 +108,109 @@ BREAKS: dict[str, Callable[[Graph], Any]] = {
     "the first class gains 0.1": shift_bias,
     "the attention at blocks.4.2 is bypassed": lambda model: rename_output(model, "blocks.4.2"),
     "the attention at blocks.2.0 is bypassed": lambda model: rename_output(model, "blocks.2.0"),
+    "the attention at blocks.5.0 is bypassed": lambda model: rename_output(model, "blocks.5.0"),
     "an image's logits hold 5% of its neighbours'": average_batch,
     "metadata lost": drop_metadata,
 }
 
 
+def cosine_of(model: torch.nn.Module, path: Path) -> float:
+    """Cosine similarity of the logits on one batch of noise."""
+    noise = torch.randn(1, 3, SIZE, SIZE)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    actual = session.run(None, {"images": noise.numpy()})[0]
+    with torch.inference_mode():
+        return float(torch.nn.functional.cosine_similarity(model(noise).flatten(), torch.from_numpy(actual).flatten(), 0))
+
+
+def timmx_check(model: torch.nn.Module, path: Path) -> str:
+    from timmx.errors import TimmxError
+    from timmx.export.common import verify_outputs
+
+    noise = torch.randn(1, 3, SIZE, SIZE)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = model(noise)
+    try:
+        verify_outputs(expected, session.run(None, {"images": noise.numpy()})[0], backend="ONNX")
+    except TimmxError as error:
+        return f"refused: {first_line(error)}"
+    return PASSES
+
+
+def optimum_check(model: torch.nn.Module, path: Path) -> str:
+    from optimum.exporters.onnx.convert import validate_model_outputs
+    from optimum.exporters.tasks import TasksManager
+
+    # Its own way to describe a timm model, which it finds by the class's module.
+    model.pretrained_cfg = {**model.pretrained_cfg, "architecture": "mobilenetv2_050", "input_size": (3, SIZE, SIZE)}
+    TasksManager.standardize_model_attributes(model, library_name="timm")
+    make = TasksManager.get_exporter_config_constructor("onnx", model, task="image-classification", library_name="timm")
+    graph = onnx.load(path)
+    graph.graph.input[0].name = "pixel_values"
+    for node in graph.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = "pixel_values" if name == "images" else name
+    for value in (*graph.graph.input, *graph.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            axis.dim_param = "batch_size" if axis.dim_param == "batch" else axis.dim_param
+    renamed = path.with_name("renamed.onnx")
+    onnx.save(graph, renamed)
+    try:
+        validate_model_outputs(make(model.config), model, renamed, ["logits"], use_subprocess=False)
+    except Exception as error:  # noqa: BLE001 - whatever it raises is what it noticed
+        return f"refused: {type(error).__name__}"
+    return PASSES
+
+
+def ultralytics_check(model: torch.nn.Module, path: Path) -> str:
+    from ultralytics import YOLO
+
+    picture = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    try:
+        YOLO(str(path), task="classify")(picture, imgsz=SIZE, verbose=False)
+    except Exception as error:  # noqa: BLE001 - whatever it raises is what it noticed
+        return f"refused: {first_line(error)}"
+    return PASSES
+
+
+PEERS: dict[str, tuple[str, Callable[[torch.nn.Module, Path], str]]] = {
+    "timmx": ("timmx", timmx_check),
+    "optimum": ("optimum-onnx", optimum_check),
+    "ultralytics": ("ultralytics", ultralytics_check),
+}
+"""Column -> distribution, and what it says of a file."""
+
+
+def asked(check: Callable[[torch.nn.Module, Path], str], model: torch.nn.Module, path: Path) -> str:
+    """What a check says of a file in ten draws of its input."""
+    found = [check(model, path) for _ in range(DRAWS)]
+    refused = [text for text in found if text != PASSES]
+    if not refused:
+        return PASSES
+    return refused[0] if len(refused) == DRAWS else f"refused in {len(refused)} of {DRAWS} draws"
+
+
+def version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def main() -> None:
-    """Break the file in each way and ask both."""
+    """Break the file in each way and ask all."""
+    os.environ["YOLO_OFFLINE"] = "true"
+    warnings.simplefilter("ignore")
+    there = {column: peer for column, peer in PEERS.items() if version(peer[0])}
+    for column in PEERS.keys() - there.keys():
+        print(f"{column} is not installed: its column stays empty")
     torch.manual_seed(0)
     model = fv.create_model("mobilenetv2_050", num_classes=10).eval()
     fv.insert(model, PLAN)
-    form, options = find_format("onnx"), ExportOptions(size=96)
+    form, options = find_format("onnx"), ExportOptions(size=SIZE)
     program = prepare(model, options, format_name="onnx")
-    samples = random_samples(16, replace(Preprocess.of(model), size=(96, 96)), options)
+    samples = random_samples(16, replace(Preprocess.of(model), size=(SIZE, SIZE)), options)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole.onnx"
@@ -119,24 +220,14 @@ def main() -> None:
             spoil(graph)
             path = Path(folder) / "spoilt.onnx"
             onnx.save(graph, path)
-            noise = torch.randn(1, 3, 96, 96)
-            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            actual = session.run(None, {"images": noise.numpy()})[0]
-            with torch.inference_mode():
-                expected = model(noise)
-            cosine = float(
-                torch.nn.functional.cosine_similarity(expected.flatten(), torch.from_numpy(actual).flatten(), 0)
-            )
-            try:
-                verify_outputs(expected, actual, backend="ONNX")
-                theirs = "passes"
-            except TimmxError:
-                theirs = "refused"
+            row = {"broken": name, "cosine": min(cosine_of(model, path) for _ in range(DRAWS))}
+            row |= {column: asked(there[column][1], model, path) if column in there else "" for column in PEERS}
             wrong = failed(verify(program, form, path, samples).checks)
-            ours = f"refused: {', '.join(check.name for check in wrong)}" if wrong else "passes"
-            rows.append({"broken": name, "cosine": cosine, "timmx": theirs, "foveate": ours})
-            print(rows[-1])
-    versions = f"timmx {timmx.__version__}, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}"
+            row["foveate"] = f"refused: {', '.join(check.name for check in wrong)}" if wrong else PASSES
+            rows.append(row)
+            print(row)
+    used = [*(peer[0] for peer in there.values()), "onnxruntime", "torch"]
+    versions = ", ".join(f"{name} {version(name)}" for name in used)
     write_csv(Path(__file__).with_suffix(".csv"), [{**row, "versions": versions} for row in rows], digits=5)
 
 
