@@ -2,13 +2,13 @@
 
     python benchmarks/export_checks.py  # writes benchmarks/export_checks.csv
 
-MobileNetV2 x0.5 with attention is exported to ONNX once, then broken in several ways, and each exporter looks at it with
-its own function and its own inputs:
+MobileNetV2 x0.5 with attention is exported to ONNX once, then broken in several ways, and each exporter looks at it
+with its own function and its own inputs:
 
 * timmx: ``verify_outputs``, the cosine similarity on one image of ``torch.randn``;
 * optimum-onnx: ``validate_model_outputs``, the difference on its own random images (input and axes get its names);
-* ultralytics compares nothing after an export. What it notices is what opening the file with ``YOLO`` and predicting one
-  picture bring to light;
+* ultralytics compares nothing after an export. What it notices is what opening the file with ``YOLO`` and predicting
+  one picture bring to light;
 * foveate: ``foveate.exporters.verify``.
 
 Random inputs are drawn ten times.
@@ -120,7 +120,9 @@ def cosine_of(model: torch.nn.Module, path: Path) -> float:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     actual = session.run(None, {"images": noise.numpy()})[0]
     with torch.inference_mode():
-        return float(torch.nn.functional.cosine_similarity(model(noise).flatten(), torch.from_numpy(actual).flatten(), 0))
+        return float(
+            torch.nn.functional.cosine_similarity(model(noise).flatten(), torch.from_numpy(actual).flatten(), 0)
+        )
 
 
 def timmx_check(model: torch.nn.Module, path: Path) -> str:
@@ -165,6 +167,8 @@ def optimum_check(model: torch.nn.Module, path: Path) -> str:
 
 def ultralytics_check(model: torch.nn.Module, path: Path) -> str:
     from ultralytics import YOLO
+
+    del model  # it is not compared with anything
 
     picture = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     try:

@@ -3,11 +3,11 @@
     python benchmarks/export_peers.py  # writes benchmarks/export_peers.csv
 
 Two networks are trained for two epochs on the demo's solar cells at 96 pixels: MobileNetV2 x0.5 with attention, which
-optimum-onnx exports (through its Python function, for its command takes names of the hub), and ultralytics' own classifier
-yolo11n-cls, built from its .yaml without weights, which ultralytics exports. foveate exports both. Each file is given all
-validation images in its own runtime; its probabilities are compared with those of the network in PyTorch.
+optimum-onnx exports (through its Python function, for its command takes names of the hub), and ultralytics' own
+classifier yolo11n-cls, built from its .yaml without weights, which ultralytics exports. foveate exports both. Each file
+is given all validation images in its own runtime; its probabilities are compared with those of the network in PyTorch.
 
-Needs the extras demo, export, openvino and ncnn, and nncf for int8. A peer that is not installed is left out with a line.
+Needs the extras demo, export, openvino and ncnn, and nncf for int8. A peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -45,8 +45,12 @@ class YoloClassifier(torch.nn.Module):
         super().__init__()
         self.network, self.num_classes = network, len(classes)
         self.pretrained_cfg = {
-            **{"input_size": (3, SIZE, SIZE), "mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": 1.0},
-            **{"interpolation": "bilinear", "label_names": classes},
+            "input_size": (3, SIZE, SIZE),
+            "mean": (0.0,) * 3,
+            "std": (1.0,) * 3,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "label_names": classes,
         }
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -93,8 +97,10 @@ def torchscript_run(path: Path) -> tuple[Run, str]:
 
 
 RUNS: dict[str, Callable[[Path], tuple[Run, str]]] = {
-    **{"onnx": onnx_run, "openvino": openvino_run},
-    **{"ncnn": ncnn_run, "torchscript": torchscript_run},
+    "onnx": onnx_run,
+    "openvino": openvino_run,
+    "ncnn": ncnn_run,
+    "torchscript": torchscript_run,
 }
 
 

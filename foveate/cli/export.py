@@ -36,6 +36,7 @@ def export(
     time: Annotated[bool, Parameter(negative="--no-time")] = True,
     overwrite: bool = False,
     keep_failed: bool = False,
+    example: bool = False,
     python: str | None = None,
     json: bool = False,
     csv: str | None = None,
@@ -67,6 +68,7 @@ def export(
         time: time both.
         overwrite: replace files that are there.
         keep_failed: keep files that failed a check, in a folder of their own.
+        example: write a Python program beside each file that uses it without foveate.
         python: the interpreter of an environment with litert-torch, which converts for litert.
         json: print JSON.
         csv: write a line for each file to this file.
@@ -85,6 +87,7 @@ def export(
         "time": time,
         "overwrite": overwrite,
         "keep_failed": keep_failed,
+        "example": example,
         "python": python,
     }
     network = open_network(ModelOptions(model, pretrained=pretrained, plan=plan))
@@ -151,6 +154,7 @@ def _print(found: fv.ExportTable) -> None:
         if made.reason:
             console.print(f"{made.format} {made.precision}: {made.reason}", style="red", highlight=False, markup=False)
         elif made.exported:
-            notes = [note for note in (made.exported.images, *made.exported.notes) if note]
+            written = [f"used by {made.exported.example}"] if made.exported.example else []
+            notes = [note for note in (*written, made.exported.images, *made.exported.notes) if note]
             text = f"{made.exported.path}: {'; '.join(notes)}"
             console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)

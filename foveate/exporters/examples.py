@@ -12,11 +12,16 @@ from foveate.errors import FoveateError
 from foveate.exporters.format import find_format
 from foveate.io import write_atomically
 
-__all__ = ["example_text", "write_example"]
+__all__ = ["example_name", "example_text", "write_example"]
 
 _NORMALISE = """images = ((images / np.float32(255) - MEAN) / STD).transpose(0, 3, 1, 2)
 images = np.ascontiguousarray(images, dtype=np.float32)"""
 _RESAMPLING = {"nearest-exact": "NEAREST"}  # Pillow's word, where it differs from torchvision's
+
+
+def example_name(file: str, format_name: str) -> str:
+    """The name of the program beside a file: files of several formats may differ in their suffix alone."""
+    return f"{file.split('.')[0]}_{format_name}_example.py"
 
 
 def example_text(path: Path, metadata: Mapping[str, Any], program: str) -> str:

@@ -15,11 +15,12 @@ from torch import nn
 
 from foveate.accounting.profiling.timer import Quantiles, interleaved
 from foveate.errors import FoveateError
+from foveate.exporters.examples import example_name, write_example
 from foveate.exporters.format import Format, find_format
 from foveate.exporters.options import Batch, ExportOptions, Size
 from foveate.exporters.program import Program, prepare, preprocess_for
 from foveate.exporters.result import Exported
-from foveate.exporters.sample_images import Samples, open_samples, random_samples
+from foveate.exporters.sample_images import Samples, SampleSource, random_samples
 from foveate.exporters.verify import Verification, failed, verify
 from foveate.networks.class_names import class_positions, to_outputs
 from foveate.surgery.saving.checkpoint import load
@@ -39,7 +40,7 @@ def export(
     output: str | os.PathLike[str],
     *,
     precision: str = "fp32",
-    data: str | os.PathLike[str] | ImageData | None = None,
+    data: str | os.PathLike[str] | ImageData | SampleSource | None = None,
     images: int = 100,
     maps: Sequence[str] | str = (),
     input: str = "float",
@@ -52,6 +53,7 @@ def export(
     time: bool = True,
     overwrite: bool = False,
     keep_failed: bool = False,
+    example: bool = False,
     python: str | os.PathLike[str] | None = None,
 ) -> Exported:
     """Write a network as a file for another runtime, and check it there before it takes its name.
@@ -64,7 +66,7 @@ def export(
         output: a folder, or the file's own name with the format's suffix.
         precision: "fp32", "fp16" or "int8".
         data: images to check with, of its validation part, and to calibrate int8 with, of its training part. Without
-            it random pixels serve for the check.
+            it random pixels serve for the check. A ``SampleSource`` is decoded once for several exports.
         images: at most so many of each.
         maps: more outputs: "attention", "cam".
         input: "float" or "uint8".
@@ -77,6 +79,8 @@ def export(
         time: whether both are timed, in turns.
         overwrite: whether files that are there already may be replaced.
         keep_failed: whether a file that failed a check is kept, in a folder ``failed`` beside its place.
+        example: whether a Python program that uses the file is written beside it: it needs the file's runtime, numpy
+            and Pillow.
         python: the interpreter of the environment that holds litert-torch, for "litert" only.
 
     Returns:
@@ -100,20 +104,19 @@ def export(
         notes.append(f"{format} takes a fixed number of images: this file takes 1 at a time")
     network = model if isinstance(model, nn.Module) else load(model)
     place = _place(Path(output), form, network, options, overwrite)
+    program_name = example_name(place.name, format) if example else None
+    if program_name and place.with_name(program_name).exists() and not overwrite:
+        raise _is_there(place.with_name(program_name))
     preprocess = preprocess_for(network, options)
     if options.precision == "int8" and data is None:
         raise FoveateError(
             "int8 is calibrated on real images, and none were given: data='a folder with images' (a few hundred of the "
             "training images are enough)"
         )
-    calibration = (
-        open_samples(data, "train", images, preprocess, options) if options.precision == "int8" and data else None
-    )
-    samples = (
-        open_samples(data, "val", images, preprocess, options)
-        if data
-        else random_samples(min(_RANDOM, images), preprocess, options)
-    )
+    source = data if data is None or isinstance(data, SampleSource) else SampleSource(data)
+    asked = (images, preprocess, options)
+    calibration = source.samples("train", *asked) if options.precision == "int8" and source else None
+    samples = source.samples("val", *asked) if source else random_samples(min(_RANDOM, images), preprocess, options)
     program = prepare(
         network,
         options,
@@ -144,6 +147,8 @@ def export(
             )
         milliseconds = _time(program, form, path, samples) if check and time and not form.runs_here() else (None, None)
         megabytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
+        if program_name:
+            write_example(path, program.metadata, path.with_name(program_name))
         if wrong:
             place = place.parent / "failed" / place.name
             place.parent.mkdir(exist_ok=True)
@@ -164,6 +169,7 @@ def export(
         contributions=program.contributions,
         milliseconds=milliseconds[0],
         network_milliseconds=milliseconds[1],
+        example=place.with_name(program_name) if program_name else None,
         images=f"checked with {samples.description}" if check else "not checked",
         notes=(*notes, *program.notes),
     )
@@ -182,10 +188,12 @@ def _place(output: Path, form: Format, network: nn.Module, options: ExportOption
         name = (origin.name if origin else type(network).__name__).replace("/", "_").replace(":", "_")
         place = output / f"{name}_{options.precision}{form.suffix}"
     if place.exists() and not overwrite:
-        raise FoveateError(
-            f"{place} is there already: overwrite=True (--overwrite) replaces it, or choose another name"
-        )
+        raise _is_there(place)
     return place
+
+
+def _is_there(place: Path) -> FoveateError:
+    return FoveateError(f"{place} is there already: overwrite=True (--overwrite) replaces it, or choose another name")
 
 
 def _batches(samples: Samples, options: ExportOptions) -> tuple[torch.Tensor, ...]:

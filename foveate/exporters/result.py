@@ -35,6 +35,7 @@ class Exported:
         contributions: what each attention module adds, in the file.
         milliseconds: median of one image in the file's runtime; None where it was not timed.
         network_milliseconds: the same of the network in PyTorch, timed in turns with it.
+        example: the program that uses the file, where one was asked for.
         images: which images were looked at.
         notes: what was done otherwise than asked, and what was found.
     """
@@ -53,6 +54,7 @@ class Exported:
     contributions: tuple[Contribution, ...] = ()
     milliseconds: float | None = None
     network_milliseconds: float | None = None
+    example: Path | None = None
     images: str = ""
     notes: tuple[str, ...] = ()
 
@@ -92,6 +94,7 @@ class Exported:
             "path": str(self.path),
             "format": self.format,
             **{name: getattr(self, name) for name in numbers},
+            "example": str(self.example) if self.example else None,
             "checks": [vars(check) for check in self.checks],
             "contributions": [vars(each) for each in self.contributions],
             "notes": list(self.notes),
@@ -108,6 +111,7 @@ class Exported:
             lines.append(f"  top-1 {self.top1:.3f}, the network {self.network_top1:.3f}")
         if self.milliseconds is not None and self.network_milliseconds is not None:
             lines.append(f"  {self.milliseconds:.2f} ms an image, PyTorch {self.network_milliseconds:.2f} ms")
+        lines += [f"  program that uses it: {self.example}"] if self.example else []
         lines += [f"  {note}" for note in (self.images, *self.notes) if note]
         return "\n".join(lines)
 

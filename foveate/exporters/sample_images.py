@@ -19,7 +19,7 @@ from foveate.exporters.options import ExportOptions
 from foveate.images import Preprocess
 from foveate.io import JsonObject
 
-__all__ = ["Samples", "as_given", "full_batches", "open_samples", "random_samples", "spread_evenly"]
+__all__ = ["SampleSource", "Samples", "as_given", "full_batches", "open_samples", "random_samples", "spread_evenly"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,28 @@ def open_samples(
         opened.classes,
         f"{len(chosen)} images of {opened.name}, {split.name}",
     )
+
+
+class SampleSource:
+    """A data set whose images are decoded once, however many files they are used for.
+
+    Args:
+        data: what ``open_data`` takes.
+
+    Raises:
+        FoveateError: it cannot be opened.
+    """
+
+    def __init__(self, data: str | os.PathLike[str] | ImageData) -> None:
+        self.data = data if isinstance(data, ImageData) else open_data(data)
+        self._decoded: dict[tuple[object, ...], Samples] = {}
+
+    def samples(self, part: str, count: int, preprocess: Preprocess, options: ExportOptions) -> Samples:
+        """As :func:`open_samples`; what was asked for before is given again."""
+        key = (part, count, preprocess, options.input)
+        if key not in self._decoded:
+            self._decoded[key] = open_samples(self.data, part, count, preprocess, options)
+        return self._decoded[key]
 
 
 def random_samples(count: int, preprocess: Preprocess, options: ExportOptions) -> Samples:

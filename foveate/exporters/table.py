@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from foveate.data.opening import open_data
-from foveate.data.split import ImageData
 from foveate.errors import FoveateError
 from foveate.exporters.export import export
 from foveate.exporters.format import find_format
 from foveate.exporters.options import PRECISIONS
 from foveate.exporters.result import Exported
+from foveate.exporters.sample_images import SampleSource
 from foveate.exporters.verify import failed
 from foveate.html import html_table
 from foveate.io import JsonObject, write_csv
 from foveate.surgery.saving.checkpoint import load
 
 if TYPE_CHECKING:
-    pass
+    from foveate.data.split import ImageData
 
 __all__ = ["ExportRow", "ExportTable", "export_all"]
 
@@ -105,7 +104,7 @@ def export_all(
         formats: their names.
         output: a folder.
         precisions: in each format.
-        data: images to check and to calibrate with; opened once.
+        data: images to check and to calibrate with; opened and decoded once.
         started: called with format and precision before each.
         options: more arguments of ``export``, the same for all.
 
@@ -123,13 +122,13 @@ def export_all(
         if precision not in PRECISIONS:
             raise FoveateError(f"precision {precision!r} is not known; there are: {', '.join(PRECISIONS)}")
     network = model if isinstance(model, nn.Module) else load(model)
-    opened = data if data is None or isinstance(data, ImageData) else open_data(data)
+    source = SampleSource(data) if data is not None else None
     rows = []
     for name in dict.fromkeys(formats):
         for precision in dict.fromkeys(precisions):
             started(name, precision)
             try:
-                made = export(network, name, output, precision=precision, data=opened, **(options or {}))
+                made = export(network, name, output, precision=precision, data=source, **(options or {}))
             except FoveateError as error:
                 rows.append(ExportRow(name, precision, "failed", str(error)))
                 continue

@@ -32,7 +32,7 @@ def run(*arguments):
 def test_a_table_of_files(run_folder, folder, tmp_path, capsys):
     code = run(
         *("export", run_folder, "--to", "onnx", "pt2", "--precision", "fp32", "fp16", "--data", folder, "--size", "64"),
-        *("--images", "4", "--batch", "1", "--no-time", "--output", tmp_path / "out"),
+        *("--images", "4", "--batch", "1", "--no-time", "--example", "--output", tmp_path / "out"),
         *("--csv", tmp_path / "rows.csv", "--json"),
     )
     shown = capsys.readouterr()
@@ -44,8 +44,13 @@ def test_a_table_of_files(run_folder, folder, tmp_path, capsys):
     assert all(row["top1"] is not None and row["file"]["metadata"]["plan"] == "ulsam after layer2" for row in rows)
     with (tmp_path / "rows.csv").open() as file:
         assert [row["path"] for row in csv.DictReader(file)] == [row["path"] for row in rows]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("test_resnet_fp16.onnx", "test_resnet_fp16.pt2", "test_resnet_fp32.onnx", "test_resnet_fp32.pt2"),
+    files = ["test_resnet_fp16.onnx", "test_resnet_fp16.pt2", "test_resnet_fp32.onnx", "test_resnet_fp32.pt2"]
+    programs = {name: f"{name.replace('.', '_')}_example.py" for name in files}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*files, *programs.values()])
+    for name, program in programs.items():
+        assert repr(name) in (tmp_path / "out" / program).read_text()
+    assert [row["file"]["example"].rpartition("/")[2] for row in rows] == [
+        programs[row["path"].rpartition("/")[2]] for row in rows
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
+from foveate.data.split import Split
 from foveate.errors import FoveateError
 from foveate.exporters import export as export_module
 from foveate.exporters.format import format_names
@@ -274,6 +275,30 @@ def test_an_existing_file_stays(model, tmp_path):
     with pytest.raises(FoveateError, match="is there already"):
         fv.export(model, "onnx", tmp_path, size=SIZE)
     assert (tmp_path / "test_resnet_fp32.onnx").read_text() == "mine"
+
+
+def test_an_existing_example_stays(model, tmp_path):
+    """It is looked for before anything is computed."""
+    (tmp_path / "net_pt2_example.py").write_text("mine")
+    with pytest.raises(FoveateError, match="net_pt2_example.py is there already"):
+        fv.export(model, "pt2", tmp_path / "net.pt2", size=SIZE, images=2, batch=1, example=True, time=False)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    found = fv.export(
+        model, "pt2", tmp_path / "net.pt2", size=SIZE, images=2, batch=1, example=True, time=False, overwrite=True
+    )
+    assert found.example == tmp_path / "net_pt2_example.py"
+    assert repr("net.pt2") in found.example.read_text()
+    assert str(found.example) in str(found)
+
+
+def test_images_are_decoded_once_for_all_formats(network, folder, tmp_path, monkeypatch):
+    model = network(classes=2)
+    loaded, load = [], Split.load
+    monkeypatch.setattr(Split, "load", lambda self, index, *rest: loaded.append(index) or load(self, index, *rest))
+    options = {"size": SIZE, "images": 4, "time": False, "batch": 1}
+    table = fv.export_all(model, ["onnx", "pt2"], tmp_path, precisions=["fp32", "fp16"], data=folder, options=options)
+    assert [row.status for row in table.rows] == ["ok"] * 4
+    assert len(loaded) == len(set(loaded)) > 0
 
 
 def test_maps_that_do_not_exist(network, tmp_path):

@@ -20,6 +20,7 @@ from foveate.exporters.format import find_format
 from foveate.exporters.opened import open_exported
 from foveate.exporters.options import PRECISIONS
 from foveate.exporters.result import Exported
+from foveate.exporters.sample_images import SampleSource
 from foveate.html import html_table
 from foveate.io import Row, write_csv
 from foveate.studies.comparison.config import BASELINE
@@ -113,6 +114,7 @@ def export_plans(
     if place is None or not asked or not len(comparison.models):
         raise FoveateError("export_plans needs the networks of a comparison, a folder for the files, and a target")
     rows: list[Row] = []
+    source = SampleSource(data)
     for name, precision in asked:
         reference: Path | None = None
         for number, label in enumerate([BASELINE, *(row.label for row in comparison.rows if row.label != BASELINE)]):
@@ -124,7 +126,7 @@ def export_plans(
                     comparison.models[label],
                     *(name, path),
                     precision=precision,
-                    data=data,
+                    data=source,
                     images=images,
                     size=comparison.recipe.image_size,
                     overwrite=True,
