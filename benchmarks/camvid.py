@@ -4,7 +4,8 @@
 
 DATA is a folder with images/PART and annotations/PART. Each run's counts of pixels are kept in the output folder, so
 that the command goes on where it was broken off; at the end it writes camvid.csv, a row for each run, and
-camvid_classes.csv, the mean IoU of each class, and prints the mean of each plan.
+camvid_classes.csv, the mean IoU of each class, and prints each plan's mean and its difference to the network without
+attention, with a 95% interval over seeds and images.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--val-part", default="val")
+    parser.add_argument("--limit", type=int, help="most images of each part, for a trial")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
-    data = fv.open_segmentation(given.data, val_part=given.val_part)
+    data = fv.open_segmentation(given.data, val_part=given.val_part, limit=given.limit)
     runs, found = [], {}
     for seed in range(given.seeds):
         for plan in PLANS:
@@ -95,8 +97,11 @@ def main() -> None:
         for n, name in enumerate(data.classes)
     ]
     write_csv(given.output / "camvid_classes.csv", classes, digits=4)
+    stacked = {plan: torch.stack([found[plan, seed]["counts"] for seed in range(given.seeds)]) for plan in PLANS}
+    differences = fv.miou_differences(stacked, "none")
     for plan in PLANS:
-        print(f"{plan:10} mIoU {mean(row['miou'] for row in runs if row['plan'] == plan):.2f}")
+        score = mean(row["miou"] for row in runs if row["plan"] == plan)
+        print(f"{plan:10} mIoU {score:.2f}  difference {differences.get(plan, 'of the baseline')}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""Differences in mIoU: exact where they must be, and like resampling."""
+
+import numpy as np
+import pytest
+import torch
+
+from foveate.errors import FoveateError
+from foveate.studies.comparison.miou import image_values, miou_differences, paired_values
+from foveate.studies.comparison.statistics import paired
+from foveate.training.tasks.segmentation_metrics import class_ious
+
+
+def counts(seed, seeds=3, images=60, classes=4):
+    random = np.random.default_rng(seed)
+    actual = random.integers(0, 400, (1, images, classes)) * (random.random((1, images, classes)) < 0.7)
+    right = random.binomial(np.broadcast_to(actual, (seeds, images, classes)), 0.7)
+    predicted = right + random.integers(0, 90, right.shape)
+    return torch.from_numpy(np.stack([right, predicted, np.broadcast_to(actual, right.shape)], -1))
+
+
+def test_the_mean_of_the_values_is_the_miou():
+    found = counts(0)
+    found[..., 3, :] = 0  # a class that is nowhere
+    for seed in range(3):
+        miou = class_ious(found[seed].sum(0)).nanmean()
+        assert image_values(found)[seed].mean() == pytest.approx(float(miou), rel=1e-12)
+
+
+def test_their_spread_is_that_of_resampled_images():
+    found, random = counts(1, seeds=1)[0], np.random.default_rng(0)
+    drawn = torch.from_numpy(random.multinomial(60, np.full(60, 1 / 60), 4000)).double()
+    resampled = torch.einsum("bn,nkc->bkc", drawn, found.double())
+    bootstrap = class_ious(resampled).nanmean(-1).std()
+    linear = image_values(found).std(correction=0) / 60**0.5
+    assert float(linear) == pytest.approx(float(bootstrap), rel=0.05)
+
+
+def test_the_parts_are_those_of_right_and_wrong_images():
+    random = np.random.default_rng(2)
+    right = random.random((3, 4, 50)) < 0.7
+    ours, theirs = paired_values(torch.from_numpy(right).double()), paired(right)
+    for part in ("mean", "single", "rest"):
+        assert np.allclose(getattr(ours, part), getattr(theirs, part)), part
+    assert np.allclose(ours.image, np.maximum(theirs.image - 2 / 50**2, 0))
+
+
+def test_differences():
+    base = counts(3)
+    better = base.clone()
+    better[..., 0] = torch.minimum(base[..., 2], base[..., 0] + (base[..., 2] - base[..., 0]) // 2)
+    better[..., 1] = base[..., 1] - base[..., 0] + better[..., 0]
+    found = miou_differences({"none": base, "better": better, "same": base})
+    gained = class_ious(better.sum(1)).nanmean(-1).mean() - class_ious(base.sum(1)).nanmean(-1).mean()
+    assert found["better"].mean == pytest.approx(100 * float(gained))
+    assert 0 < found["better"].low < found["better"].mean < found["better"].high
+    assert found["better"].p < 0.001
+    assert found["same"].mean == 0
+    assert found["same"].p == 1
+    with pytest.raises(FoveateError, match="no counts of that name"):
+        miou_differences({"a": base, "b": base})
+    with pytest.raises(FoveateError, match="need one shape"):
+        miou_differences({"none": base, "b": base[:, :5]})
