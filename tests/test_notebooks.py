@@ -148,6 +148,7 @@ BUILT = {
     "Predictions": lambda: fv.Predictions(_stream, [(BAD, BAD)]),
     "Masks": lambda: fv.Masks(iter(()), [(BAD, BAD)], []),
     "Plan": lambda: fv.Plan.parse("ulsam(groups='<script>') after a"),
+    "Protocol": lambda: fv.Protocol(BAD, BAD, BAD, (BAD,), 2, fv.Recipe()),
     "Recipe": lambda: fv.Recipe(optimiser="<script>"),
     "Reproduction": lambda: fv.Reproduction((), (Cell(BAD, BAD, BAD, "1", "", "cost", "1", "exact", "", "equal"),)),
     "Search": _search,

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from foveate.data import ImageData
 from foveate.errors import FoveateError, near
+from foveate.html import html_lines, html_table
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.recipes.yaml_file import read_flat
 
@@ -75,6 +76,16 @@ class Protocol:
                 f"{data.name} has other images or parts than the protocol's: its fingerprint is {data.fingerprint}, "
                 f"not {self.fingerprint}; results of the two cannot stand in one table"
             )
+
+    def _repr_html_(self) -> str:
+        shown = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("title", "plans")
+        }
+        rows = [
+            ("plans", "; ".join(self.plans)),
+            *((name, value) for name, value in shown.items() if value is not None),
+        ]
+        return html_lines(self.title) + html_table(["field", "value"], rows)
 
     def request(self) -> dict[str, Any]:
         """What ``compare`` is called with, but for the data and the output."""
