@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,25 +67,18 @@ KILLED = [
 ]
 
 
-# Where the module conftest is the one beside the script.
-RUN_SCRIPT = """
-import runpy, sys, torch
-sys.path.insert(0, sys.argv[1])
-torch.set_num_threads(int(sys.argv[2]))
-script = sys.argv[3]
-del sys.argv[1:4]
-runpy.run_path(script, run_name="__main__")
-"""
-
-
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory, run_forked):
+def killed(tmp_path_factory):
     """The folders of runs that were killed, and how each of them ended."""
     folders = [tmp_path_factory.mktemp("killed") / "run" for _ in KILLED]
     runs = [(str(folder), {**run[0], "ema_decay": 0.5}, run[1]) for folder, run in zip(folders, KILLED, strict=True)]
-    words = [str(SCRIPT.parent), str(torch.get_num_threads()), str(SCRIPT), json.dumps(runs)]
-    (ended,) = run_forked(RUN_SCRIPT, (words, {}))
-    assert ended.returncode == 0, ended.stderr
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, str(SCRIPT), json.dumps(runs)]
+    ended = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return list(zip(folders, map(int, ended.stdout.split()), strict=True))
 
 
