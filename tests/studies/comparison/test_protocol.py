@@ -1,6 +1,9 @@
 """A comparison as a file, and its runs as a table of text, from which it goes on where the weights are not."""
 
+import base64
 import csv
+import tracemalloc
+import zlib
 
 import pytest
 import torch
@@ -93,6 +96,18 @@ def test_a_row_that_is_damaged_is_not_believed(table, folder, tmp_path, change, 
     write_csv(tmp_path / "runs.csv", rows)
     with pytest.raises(FoveateError, match=message):
         compare_again(folder, tmp_path / "out", tmp_path / "runs.csv")
+
+
+def test_a_few_bytes_that_stand_for_many_are_not_unpacked():
+    packed = base64.b64encode(zlib.compress(bytes(50_000_000), 9)).decode()
+    tracemalloc.start()
+    with pytest.raises(FoveateError, match="is damaged"):
+        run_table.were_right({"run": "r", "classes": "300", "images": "10", "predictions": packed})
+    with pytest.raises(FoveateError, match="is damaged: it says that it is about 10000000000 images"):
+        run_table.were_right({"run": "r", "classes": "300", "images": "10000000000", "predictions": packed})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_other_tables_and_no_folder(table, folder, tmp_path):
