@@ -9,6 +9,7 @@ with ``foveate.predict`` of the network. The environments are removed. Needs the
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import subprocess
@@ -91,7 +92,11 @@ def main() -> None:
                     {**dict.fromkeys(rows[0] if rows else ("format",), ""), "format": name, "reason": str(error)}
                 )
             print(rows[-1], flush=True)
-    write_csv(Path(__file__).with_suffix(".csv"), rows, digits=2)
+    table = Path(__file__).with_suffix(".csv")
+    made = {str(one["format"]): one for one in rows}
+    with table.open(newline="", encoding="utf-8") as file:  # the formats that were not asked for keep their rows
+        kept = {one["format"]: one for one in csv.DictReader(file)}
+    write_csv(table, [of for name in FORMATS if (of := made.get(name, kept.get(name)))], digits=2)
 
 
 if __name__ == "__main__":
