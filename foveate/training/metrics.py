@@ -180,11 +180,26 @@ def collect_scores(
     forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], classes: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Scores (N, K) float32 and labels (N,) of all batches, without gradients; (0, classes) and (0,) of none."""
-    scores, labels = [], []
+    scores, labels, count = torch.empty(0, classes), torch.empty(0, dtype=torch.int64), 0
     with torch.no_grad():
         for inputs, right in batches:
-            scores.append(forward(inputs).float().cpu())
-            labels.append(right)
-    if not scores:
-        return torch.empty(0, classes), torch.empty(0, dtype=torch.int64)
-    return torch.cat(scores), torch.cat(labels)
+            found = forward(inputs).float().cpu()
+            scores, labels = _put(scores, found, count), _put(labels, right, count)
+            count += len(right)
+    return scores[:count].clone(), labels[:count].clone()
+
+
+def _put(rows: Tensor, more: Tensor, count: int) -> Tensor:
+    """Put rows behind the first ``count``, into twice the room where there is none.
+
+    A small tensor for each batch, kept until the end, would lie between what the batches need and give back, and the
+    allocator could not use that again: memory would grow by a kilobyte for each image.
+    """
+    needed = count + len(more)
+    if needed > len(rows) or not count:
+        larger = more.new_empty((max(2 * count, needed), *more.shape[1:]))
+        if count:
+            larger[:count] = rows[:count]
+        rows = larger
+    rows[count:needed] = more
+    return rows
