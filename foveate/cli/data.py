@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsons
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cyclopts import App
 
@@ -66,12 +66,7 @@ def _print(found: fv.DataReport) -> None:
     }
     for reason, names in found.unused:
         lines[f"not used, {reason}"] = list(names)
-    for kind, group in lines.items():
-        print(f"{kind}: {len(group) or 'none'}")
-        for line in group[:_SHOWN]:
-            print(f"  {printable(line)}")
-        if len(group) > _SHOWN:
-            print(f"  and {len(group) - _SHOWN} more: --json lists all")
+    _print_groups(lines)
     if not found.unused:
         print("not used: none")
 
@@ -85,15 +80,20 @@ def _print_maps(found: fv.SegmentationReport) -> None:
     lines = {"bad": [reason for _, reason in found.bad], "label maps of which nothing counts": list(found.ignored)}
     for reason, names in found.unused:
         lines[f"not used, {reason}"] = list(names)
-    for kind, group in lines.items():
-        print(f"{kind}: {len(group) or 'none'}")
-        for line in group[:_SHOWN]:
-            print(f"  {printable(line)}")
-        if len(group) > _SHOWN:
-            print(f"  and {len(group) - _SHOWN} more: --json lists all")
+    _print_groups(lines)
 
 
 def _equal(group: Sequence[str]) -> str:
     """The names of equal images; of many the first, and how many there are."""
     more = f" = ... ({len(group)} images in all)" if len(group) > _OF_A_GROUP else ""
     return " = ".join(group[:_OF_A_GROUP]) + more
+
+
+def _print_groups(groups: Mapping[str, Sequence[str]]) -> None:
+    """How many there are of each kind, and the first of them."""
+    for kind, group in groups.items():
+        print(f"{kind}: {len(group) or 'none'}")
+        for line in group[:_SHOWN]:
+            print(f"  {printable(line)}")
+        if len(group) > _SHOWN:
+            print(f"  and {len(group) - _SHOWN} more: --json lists all")

@@ -152,9 +152,9 @@ def open_label_maps(source: str, options: DataOptions) -> Any:
     data = fv.open_segmentation(source, seed=options.split_seed, val_fraction=options.val_fraction, limit=options.limit)
     counts = f"{len(data.train)} training and {len(data.val)} validation images with label maps"
     say(f"{data.name}: {counts}, {len(data.classes)} classes")
-    for words in (data.note, data.licence):
-        if words:
-            say(words)
+    for text in (data.note, data.licence):
+        if text:
+            say(text)
     for reason, names in data.unused:
         say(f"not used: {len(names)} files {reason}, such as {names[0]}")
     return data
@@ -173,9 +173,9 @@ def open_images(source: str, options: DataOptions, min_classes: int = 2) -> Any:
         parts=options.parts,
     )
     say(f"{data.name}: {len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
-    for words in (data.note, data.licence):
-        if words:
-            say(words)
+    for text in (data.note, data.licence):
+        if text:
+            say(text)
     for bad in data.bad[:_SHOWN]:
         say(f"left out: {bad}")
     if len(data.bad) > _SHOWN:

@@ -92,8 +92,8 @@ def _by_files(
     if choice and len(parts) > 1:
         training, held = choice.pick(parts, path)
         unused.add(_OTHER_FILES, (file.name for file in files.values() if file not in (*training, *held)))
-        words = f"split as the files {' and '.join(file.name for file in training)}, and {_named(held)}"
-        return _Rows.read(training), _Rows.read(held).with_classes(unused), words
+        note = f"split as the files {' and '.join(file.name for file in training)}, and {_named(held)}"
+        return _Rows.read(training), _Rows.read(held).with_classes(unused), note
     training = parts.pop("train", [])
     unknown = [file for name, file in files.items() if part_of(name, alone=False) is None]
     if not training and not parts and len({_series(name) for name in files}) == 1:
@@ -106,10 +106,10 @@ def _by_files(
     for held in list(parts.values()):
         val = _Rows.read(held).with_classes(unused)
         if val.labels:
-            words = f"split as the files {_named(training)} and {_named(held)}"
+            note = f"split as the files {_named(training)} and {_named(held)}"
             left = [file for other in parts.values() if other is not held for file in other] + unknown
             unused.add(_OTHER_FILES, (file.name for file in left))
-            return _Rows.read(training), val, words
+            return _Rows.read(training), val, note
     return _Rows.read(training), None, "no labelled validation file" if parts else ""
 
 
@@ -195,8 +195,8 @@ class _Rows:
             train, val = choice.pick(parts, file)
             for left in (part for part in present if part not in (*train, *val)):
                 unused.add(f"of the part {left}, which is not used", self._where(left).names)
-            words = f"split by the column 'split': {' and '.join(train)}, and {' and '.join(val)}"
-            return self._where(*train), self._where(*val).with_classes(unused), words
+            note = f"split by the column 'split': {' and '.join(train)}, and {' and '.join(val)}"
+            return self._where(*train), self._where(*val).with_classes(unused), note
         train, val = parts.pop("train", []), [part for found in parts.values() for part in found]
         if not train or not val:
             raise FoveateError(f"{file}: column 'split' says {', '.join(present)}: it needs train and val (or test)")

@@ -56,9 +56,9 @@ def curves(histories: Mapping[str, Sequence[Sequence[Row]]], width: int = 760) -
     parts: list[str] = []
     y = 6.0
     for label, of in shown.items():
-        words = textwrap.wrap(label, int(width / _LETTER)) or [""]
-        parts.append(f'<text class="label">{spans(words, 0, y)}</text>')
-        y += LINE * len(words) + 4
+        lines = textwrap.wrap(label, int(width / _LETTER)) or [""]
+        parts.append(f'<text class="label">{spans(lines, 0, y)}</text>')
+        y += LINE * len(lines) + 4
         other = [] if of is base else [("curve base", _mean([_column(seed, "eval_top1", 100.0) for seed in base]))]
         panels = [
             (
