@@ -16,12 +16,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import forms
+
 import foveate as fv
 from foveate.studies.comparison.compare import Maker
 from foveate.studies.comparison.config import labelled_plans
 from foveate.studies.comparison.protocol.protocol_file import Protocol, read_protocol
 from foveate.studies.comparison.scheduler import Grid, Job
 from foveate.studies.search.halving import rungs_of
+
+REGISTERED = forms.FORMS  # importing forms registers them
 
 
 def jobs_of(protocol: Protocol, data: fv.ImageData) -> list[Job]:
