@@ -154,3 +154,37 @@ def run_forked(tmp_path_factory):
 @pytest.fixture
 def data(folder):
     return open_data(folder)
+
+
+@pytest.fixture
+def agree():
+    """Compares outputs and all gradients of a module with equations(module, x), in float64."""
+    import torch  # most tests of the command line do without
+
+    def compare(module, equations, x, bound=1e-9):
+        x = x.double().requires_grad_()
+        out, expected = module(x), equations(module, x)
+        assert out.shape == expected.shape
+        assert (out - expected).abs().max() <= bound
+        weights = torch.randn_like(out)
+        wanted = [x, *module.parameters()]
+        ours = torch.autograd.grad((out * weights).sum(), wanted)
+        theirs = torch.autograd.grad((expected * weights).sum(), wanted)
+        for key, a, b in zip(["x", *dict(module.named_parameters())], ours, theirs, strict=True):
+            assert (a - b).abs().max() <= bound * max(1, b.abs().max()), key
+
+    torch.manual_seed(0)
+    return compare
+
+
+@pytest.fixture(scope="session")
+def last_line():
+    """What a script printed last, as JSON; it runs in a process of its own with one thread."""
+
+    def run(script, *arguments):
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, *map(str, (script, *arguments))]
+        said = subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout
+        return json.loads(said.splitlines()[-1])
+
+    return run

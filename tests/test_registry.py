@@ -1,6 +1,8 @@
 """Mechanisms by name: the folder's, timm's and one's own; a request that does not fit is refused in words."""
 
 import functools
+import inspect
+import re
 
 import pytest
 import torch
@@ -38,6 +40,17 @@ def test_names_are_the_files_of_the_folder():
     assert {"ulsam", "se", "cbam"} <= set(fv.names())
     assert list(fv.names()) == sorted(fv.names())
     assert not any(name.startswith("_") for name in fv.names())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in ("attention", "pooling", "heads") for name in registry.names(kind)]
+)
+def test_docstring_names_every_option_shape_and_paper(kind, name):
+    constructor = registry.find(name, kind)
+    for option in registry.options(name, kind):
+        assert re.search(rf"^\s+{option}: ", constructor.__doc__, re.MULTILINE), option
+    assert "Shape:" in constructor.__doc__
+    assert "https://" in inspect.getmodule(constructor).__doc__
 
 
 @pytest.mark.parametrize("name", registry.names())

@@ -14,19 +14,6 @@ def _randomise(module):
     return module
 
 
-def _agree(module, equations, x, bound=1e-9):
-    x = x.double().requires_grad_()
-    out, expected = module(x), equations(module, x)
-    assert out.shape == expected.shape == x.shape
-    assert (out - expected).abs().max() <= bound
-    weights = torch.randn_like(out)
-    wanted = [x, *module.parameters()]
-    ours = torch.autograd.grad((out * weights).sum(), wanted)
-    theirs = torch.autograd.grad((expected * weights).sum(), wanted)
-    for key, a, b in zip(["x", *dict(module.named_parameters())], ours, theirs, strict=True):
-        assert (a - b).abs().max() <= bound * max(1, b.abs().max()), key
-
-
 class _Watch(TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -51,13 +38,6 @@ def randomise():
     """Gives a module random float64 parameters and statistics."""
     torch.manual_seed(0)
     return _randomise
-
-
-@pytest.fixture
-def agree():
-    """Compares outputs and all gradients of a module with equations(module, x)."""
-    torch.manual_seed(0)
-    return _agree
 
 
 @pytest.fixture

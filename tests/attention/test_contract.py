@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import re
 from pathlib import Path
 
 import pytest
@@ -75,14 +74,6 @@ def test_the_least_value_of_an_option_is_allowed_and_one_less_is_refused(least):
         assert make(least, **{option: value})(x).shape == x.shape
         with pytest.raises(FoveateError, match=rf"\b{option}="):
             make(least, **{option: value - 1})
-
-
-def test_docstring_names_every_option_shape_and_paper(name):
-    constructor = registry.find(name)
-    for option in registry.options(name):
-        assert re.search(rf"^\s+{option}: ", constructor.__doc__, re.MULTILINE), option
-    assert "Shape:" in constructor.__doc__
-    assert "https://" in inspect.getmodule(constructor).__doc__
 
 
 def test_page_names_every_option_and_the_cost_at_512(name):

@@ -6,24 +6,16 @@ import json
 
 import pytest
 
-from foveate.cli import main
-
 QUICK = ("test_resnet", "--input-size", 64, "--rounds", 3, "--no-memory")
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(run, monkeypatch):
     """(exit code, stdout, stderr) of the command on a terminal of 80 columns."""
 
     def command(*arguments):
         monkeypatch.setenv("COLUMNS", "80")
-        try:
-            main(["latency", *map(str, arguments)])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        return run("latency", *arguments)
 
     return command
 

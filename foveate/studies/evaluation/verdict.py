@@ -101,14 +101,7 @@ class Measures:
 def verdict_of(measures: Measures) -> tuple[str, str]:
     """The verdict and its reason. The accuracy that is printed decides first, so that no verdict can contradict it.
 
-    1. harmful: without the module accuracy is better, beyond the 95% interval and with p < 0.05.
-    2. works: without the module accuracy is worse, beyond the 95% interval and with p < 0.05; static, if in addition
-       rule 4 holds.
-    3. inert: no prediction of at least 300 changes without it; or none changes and its contribution is below a
-       thousandth of its input, in each channel; or the interval of the difference lies within one percentage point of
-       0, for at least 300 images.
-    4. static: none of its maps' values varies by 1% between images, and another image's map changes nothing.
-    5. unclear: anything else; more images may tell.
+    The five rules are in the docstring of ``audit``; the first that holds decides.
     """
     off, shuffled = measures.off, measures.shuffled
     same = f"its map is the same for every image (no value varies by {100 * CONSTANT:.0f}%)"

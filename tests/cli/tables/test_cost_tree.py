@@ -8,24 +8,17 @@ import re
 import pytest
 
 import foveate as fv
-from foveate.cli import main
 
 PLAN = "ulsam(groups=4) replacing blocks.4.1, blocks.4.2; se after blocks.5.2"
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(run, monkeypatch):
     """(exit code, stdout, stderr) of the command on a terminal of some columns."""
 
     def command(*arguments, columns=80):
         monkeypatch.setenv("COLUMNS", str(columns))
-        try:
-            main(["cost", *map(str, arguments)])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        return run("cost", *arguments)
 
     return command
 

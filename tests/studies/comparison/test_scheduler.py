@@ -1,10 +1,7 @@
 """A grid that is killed, shared or run again ends with the same table, and no finished run is run twice."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -32,12 +29,9 @@ killed_grids = pytest.mark.slow(
 
 
 @pytest.fixture(scope="module")
-def grids(folder, tmp_path_factory):
+def grids(folder, tmp_path_factory, last_line):
     place = tmp_path_factory.mktemp("grids")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(SCRIPT), str(folder), str(place), "0"]
-    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    return place, json.loads(said.splitlines()[-1])
+    return place, last_line(SCRIPT, folder, place, "0")
 
 
 def tables(folder):

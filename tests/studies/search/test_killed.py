@@ -1,10 +1,6 @@
 """A search that is killed goes on to the same result, and two processes share one."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,12 +20,9 @@ pytestmark = pytest.mark.slow(
 
 
 @pytest.fixture(scope="module")
-def searches(folder, tmp_path_factory):
+def searches(folder, tmp_path_factory, last_line):
     place = tmp_path_factory.mktemp("searches")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(SCRIPT), str(folder), str(place)]
-    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    return place, json.loads(said.splitlines()[-1])
+    return place, last_line(SCRIPT, folder, place)
 
 
 def test_killed_twice_it_ends_with_the_same_trials(searches):
