@@ -160,8 +160,12 @@ def rows(times: dict[str, list[float]]) -> Iterator[dict[str, object]]:
         low, middle, high = statistics.quantiles(ratios, n=4)
         over = statistics.median(v / f for v, f in zip(values, times["ours"], strict=True))
         yield {
-            **{"form": name, "rounds": len(values), "ms": f"{statistics.median(values):.4f}"},
-            **{"copies": f"{middle:.3f}", "copies_q1": f"{low:.3f}", "copies_q3": f"{high:.3f}"},
+            "form": name,
+            "rounds": len(values),
+            "ms": f"{statistics.median(values):.4f}",
+            "copies": f"{middle:.3f}",
+            "copies_q1": f"{low:.3f}",
+            "copies_q3": f"{high:.3f}",
             "over_ours": f"{over:.3f}",
         }
 
@@ -195,7 +199,9 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", choices=("inference", "training"), default=("inference", "training"))
     parser.add_argument("--forms", nargs="*", choices=FORMS, default=("timm", "bound"), help="beside copy and ours")
     parser.add_argument("--threads", type=int, help="default: as torch has them")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each place, warm-up not counted; 5 rounds at least")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="of each place, warm-up not counted; 5 rounds at least"
+    )
     parser.add_argument("--output", type=Path, help="CSV; default benchmarks/mechanisms_DEVICE.csv")
     options = parser.parse_args()
     if options.threads:
