@@ -100,7 +100,9 @@ def forms(x: Tensor, groups: int, training: bool, wanted: list[str]) -> dict[str
     return {name: made[name] for name in wanted if name in made}
 
 
-def timed(calls: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, list[float]]:
+def timed(
+    calls: dict[str, Callable[[], object]], device: str, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Milliseconds of each call in each round. The first rounds, in which code is compiled, do not count."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for call in calls.values():
@@ -113,10 +115,10 @@ def timed(calls: dict[str, Callable[[], object]], device: str, seconds: float) -
         draw.shuffle(order)
         for name, call in order:
             wait()
-            before = time.perf_counter()
+            before = clock()
             call()
             wait()
-            found[name].append((time.perf_counter() - before) * 1e3)
+            found[name].append((clock() - before) * 1e3)
     return found
 
 

@@ -25,6 +25,7 @@ import argparse
 import csv
 import itertools
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,8 +45,22 @@ FORMS = ("plain", "compiled", "timm", "bound")
 TIMM = {"se": "se", "cbam": "cbam", "non_local": "nl", "eca": "eca", "timm:eca": ""}
 KINDS = ("attention", "pooling", "heads")
 CLASSES = 1000
+CLOCKS = {"wall": time.perf_counter, "processor": time.thread_time}
 PLACE = ("kind", "name", "step", "channels", "side", "batch", "format")
-COLUMNS = ("device", "torch", "timm", "threads", "allocator", *PLACE, "form", "rounds", "ms", "copies", "copies_q1")
+COLUMNS = (
+    "device",
+    "torch",
+    "timm",
+    "threads",
+    "clock",
+    "allocator",
+    *PLACE,
+    "form",
+    "rounds",
+    "ms",
+    "copies",
+    "copies_q1",
+)
 COLUMNS += ("copies_q3", "over_ours")
 
 
@@ -174,8 +189,8 @@ def places(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for kind in options.kinds:
         more = [name for name in options.only or ("timm:eca",) if name.startswith("timm:") and kind == "attention"]
         names = [n for n in [*registry.names(kind), *more] if n in (options.only or [*registry.names(kind), *more])]
-        lists = (names, options.steps, options.sizes, options.batches, options.formats)
-        for name, step, size, batch, form in itertools.product(*lists):
+        lists = (options.steps, names, options.sizes, options.batches, options.formats)
+        for step, name, size, batch, form in itertools.product(*lists):
             channels, side = map(int, size.split("@"))
             yield dict(zip(PLACE, (kind, name, step, channels, side, batch, form), strict=True))
 
@@ -204,11 +219,14 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="CSV; default benchmarks/mechanisms_DEVICE.csv")
     options = parser.parse_args()
+    if options.clock == "processor" and (options.threads != 1 or options.device != "cpu"):
+        parser.error("--clock processor counts one thread: take --device cpu --threads 1")
     if options.threads:
         torch.set_num_threads(options.threads)
     output = options.output or Path(__file__).parent / f"mechanisms_{options.device}.csv"
     same = {"device": device_name(options.device), "torch": torch.__version__, "timm": timm.__version__}
-    same |= {"threads": torch.get_num_threads(), "allocator": "kept" if keep_freed_memory() else "as it is"}
+    same |= {"threads": torch.get_num_threads(), "clock": options.clock}
+    same |= {"allocator": "kept" if keep_freed_memory() else "as it is"}
     warnings.simplefilter("ignore")  # the compiler's remarks
     done = measured(output)
     with output.open("a", newline="", encoding="utf-8") as file:
@@ -228,7 +246,7 @@ def main() -> None:
                 except ValueError as error:  # a batch norm does not train on one value for each channel
                     print(*place.values(), f"left out: {error}", flush=True)
                     continue
-                times = timed(calls, options.device, options.seconds)
+                times = timed(calls, options.device, options.seconds, CLOCKS[options.clock])
             found = list(rows(times))  # all of a place or none, so that a stopped run can go on
             writer.writerows(same | place | row for row in found)
             file.flush()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
-from foveate.kernels.dispatch import is_exporting
+from foveate.kernels.dispatch import into_a_graph, is_exporting
 from foveate.kernels.softmax_attention import flatten_positions
 from foveate.kernels.sparse import local_attention, local_pattern, pattern_map, strided_attention, strided_pattern
 
@@ -106,6 +106,13 @@ class StridedSparseAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The attention added to x, in one step or two."""
         self._refuse_symbols(x)
+        if not isinstance(x, Tensor) or into_a_graph():
+            return self._step(x)
+        # With the channels last a position's channels are a row, so that nothing between the steps is transposed.
+        out = self._step(x.contiguous(memory_format=torch.channels_last))
+        return out.contiguous() if x.is_contiguous() else out
+
+    def _step(self, x: Tensor) -> Tensor:
         q, k, v = self._heads(x, 0)
         if self.arrangement == "heads":
             (q1, q2), (k1, k2), (v1, v2) = (rows.chunk(2, dim=1) for rows in (q, k, v))
@@ -159,5 +166,6 @@ class StridedSparseAttention(nn.Module):
 
     def _merge(self, rows: Tensor, x: Tensor, step: int) -> Tensor:
         """(B, heads, N, d) -> (B, m, h, w), through W."""
-        y: Tensor = self.out[step](torch.unflatten(rows.transpose(2, 3).flatten(1, 2), 2, x.shape[2:]))
-        return y
+        y = rows.transpose(1, 2).flatten(2).transpose(1, 2)
+        out: Tensor = self.out[step](torch.unflatten(y, 2, x.shape[2:]))
+        return out

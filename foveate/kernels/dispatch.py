@@ -32,6 +32,7 @@ __all__ = [
     "enabled",
     "into_a_graph",
     "is_exporting",
+    "is_transformed",
     "modification",
     "no_active_modes",
     "passes",
@@ -257,6 +258,11 @@ def wants_gradients(module: Any, x: Tensor) -> bool:
         x: its input.
     """
     return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in module.parameters()))
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func runs: then what is computed belongs to it, and is not to be kept."""
+    return not _is_compiling() and _transform() is not None
 
 
 def no_active_modes() -> bool:

@@ -4,18 +4,25 @@
     strided:  i sees j when (i - j) mod stride == 0 and j <= i         (not causal: any j)
 
 The positions are cut into blocks, or into columns one stride apart; each block or column is one small dense
-attention. With window = stride = sqrt(n), time and memory are O(n sqrt(n)).
+attention. With window = stride = sqrt(n), time and memory are O(n sqrt(n)). Where a block and its neighbours would hold
+as many pairs as there are, or there are few positions, the local attention is one dense attention with a mask.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from foveate.kernels.dispatch import into_a_graph
+from foveate.kernels.dispatch import PLAIN, enabled, into_a_graph, is_transformed, no_active_modes
 
 __all__ = ["local_attention", "local_pattern", "pattern_map", "strided_attention", "strided_pattern"]
+
+FEW = 64
+"""Positions up to which one dense attention with a mask takes less time than blocks: benchmarks/mechanisms.py."""
 
 _FAR = 3e4  # below what is seen: e to the -30000 is 0, and float16 still holds it
 
@@ -48,7 +55,15 @@ def pattern_map(q: Tensor, k: Tensor, pattern: Tensor) -> Tensor:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool = False) -> Tensor:
-    """Softmax attention within each block, (B * heads, blocks, rows, d); ``seen``: which pairs, or ``causal``."""
+    """Softmax attention within each block, (B * blocks, heads, rows, d).
+
+    Args:
+        q: the queries.
+        k: the keys.
+        v: the values.
+        seen: which pairs, 0 for what is seen and -inf for the rest; in a graph truth values.
+        causal: a row sees those before it.
+    """
     if not into_a_graph():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
     # Converters know products of matrices better. A block's pairs are as many as a row's, and not those of all rows.
@@ -60,6 +75,45 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: boo
         scores = scores + (seen.to(scores.dtype) - 1) * _FAR
     out: Tensor = scores.softmax(dim=3) @ v
     return out
+
+
+# ---- masks: the same for each image, and small, so that they are kept ----
+
+_KEPT = 1 << 18  # elements of a mask
+Mask = Callable[[int, int, bool, torch.device], Tensor]
+
+
+def _mask(make: Mask, n: int, size: int, causal: bool, like: Tensor) -> Tensor:
+    """What ``make`` gives as numbers to add to scores, 0 and -inf."""
+    small = n * size <= _KEPT
+    if small and no_active_modes() and not is_transformed() and type(like) in PLAIN and not like.is_meta:
+        return _kept_mask(make, n, size, causal, like.device, like.dtype)
+    return _added(make(n, size, causal, like.device), like.dtype)
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, float("-inf"))
+
+
+@functools.lru_cache(maxsize=32)
+def _kept_mask(make: Mask, n: int, size: int, causal: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(mode=False), torch.no_grad():  # it may be kept for a backward pass later
+        return _added(make(n, size, causal, device), dtype)
+
+
+def _around(n: int, size: int, causal: bool, device: torch.device, blocks: int | None = None) -> Tensor:
+    """Which keys around its block each query sees, (blocks, 1, size, 2 or 3 times size) of truth values."""
+    blocks = -(-n // size) if blocks is None else blocks
+    block = torch.arange(blocks, device=device).reshape(blocks, 1, 1) * size
+    query = block + torch.arange(size, device=device).reshape(1, size, 1)
+    key = block + torch.arange(-size, size if causal else 2 * size, device=device).reshape(1, 1, -1)
+    back = query - key
+    return ((back < size) & (back >= 0 if causal else back > -size) & (key >= 0) & (key < n)).unsqueeze(1)
+
+
+def _everywhere(n: int, window: int, causal: bool, device: torch.device) -> Tensor:
+    """``local_pattern``, (n, n) of truth values."""
+    return local_pattern(n, window, causal).to(device)
 
 
 def _cut(n: int, length: int, parts: int | None) -> tuple[int, int, int]:
@@ -84,6 +138,11 @@ def _is_zero(number: int) -> bool:
     return type(number) is int and number == 0
 
 
+def _in_blocks(rows: Tensor, rest: int, sizes: tuple[int, int]) -> Tensor:
+    """(B, heads, n, d) -> (B, *sizes, heads, d): a view where nothing is filled in, however the heads lie."""
+    return torch.unflatten(_fill(rows, rest).transpose(1, 2), 1, sizes)
+
+
 def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, parts: int | None = None) -> Tensor:
     """``pattern_map(q, k, local_pattern(...)) @ v`` in O(n window) time and memory.
 
@@ -98,32 +157,38 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, 
         parts: n / window, where that is known to be a whole number.
 
     Returns:
-        (B, heads, n, d).
+        (B, heads, n, d), as a view of (B, n, heads, d).
     """
-    heads, n = q.shape[1:3]
+    n = q.shape[2]
+    graph = into_a_graph()
+    if not graph and enabled() and (n <= FEW or (2 if causal else 3) * window >= n):
+        whole = window >= n  # everything, or everything before
+        seen = None if whole else _mask(_everywhere, n, window, causal, q)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal and whole)
     size, blocks, rest = _cut(n, window, parts)
 
     def cut(rows: Tensor) -> Tensor:
-        """(B * heads, blocks, size, d)."""
-        return torch.unflatten(_fill(rows, rest), 2, (blocks, size)).flatten(0, 1)
+        """(B * blocks, heads, size, d)."""
+        return _in_blocks(rows, rest, (blocks, size)).flatten(0, 1).transpose(1, 2)
 
     def around(rows: Tensor) -> Tensor:
-        """(B * heads, blocks, 2 or 3 times size, d): each block between its neighbours, zeros outside."""
+        """(B * blocks, heads, 2 or 3 times size, d): each block between its neighbours, zeros outside."""
         span = size * (2 if causal else 3)
-        if not into_a_graph():  # views of the same rows
-            padded = F.pad(rows, (0, 0, size, rest + span - 2 * size))
-            return padded.unfold(2, span, size).transpose(3, 4).flatten(0, 1)
-        own = cut(rows)
-        before = F.pad(own, (0, 0, 0, 0, 1, 0))[:, :-1]
-        return torch.cat([before, own] if causal else [before, own, F.pad(own, (0, 0, 0, 0, 0, 1))[:, 1:]], dim=2)
+        if not graph:  # views of the same rows
+            padded = F.pad(rows.transpose(1, 2), (0, 0, 0, 0, size, rest + span - 2 * size))
+            return padded.unfold(1, span, size).movedim(4, 2).flatten(0, 1).transpose(1, 2)
+        own = _in_blocks(rows, rest, (blocks, size))
+        before = F.pad(own, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+        after = () if causal else (F.pad(own, (0, 0, 0, 0, 0, 0, 0, 1))[:, 1:],)
+        return torch.cat([before, own, *after], dim=2).flatten(0, 1).transpose(1, 2)
 
-    block = torch.arange(blocks, device=q.device).reshape(blocks, 1, 1) * size
-    query = block + torch.arange(size, device=q.device).reshape(1, size, 1)
-    key = block + torch.arange(-size, size if causal else 2 * size, device=q.device).reshape(1, 1, -1)
-    back = query - key
-    seen = (back < size) & (back >= 0 if causal else back > -size) & (key >= 0) & (key < n)
-    out = _attention(cut(q), around(k), around(v), seen[None])
-    return torch.unflatten(out, 0, (-1, heads)).flatten(2, 3)[:, :, :n]
+    if graph:
+        seen = _around(n, size, causal, q.device, blocks)
+    else:
+        seen = _mask(_around, n, size, causal, q)
+    each = seen.expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
+    out = torch.unflatten(_attention(cut(q), around(k), around(v), each).transpose(1, 2), 0, (-1, blocks))
+    return out.flatten(1, 2)[:, :n].transpose(1, 2)
 
 
 def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool, parts: int | None = None) -> Tensor:
@@ -142,15 +207,16 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, causal: bool
     Returns:
         (B, heads, n, d).
     """
-    heads, n = q.shape[1:3]
+    n = q.shape[2]
     columns, rows, rest = _cut(n, stride, parts)
 
     def upright(x: Tensor) -> Tensor:
-        """(B * heads, columns, rows, d)."""
-        return torch.unflatten(_fill(x, rest), 2, (rows, columns)).transpose(2, 3).flatten(0, 1)
+        """(B * columns, heads, rows, d)."""
+        return _in_blocks(x, rest, (rows, columns)).transpose(1, 2).flatten(0, 1).transpose(1, 2)
 
     real = None
     if not (causal or _is_zero(rest)):  # causal: what was filled in comes last and is seen by nobody
-        real = (torch.arange(rows * columns, device=q.device) < n).view(1, rows, columns).transpose(1, 2).unsqueeze(2)
-    out = _attention(upright(q), upright(k), upright(v), real, causal)
-    return torch.unflatten(out.transpose(1, 2).flatten(1, 2)[:, :n], 0, (-1, heads))
+        real = (torch.arange(rows * columns, device=q.device) < n).view(rows, columns).t().reshape(columns, 1, 1, rows)
+        real = real.expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
+    out = torch.unflatten(_attention(upright(q), upright(k), upright(v), real, causal), 0, (-1, columns))
+    return out.permute(0, 3, 1, 2, 4).flatten(1, 2)[:, :n].transpose(1, 2)

@@ -215,3 +215,15 @@ def test_errors(options, message):
 def test_no_heads_fit_an_odd_number_of_channels():
     with pytest.raises(FoveateError, match="take heads from none"):
         StridedSparseAttention(15, arrangement="heads")
+
+
+@pytest.mark.parametrize("side,pairs", [(8, 64 * 64), (16, 256 * 32)])
+def test_cost_says_what_the_pattern_needs_and_what_inference_runs(side, pairs):
+    """The local attention of 64 positions is a dense one, of 256 it is in blocks."""
+    needed, run = (
+        count_operations(StridedSparseAttention(16).eval().to("meta"), (16, side, side), fused=fused)[""].macs
+        for fused in (False, True)
+    )
+    others = 2 * 4 * 16**2 * side**2 + 2 * 16 * side**3  # the projections, and the columns
+    assert needed == others + 2 * 16 * side**2 * 2 * side
+    assert run == others + 2 * 16 * pairs
