@@ -182,10 +182,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, 
         after = () if causal else (F.pad(own, (0, 0, 0, 0, 0, 0, 0, 1))[:, 1:],)
         return torch.cat([before, own, *after], dim=2).flatten(0, 1).transpose(1, 2)
 
-    if graph:
-        seen = _around(n, size, causal, q.device, blocks)
-    else:
-        seen = _mask(_around, n, size, causal, q)
+    seen = _around(n, size, causal, q.device, blocks) if graph else _mask(_around, n, size, causal, q)
     each = seen.expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
     out = torch.unflatten(_attention(cut(q), around(k), around(v), each).transpose(1, 2), 0, (-1, blocks))
     return out.flatten(1, 2)[:, :n].transpose(1, 2)
