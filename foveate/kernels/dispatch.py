@@ -10,14 +10,14 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
-from torch.nn.modules import module as torch_module
 
+from foveate.kernels.as_built import Built, modification
 from foveate.kernels.registration import unregistered
 
 __all__ = [
@@ -162,8 +162,6 @@ def is_exporting() -> bool:
 _is_compiling = torch.compiler.is_dynamo_compiling  # what torch.export traces otherwise is not a plain tensor
 _is_tracing, _transform = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_KINDS_OF_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
-_global_hooks = tuple(getattr(torch_module, f"_global_{kind}_hooks") for kind in _KINDS_OF_HOOKS)
 
 
 def into_a_graph() -> bool:
@@ -173,15 +171,6 @@ def into_a_graph() -> bool:
 
 def _type_of_device(x: Tensor) -> str:
     return "cpu" if x.is_cpu else x.device.type
-
-
-class Built(NamedTuple):
-    """What a module is as its class built it."""
-
-    children: Mapping[str, type[object]]
-    """Their exact classes by name."""
-    methods: Mapping[str, object]
-    """Those that the definition calls and a backend does not, by name."""
 
 
 def choose(x: Tensor, family: str = "ulsam", module: object = None, built: Built | None = None) -> Choice:
@@ -219,35 +208,6 @@ def choose(x: Tensor, family: str = "ulsam", module: object = None, built: Built
     if built is not None and choice.backend and (reason := modification(module, built)):
         return Choice("", reason)
     return choice
-
-
-def modification(module: object, built: Built) -> str:
-    """What makes a module another than the one that was built, so that its children have to be called; empty: nothing.
-
-    Args:
-        module: an ``nn.Module``.
-        built: how its class built it.
-    """
-    own, children = module.__dict__, built.children
-    for name, method in built.methods.items():
-        if name in own or getattr(type(module), name) is not method:
-            return f"its method {name!r} was replaced"
-    now = own["_modules"]
-    for name, kind in children.items():
-        child = now.get(name)
-        if type(child) is not kind:
-            return f"{name!r} is not the {kind.__name__} that was built"
-        state = child.__dict__  # asked in each forward pass: a lookup in it is half of one by attribute
-        if state["_forward_hooks"] or state["_forward_pre_hooks"]:
-            return f"{name!r} has a forward hook"
-        if state["_backward_hooks"] or state["_backward_pre_hooks"]:
-            return f"{name!r} has a backward hook"
-        if "forward" in state:
-            return f"the forward method of {name!r} was replaced"
-    for hooks in _global_hooks:
-        if hooks:
-            return "a hook for all modules is registered"
-    return ""
 
 
 def wants_gradients(module: Any, x: Tensor) -> bool:
