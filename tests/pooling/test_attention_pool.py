@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveate import registry
 from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.errors import FoveateError
-from foveate.kernels import dispatch
+from foveate.kernels import as_built
 from foveate.kernels.dispatch import use_fused
 from foveate.pooling.attention_pool import AttentionPool
 
@@ -186,7 +186,7 @@ def test_errors_are_one_line(spec, message):
 @pytest.fixture
 def macs_of(monkeypatch):
     """Counts what runs. Torch's counter follows modules by hooks on all of them, which ask for the definition."""
-    monkeypatch.setattr(dispatch, "_global_hooks", ())
+    monkeypatch.setattr(as_built, "_global_hooks", ())
     return _macs_of
 
 
