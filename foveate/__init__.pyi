@@ -47,8 +47,8 @@ from .studies.comparison.compare import compare as compare
 from .studies.comparison.miou import miou_differences as miou_differences
 from .studies.comparison.protocol.protocol_file import Protocol as Protocol
 from .studies.comparison.protocol.protocol_file import read_protocol as read_protocol
+from .studies.comparison.reading import read_comparison as read_comparison
 from .studies.comparison.results import Comparison as Comparison
-from .studies.comparison.results import read_comparison as read_comparison
 from .studies.demo import demo as demo
 from .studies.deployment.plan_exports import PlanExports as PlanExports
 from .studies.deployment.plan_exports import check_targets as check_targets

@@ -5,13 +5,23 @@ from __future__ import annotations
 import json as json_format
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 import foveate as fv
 from foveate import FoveateError
-from foveate.cli.options import DataOptions, NetworkOptions, check_names, is_folder, open_images, open_network, say
+from foveate.cli.options import (
+    DataOptions,
+    NetworkOptions,
+    SegmenterOptions,
+    check_names,
+    is_folder,
+    open_images,
+    open_label_maps,
+    open_network,
+    say,
+)
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
@@ -25,6 +35,8 @@ def compare(
     plans: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     network: NetworkOptions | None = None,
     images: DataOptions | None = None,
+    head: str = "lraspp",
+    output_stride: int = 32,
     recipe: str | None = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
     seeds: int | None = None,
@@ -47,12 +59,15 @@ def compare(
     Example: `foveate compare path/to/images --plans "se after blocks.4.2" "cbam after blocks.4.2"`
 
     Args:
-        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv".
+        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv"; or images beside label maps,
+            for segmentation, where plans are compared by mIoU.
         plans: plans or families, each in quotes: --plans "se after blocks.4.2" "ulsam(groups=1|4) after blocks.4.2".
+        head: of a segmentation network: "lraspp" (compact), "upernet" or "danet", with options.
+        output_stride: of its trunk, 8, 16 or 32: pixels of the image for one of the coarsest map.
         recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
         seeds: how many seeds; 3, or as many as the protocol says.
         learning_rates: tried with every plan alike on images held out of the training images; each plan takes its best.
-        margin: also say whether each plan is worse by more than so many points of top-1.
+        margin: also say whether each plan is worse by more than so many points of top-1, or of mIoU.
         most_plans: how many plans a family may have.
         protocol: a .yaml file with data, network, plans, seeds and recipe; --plans adds plans to it.
         runs: a CSV table of finished runs: these are not made again, and those that are made here are added.
@@ -84,11 +99,18 @@ def compare(
     if export:
         fv.check_targets(export)  # before hours of training
     check_names(network, chosen, plans)
-    opened = open_images(data, images)
+    maps = fv.find_segmentation(data)
+    if maps and (followed or export):
+        given_option = "--protocol" if followed else "--export"
+        raise FoveateError(f"{given_option} is for images with one class each, and this data has label maps")
+    opened = open_label_maps(data, images) if maps else open_images(data, images)
+    model: Any = open_network(network) if is_folder(network.model) else network.model
+    if maps:
+        model = SegmenterOptions(network, head, output_stride, opened.classes)
     if followed:
         followed.check(opened)
     request = {
-        "model": open_network(network) if is_folder(network.model) else network.model,
+        "model": model,
         "plans": plans,
         "data": opened,
         "recipe": chosen,
@@ -123,7 +145,7 @@ def results(
 
     Args:
         folder: the --output of foveate compare.
-        margin: also say whether each plan is worse by more than so many points of top-1.
+        margin: also say whether each plan is worse by more than so many points of top-1, or of mIoU.
         page: write a page of Markdown, with the tables as CSV and the pictures beside it.
         command: the line that made the comparison, to stand on the page.
         json: print the table as JSON.

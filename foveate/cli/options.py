@@ -18,6 +18,7 @@ __all__ = [
     "DataOptions",
     "ModelOptions",
     "NetworkOptions",
+    "SegmenterOptions",
     "check_names",
     "is_folder",
     "open_classifier",
@@ -104,6 +105,31 @@ def open_network(options: NetworkOptions, input_size: int | None = None) -> Any:
     if isinstance(options, ModelOptions) and options.plan is not None:
         fv.insert(network, options.plan, start=options.start, input_size=input_size)
     return network
+
+
+@dataclass(frozen=True)
+class SegmenterOptions:
+    """A segmentation network by its parts: called with a seed, it is made.
+
+    Args:
+        network: its trunk, or a folder that foveate saved.
+        head: of ``create_segmenter``.
+        output_stride: of the trunk.
+        classes: of the data.
+    """
+
+    network: NetworkOptions
+    head: str
+    output_stride: int
+    classes: tuple[str, ...]
+
+    def __call__(self, seed: int = 0) -> Any:  # noqa: ARG002 - the caller has set it
+        """The network, without a plan."""
+        if is_folder(self.network.model):
+            return fv.load(self.network.model)
+        given: dict[str, Any] = {} if self.output_stride == 32 else {"output_stride": self.output_stride}
+        options = {"classes": self.classes, "pretrained": self.network.pretrained, **given}
+        return fv.create_segmenter(self.network.model, self.head, **options)
 
 
 def check_names(network: NetworkOptions, recipe: fv.Recipe, plans: Sequence[str]) -> None:

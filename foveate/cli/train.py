@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, ModelOptions, is_folder, open_images, open_label_maps, open_network, say
+from foveate.cli.options import (
+    DataOptions,
+    ModelOptions,
+    SegmenterOptions,
+    open_images,
+    open_label_maps,
+    open_network,
+    say,
+)
 from foveate.cli.process.stopping import after_train, when_stopped
 from foveate.errors import printable
 
@@ -71,10 +79,7 @@ def chosen_recipe(source: str | None, options: Any) -> fv.Recipe:
 
 def _segmenter(network: Any, head: str, output_stride: int, classes: tuple[str, ...], image_size: int | None) -> Any:
     """The segmentation network that the options name, with the plan."""
-    if is_folder(network.model):
-        return open_network(network, image_size)
-    given: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
-    model = fv.create_segmenter(network.model, head, classes=classes, pretrained=network.pretrained, **given)
+    model = SegmenterOptions(network, head, output_stride, classes)()
     if network.plan is not None:
         fv.insert(model, network.plan, start=network.start, input_size=image_size)
     return model

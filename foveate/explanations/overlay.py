@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["FLAT", "MOST", "Panel", "colours", "draw", "is_uniform", "picture_of", "scale_words"]
+__all__ = ["FLAT", "MOST", "Panel", "colours", "draw", "font", "is_uniform", "picture_of", "scale_words"]
 
 FLAT = 1e-3  # (max - min) / max(|min|, |max|) below which a map counts as uniform
 COLOURS = "inferno"  # perceptually uniform
@@ -182,22 +182,23 @@ def colours(
 
 
 @functools.cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Letters of this height in pixels."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", name), size)
 
 
 def _wrap(text: str, width: int, size: int, bold: bool = False) -> list[str]:
     """Break a text into lines that are at most ``width`` pixels wide: between words, or inside a word that is wider."""
-    font, lines = _font(size, bold), [""]
+    letters, lines = font(size, bold), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
+        if letters.getlength(longer) <= width:
             lines[-1] = longer
             continue
         lines += [""] if lines[-1] else []
         for letter in word:
-            if font.getlength(lines[-1] + letter) > width:
+            if letters.getlength(lines[-1] + letter) > width:
                 lines.append("")
             lines[-1] += letter
     return lines
@@ -212,7 +213,7 @@ def _text(lines: Sequence[str], width: int, size: int, *, side: str = "middle", 
         {"left": (0, "l"), "middle": (width // 2, "m"), "right": (width, "r")}[side],
     )
     for k, line in enumerate(lines):
-        pen.text((x, step * (k + 0.5)), line, "black", _font(size, bold), f"{anchor}m")
+        pen.text((x, step * (k + 0.5)), line, "black", font(size, bold), f"{anchor}m")
     return block
 
 
@@ -274,7 +275,7 @@ def _bars(name: str, weights: Tensor, width: int) -> Image.Image:
     span = (top - bottom) or 1.0
     block = Image.new("RGB", (width, title.height + height + 30), "white")
     block.paste(title, (0, 0))
-    pen, font, start = ImageDraw.Draw(block), _font(LEGEND), title.height + 8
+    pen, letters, start = ImageDraw.Draw(block), font(LEGEND), title.height + 8
 
     def y_of(value: float) -> float:
         return start + height * (top - value) / span
@@ -285,7 +286,7 @@ def _bars(name: str, weights: Tensor, width: int) -> Image.Image:
         pen.rectangle((left, ends[0], max(right - 1, left), ends[1]), fill=(120, 40, 130))
     pen.line((gutter, y_of(0.0), width, y_of(0.0)), fill="black")
     for value in {bottom, top}:
-        pen.text((gutter - 6, y_of(value)), f"{value:.2g}", "black", font, "rm")
-    pen.text((gutter, start + height + 3), "channel 0", "black", font, "la")
-    pen.text((width, start + height + 3), str(len(weights) - 1), "black", font, "ra")
+        pen.text((gutter - 6, y_of(value)), f"{value:.2g}", "black", letters, "rm")
+    pen.text((gutter, start + height + 3), "channel 0", "black", letters, "la")
+    pen.text((width, start + height + 3), str(len(weights) - 1), "black", letters, "ra")
     return block

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from foveate.data.segmentation import SegmentationData, SegmentationSplit
 from foveate.errors import FoveateError, printable
+from foveate.explanations.mask_overlay import draw_classes, legend, palette
 from foveate.html import html_lines
 from foveate.images import Preprocess
 from foveate.io import write_atomically
@@ -31,15 +31,6 @@ from foveate.training.tasks.segmentation_loss import pixel_scores
 from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation, collect_counts, measure_counts
 
 __all__ = ["Mask", "Masks", "evaluate_segmenter", "palette", "predict_masks"]
-
-_GOLDEN = 0.618033988749895  # steps of the hue by it come nowhere near an earlier one
-
-
-def palette(classes: int) -> list[int]:
-    """Red, green and blue of each class, 0 to 255, in a row: far apart for classes that follow each other."""
-    rows = ((n * _GOLDEN % 1, 0.9 - 0.35 * (n // 7 % 2), 1 - 0.3 * (n // 14 % 3)) for n in range(classes))
-    colours = [colorsys.hsv_to_rgb(*row) for row in rows]
-    return [round(255 * value) for colour in colours for value in colour]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +64,15 @@ class Mask:
         picture = Image.fromarray(np.asarray(self.classes))
         picture.putpalette(palette(len(self.labels)))
         return picture
+
+    def overlay(self, image: Image.Image) -> Image.Image:
+        """The classes in colour over the image, and below it the names of those that are there."""
+        drawn = draw_classes(image, self.classes)
+        names = legend(sorted(set(self.classes.flatten().tolist())), self.labels, max(image.width, 120))
+        sheet = Image.new("RGB", (names.width, drawn.height + 6 + names.height), "white")
+        sheet.paste(drawn, (0, 0))
+        sheet.paste(names, (0, drawn.height + 6))
+        return sheet
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the picture as PNG.

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from foveate.cli.app import app
+from foveate.errors import FoveateError
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,17 @@ def test_train_evaluate_predict_check(folder, tmp_path, capsys):
     assert "bad: none" in capsys.readouterr().out
     assert run("data", "check", folder, "--json") == 0
     assert json.loads(capsys.readouterr().out)["sound"]
+
+
+def test_compare(folder, tmp_path, capsys):
+    options = ("--model", "test_efficientnet", "--head", "lraspp(width=8)", "--epochs", 1, "--image-size", 32)
+    plans = ("--seeds", 1, "--plans", "se after backbone.blocks.1.0", "--output", tmp_path)
+    assert run("compare", folder, *options, *plans, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["plan"] for row in rows] == ["none", "se after backbone.blocks.1.0"]
+    assert all(0 <= row["miou"] <= 100 and "top1" not in row for row in rows)
+    assert "mIoU" in (tmp_path / "report.html").read_text()
+    assert run("results", tmp_path) == 0
+    assert "points of mIoU" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(FoveateError, match="--export is for images with one class each"):
+        run("compare", folder, *options, *plans, "--export", "onnx")

@@ -16,19 +16,12 @@ from foveate.errors import FoveateError, near
 from foveate.html import html_table
 from foveate.io import JsonObject, Row, write_csv
 from foveate.studies.comparison.margin import check_margin, margin_test
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.comparison.plan_analysis import ALPHA, PlanAnalysis
 from foveate.studies.comparison.power import plan_power, variance_of
-from foveate.studies.comparison.statistics import (
-    Paired,
-    accuracy,
-    bootstrap_interval,
-    difference_of,
-    holm,
-    mcnemar,
-    paired,
-)
+from foveate.studies.comparison.statistics import Paired, difference_of, holm
 
-__all__ = ["FEWEST_IMAGES", "Analysis", "analyse", "mean", "table_rows"]
+__all__ = ["FEWEST_IMAGES", "Analysis", "analyse", "analyse_runs", "mean", "table_rows"]
 
 FEWEST_IMAGES = 10  # ten differences on ten images have p = 0.002 by the sign test: from there on the t test is near it
 
@@ -40,10 +33,11 @@ class Analysis:
     Args:
         rows: one for each plan, in the given order.
         baseline: what they were compared with.
-        accuracies: for the baseline and each plan top-1 in percent, one for each seed.
+        accuracies: for the baseline and each plan the score in percent, one for each seed: top-1, or what is measured.
         seeds: how many.
         images: how many.
         margin: in points, or None.
+        measure: what the plans are compared by.
     """
 
     rows: tuple[PlanAnalysis, ...]
@@ -52,6 +46,7 @@ class Analysis:
     seeds: int
     images: int
     margin: float | None
+    measure: Measure = TOP1
 
     def __getitem__(self, label: str) -> PlanAnalysis:
         """One plan's row.
@@ -73,7 +68,8 @@ class Analysis:
 
     def __str__(self) -> str:
         seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        lines = [f"{self.baseline}: {mean(self.accuracies[self.baseline]):.1f}% of {self.images:,} images, {seeds}"]
+        base = mean(self.accuracies[self.baseline])
+        lines = [f"{self.baseline}: {self.measure.name} {base:.1f}% on {self.images:,} images, {seeds}"]
         for row in self.rows:
             lines += [f"{row.label}: {row.verdict}", f"  {row.power_text}"]
         return "\n".join(lines)
@@ -84,12 +80,16 @@ class Analysis:
             (row.label, f"{mean(self.accuracies[row.label]):.1f}", str(row.difference), row.verdict, row.power_text)
             for row in self.rows
         ]
-        return html_table(("plan", "top-1 %", "difference [95%]", "verdict", "what would be seen"), rows, right=(1, 2))
+        return html_table(
+            ("plan", self.measure.column, "difference [95%]", "verdict", "what would be seen"), rows, right=(1, 2)
+        )
 
     def as_dicts(self) -> list[JsonObject]:
         """The rows as plain values, the baseline first, as a row without a difference."""
         parts = {self.baseline: PlanAnalysis.of_baseline()} | {row.label: row.as_dict() for row in self.rows}
-        return [{"plan": label, "top1": mean(self.accuracies[label]), **part} for label, part in parts.items()]
+        return [
+            {"plan": label, self.measure.key: mean(self.accuracies[label]), **part} for label, part in parts.items()
+        ]
 
     def to_csv(self, file: str | os.PathLike[str]) -> Path:
         """Write a line for each plan.
@@ -142,22 +142,46 @@ def analyse(
     classes = None if labels is None else np.unique(np.asarray(labels))
     if labels is not None and np.shape(labels) != shapes[baseline][1:]:
         raise FoveateError(f"labels: {np.shape(labels)} classes for the {shapes[baseline][1]} images of {baseline!r}")
-    base = right[baseline]
-    others = {label: values for label, values in right.items() if label != baseline}
-    found = paired(np.stack([base, *others.values()]))
-    obstacle = _obstacle(found, None if classes is None else len(classes))
+    nothing = torch.zeros(shapes[baseline][1], dtype=torch.bool)
+    # Every image is of class 0, and what is wrong has another one.
+    predictions = {label: ~values for label, values in right.items()}
+    return analyse_runs(TOP1, predictions, nothing, baseline, margin, None if classes is None else len(classes))
+
+
+def analyse_runs(
+    measure: Measure,
+    predictions: Mapping[str, Tensor],
+    labels: Tensor,
+    baseline: str,
+    margin: float | None = None,
+    classes: int | None = None,
+) -> Analysis:
+    """Compare plans with a baseline by what their runs kept.
+
+    Args:
+        measure: what they are compared by.
+        predictions: for each plan and the baseline (S, N, ...), what the measure's ``outputs`` gave for each seed.
+        labels: what it gave beside them.
+        baseline: its name.
+        margin: in points, or None.
+        classes: of the images, if it is known: of a single one there is no verdict.
+    """
+    base = predictions[baseline]
+    others = {label: of for label, of in predictions.items() if label != baseline}
+    found = measure.paired(torch.stack([measure.values(of, labels) for of in (base, *others.values())]))
+    obstacle = _obstacle(found, classes)
     differences = [difference_of(found, plan) for plan in range(found.plans)]
     p_holm: Mapping[str, float] = {}
     if obstacle is None:
         p_holm = holm({label: difference.p for label, difference in zip(others, differences, strict=True)})
-    accuracies = {label: tuple(accuracy(values)) for label, values in right.items()}
+    accuracies = {label: measure.scores(of, labels) for label, of in predictions.items()}
     rows = [
         PlanAnalysis(
             label,
             difference,
             tuple(a - b for a, b in zip(accuracies[label], accuracies[baseline], strict=True)),
-            bootstrap_interval(values, base),
-            mcnemar(values, base),
+            measure.bootstrap(of, base, labels),
+            measure.mcnemar(of, base, labels),
             p_holm.get(label),
             found.plans,
             found.images,
@@ -167,9 +191,9 @@ def analyse(
             None if obstacle or margin is None else margin_test(found, plan, margin),
             obstacle,
         )
-        for plan, (difference, (label, values)) in enumerate(zip(differences, others.items(), strict=True))
+        for plan, (difference, (label, of)) in enumerate(zip(differences, others.items(), strict=True))
     ]
-    return Analysis(tuple(rows), baseline, accuracies, found.seeds, found.images, margin)
+    return Analysis(tuple(rows), baseline, accuracies, found.seeds, found.images, margin, measure)
 
 
 def _checked(label: str, values: npt.ArrayLike) -> Tensor:

@@ -11,16 +11,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from foveate.data import ImageData, open_data
+from foveate.data import ImageData
+from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.families.family import Family
+from foveate.model_info import pretrained_config
 from foveate.networks import create_model
 from foveate.spec import Plan
 from foveate.studies.comparison.config import BASELINE, MOST_PLANS, RUNS, Plans, Setup, labelled_plans
 from foveate.studies.comparison.lr_search import Tuning, check_learning_rates, choose, tuning_data
 from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.protocol import run_table
-from foveate.studies.comparison.results import Comparison, Row, collect
+from foveate.studies.comparison.reading import collect
+from foveate.studies.comparison.results import Comparison, Row
 from foveate.studies.comparison.run import Networks, Run, RunResult, digest_of
 from foveate.studies.comparison.scheduler import Grid, Job
 from foveate.studies.executors.joining import Executor, joined
@@ -29,16 +32,19 @@ from foveate.surgery.insert import insert
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
+from foveate.training.tasks.choose import AnyData, open_for_task
+from foveate.training.tasks.classification import Classification
 
 __all__ = ["BASELINE", "Comparison", "Maker", "Row", "compare"]
 
 Model = str | nn.Module | Callable[[int], nn.Module]
+AnyOpened = ImageData | SegmentationData
 
 
 def compare(
     model: Model,
     plans: Plans,
-    data: str | os.PathLike[str] | ImageData,
+    data: AnyData,
     recipe: Recipe | None = None,
     seeds: int | Sequence[int] = 3,
     *,
@@ -64,21 +70,22 @@ def compare(
     other runs beside these.
 
     Args:
-        model: a name for ``create_model``, a network (copied, never changed), or a function seed -> network.
+        model: a name for ``create_model``, or of a trunk for ``create_segmenter`` where the data are label maps; a
+            network (copied, never changed), or a function seed -> network.
         plans: one plan or family, several, or label -> plan or family. The network without attention is always the
             first row, ``none``. What varies in a family is analysed as factors, too: ``factors`` of the result.
-        data: whatever ``open_data`` takes.
+        data: whatever ``fit`` takes.
         recipe: of every run; its seed is replaced by each of ``seeds``.
         seeds: how many (0, 1, ...), or the seeds themselves.
         start: as in ``insert``.
         pretrained: with a model's name, start from its ImageNet weights.
         learning_rates: tried with every plan alike, with the first seed, on images held out of the training images;
             each plan is then trained with its best. Without them all plans have the recipe's.
-        margin: in points of top-1: also say whether each plan is worse by more than that.
+        margin: in points of top-1, or of mIoU: also say whether each plan is worse by more than that.
         most_plans: how many plans a family may have.
         output: folder for the runs, grid.json, comparison.csv, runs.csv, timing.csv and, of families, factors.csv.
         runs: a CSV table of finished runs: those that it has are not made again, though there are no weights of them,
-            and those that are made here are added. Needs ``output``.
+            and those that are made here are added. Needs ``output``, and images with one class each.
         progress: show a bar and a line for each epoch.
         cache: a frozen trunk's features, to be shared with other calls.
         executor: starts workers that share the runs through ``output``, which all of them see: anything with
@@ -113,37 +120,38 @@ def compare(
     recipe = recipe or Recipe()
     margin = check_margin(margin)
     chosen, rates = _seeds(seeds), check_learning_rates(learning_rates)
-    data = open_data(data)
+    opened, task = open_for_task(data)
     folder = Path(output) if output is not None else None
     if runs is not None and folder is None:
         raise FoveateError(f"runs={os.fspath(runs)!r} is a table of finished runs: give output=, a folder for all runs")
-    grid = Grid(folder / RUNS if folder else None, progress=progress, cache=cache or FeatureCache())
-    maker = Maker(model, pretrained, start)
+    if runs is not None and task.name != Classification.name:
+        raise FoveateError(f"runs={os.fspath(runs)!r}: a table of runs is for images with one class each; leave it out")
+    grid = Grid(folder / RUNS if folder else None, progress=progress, cache=cache or FeatureCache(), task=task)
+    maker = Maker(model, pretrained, start, partial(task.create, data=opened, pretrained=pretrained))
     labelled, families = labelled_plans(plans, partial(maker.resolve, recipe, chosen[0]), most_plans)
     for plan in labelled.values():  # a plan that does not fit is found before the first hour of training
         maker.build(plan, recipe, chosen[0])
-    tuning = _tune(grid, maker, labelled, data, recipe.with_(seed=chosen[0]), rates) if rates else None
+    tuning = _tune(grid, maker, labelled, opened, recipe.with_(seed=chosen[0]), rates) if rates else None
     jobs: dict[str, list[Job]] = {label: [] for label in labelled}
     for seed in chosen:
         for label, plan in labelled.items():
             rate = tuning.chosen[label] if tuning else recipe.learning_rate
-            jobs[label].append(maker.job(label, plan, recipe.with_(seed=seed, learning_rate=rate), data))
+            jobs[label].append(maker.job(label, plan, recipe.with_(seed=seed, learning_rate=rate), opened))
     names = {label: tuple(job.run.name for job in found) for label, found in jobs.items()}
-    size = len(data.train), len(data.val)
-    setup = Setup(
-        maker.name, data.name, data.note, data.licence, *size, chosen, recipe, names, tuning, margin, families
-    )
+    size = len(opened.train), len(opened.val)
+    described = (maker.name, opened.name, opened.note, opened.licence, *size)
+    setup = Setup(*described, chosen, recipe, names, tuning, margin, families, task.name)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         setup.write(folder)
     of_seeds = [found[k] for k in range(len(chosen)) for found in jobs.values()]
     if runs is not None and folder is not None:
         wanted = list({job.run.name: job.run for job in of_seeds}.values())
-        run_table.restore(runs, folder / RUNS, wanted, data.val.labels)
+        run_table.restore(runs, folder / RUNS, wanted, opened.val.labels)
     first = [found[0] for found in jobs.values()]
     results = grid.complete(of_seeds, keep=first)
     if runs is not None:
-        rows = (run_table.row_of(job.run, results[job.run.name], len(data.classes)) for job in of_seeds)
+        rows = (run_table.row_of(job.run, results[job.run.name], len(opened.classes)) for job in of_seeds)
         run_table.keep(runs, rows)
     _require_whole(jobs, results)
     models = Networks({label: partial(grid.model, found[0], results[names[label][0]]) for label, found in jobs.items()})
@@ -160,10 +168,18 @@ class Maker:
         model: as in ``compare``.
         pretrained: as in ``compare``.
         start: as in ``insert``.
+        create: makes a network by name; without it ``create_model`` does.
     """
 
-    def __init__(self, model: Model, pretrained: bool, start: str | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        pretrained: bool,
+        start: str | None,
+        create: Callable[[str], nn.Module] | None = None,
+    ) -> None:
         self.model, self.pretrained, self.start = model, pretrained, start
+        self._create = create or partial(create_model, pretrained=pretrained)
         self._digests: dict[int, str] = {}
 
     @property
@@ -171,9 +187,10 @@ class Maker:
         """What the network is called."""
         if isinstance(self.model, str):
             return f"{self.model}, {'ImageNet' if self.pretrained else 'random'} weights"
-        return type(self.model if isinstance(self.model, nn.Module) else self._plain(0)).__name__
+        network = self.model if isinstance(self.model, nn.Module) else self._plain(0)
+        return str(pretrained_config(network).get("architecture") or type(network).__name__)
 
-    def job(self, label: str, plan: Plan | None, recipe: Recipe, data: ImageData) -> Job:
+    def job(self, label: str, plan: Plan | None, recipe: Recipe, data: AnyOpened) -> Job:
         """A run of the grid."""
         words, start = (str(plan), self.start) if plan else (BASELINE, None)
         run = Run(self._identity(recipe.seed), words, start, recipe, data.fingerprint)
@@ -201,7 +218,7 @@ class Maker:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(self.model, str):
-                return create_model(self.model, pretrained=self.pretrained)
+                return self._create(self.model)
             return copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model(seed)
 
 
@@ -216,19 +233,19 @@ def _tune(
     grid: Grid,
     maker: Maker,
     labelled: Mapping[str, Plan | None],
-    data: ImageData,
+    data: AnyOpened,
     recipe: Recipe,
     rates: tuple[float, ...],
 ) -> Tuning:
     """Try every learning rate with every plan, on the training images alone."""
-    part = tuning_data(data, recipe.seed)
+    part = tuning_data(data, recipe.seed, grid.task)
     jobs = {
         label: [maker.job(f"tuning {label}, {rate:g}", plan, recipe.with_(learning_rate=rate), part) for rate in rates]
         for label, plan in labelled.items()
     }
     results = grid.complete([job for found in jobs.values() for job in found])
     trials = {label: [results[job.run.name] for job in found] for label, found in jobs.items()}
-    tuning = choose(rates, trials, part, recipe.seed)
+    tuning = choose(rates, trials, part, recipe.seed, grid.measure.key)
     grid.console.print(str(tuning), highlight=False, markup=False)
     return tuning
 

@@ -15,6 +15,7 @@ from foveate.io import json_text, write_atomically
 from foveate.spec import Plan
 from foveate.studies.comparison.factors.levels import FamilyRows
 from foveate.studies.comparison.lr_search import Tuning
+from foveate.studies.comparison.measure import TOP1, Measure, measure_of
 from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["BASELINE", "MOST_PLANS", "RUNS", "Plans", "Setup", "labelled_plans"]
@@ -36,13 +37,14 @@ class Setup:
         note: how its parts were made.
         licence: its terms of use, or None.
         train_images: how many it has to learn from.
-        val_images: how many the accuracies are measured on.
+        val_images: how many the scores are measured on.
         seeds: each used for every plan.
         recipe: of every run, but for the seed and, with tuning, the learning rate.
         runs: for each label the names of its runs, one for each seed.
         tuning: how the learning rates were chosen; None: one recipe for all.
         margin: in points: whether a plan is worse by more than that was asked for; None: it was not.
         families: those that were asked for, with the labels of their plans.
+        task: what the networks were trained for.
     """
 
     network: str
@@ -57,6 +59,12 @@ class Setup:
     tuning: Tuning | None
     margin: float | None = None
     families: tuple[FamilyRows, ...] = ()
+    task: str = TOP1.task
+
+    @property
+    def measure(self) -> Measure:
+        """What the plans are compared by."""
+        return measure_of(self.task)
 
     def learning_rate(self, label: str) -> float:
         """Of a plan's runs."""

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from foveate.data import ImageData
 from foveate.data.division import stratified
+from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.studies.comparison.run import RunResult
+from foveate.training.tasks.classification import Classification
+from foveate.training.tasks.task import Data, Task
 
 __all__ = ["Tuning", "check_learning_rates", "choose", "tuning_data"]
 
 _FRACTION = 0.2
+
+DataT = TypeVar("DataT", bound=ImageData | SegmentationData)
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Tuning:
     Args:
         learning_rates: each tried with every plan.
         chosen: for each label the one that was taken.
-        top1: for each label the accuracy in percent with each learning rate; None where the run diverged.
+        scores: for each label the score in percent with each learning rate; None where the run diverged.
         train_images: images that the trials trained on.
         held_out: images that they were judged by, held out of the training images.
         seed: of the trials and the split.
@@ -35,7 +40,7 @@ class Tuning:
 
     learning_rates: tuple[float, ...]
     chosen: Mapping[str, float]
-    top1: Mapping[str, tuple[float | None, ...]]
+    scores: Mapping[str, tuple[float | None, ...]]
     train_images: int
     held_out: int
     seed: int
@@ -43,8 +48,10 @@ class Tuning:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Tuning:
         """The same from plain values, as JSON gives them."""
-        top1 = {label: tuple(scores) for label, scores in values["top1"].items()}
-        return cls(**{**values, "learning_rates": tuple(values["learning_rates"]), "top1": top1})
+        values = dict(values)
+        kept = values.pop("scores", None) or values.pop("top1")  # as it was called before there was another score
+        scores = {label: tuple(of) for label, of in kept.items()}
+        return cls(**{**values, "learning_rates": tuple(values["learning_rates"]), "scores": scores})
 
     def __str__(self) -> str:
         trials, plans = len(self.learning_rates), len(self.chosen)
@@ -73,36 +80,48 @@ def check_learning_rates(rates: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
-def tuning_data(data: ImageData, seed: int) -> ImageData:
+def tuning_data(data: DataT, seed: int, task: Task | None = None) -> DataT:
     """The training images alone, a fifth of each class held out of them for choosing.
+
+    Args:
+        data: of any task.
+        seed: another one divides otherwise.
+        task: of the data; without it classification.
 
     Raises:
         FoveateError: no class has two training images.
     """
-    first, second = stratified(data.train.names, data.train.labels, _FRACTION, seed)
+    of_task: Task = task or Classification()
+    strata = of_task.strata(data.train)
+    first, second = stratified(data.train.names, strata, _FRACTION, seed)
     if not second:
         raise FoveateError(f"{data.name} has no class with two training images, so none can be held out for tuning")
     train, held_out = data.train.subset(first), replace(data.train.subset(second), name="val")
-    return replace(data, train=train, val=held_out, note=f"{_FRACTION:.0%} of the training images held out for tuning")
+    # Each data set has parts of its own kind, which mypy does not follow through subset.
+    parts: dict[str, Any] = {"train": train, "val": held_out}
+    return replace(data, **parts, note=f"{_FRACTION:.0%} of the training images held out for tuning")
 
 
-def choose(rates: tuple[float, ...], trials: Mapping[str, Sequence[RunResult]], data: ImageData, seed: int) -> Tuning:
-    """For each label the learning rate with the best accuracy; of equals the first.
+def choose(
+    rates: tuple[float, ...], trials: Mapping[str, Sequence[RunResult]], data: Data, seed: int, score: str = "top1"
+) -> Tuning:
+    """For each label the learning rate with the best score; of equals the first.
 
     Args:
         rates: as they were tried.
         trials: for each label the result with each rate.
         data: what the trials trained on.
         seed: of the trials.
+        score: its name among those of a run.
 
     Raises:
         FoveateError: every trial of a plan diverged.
     """
-    top1 = {label: tuple(result.scores.get("top1") for result in results) for label, results in trials.items()}
+    found = {label: tuple(result.scores.get(score) for result in results) for label, results in trials.items()}
     chosen = {}
-    for label, scores in top1.items():
-        if all(score is None for score in scores):
+    for label, scores in found.items():
+        if all(value is None for value in scores):
             raise FoveateError(f"{label} diverged with every learning rate of {list(rates)}: try lower ones")
-        best = max(score for score in scores if score is not None)
+        best = max(value for value in scores if value is not None)
         chosen[label] = rates[scores.index(best)]
-    return Tuning(rates, chosen, top1, len(data.train), len(data.val), seed)
+    return Tuning(rates, chosen, found, len(data.train), len(data.val), seed)

@@ -24,7 +24,7 @@ class MarginTest:
     """One plan's one-sided tests; each p value is multiplied by the number of plans.
 
     Args:
-        margin: in points of top-1, more than 0.
+        margin: in points, more than 0.
         p_not_worse: that it is worse by less than the margin.
         p_equivalent: that the difference is less than the margin either way.
         p_worse: that it is worse by more than the margin.
@@ -72,7 +72,7 @@ def check_margin(margin: float | None) -> float | None:
     if margin is None:
         return None
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < 100:
-        raise FoveateError(f"margin={margin!r}: give points of top-1 accuracy, more than 0, such as margin=1.0")
+        raise FoveateError(f"margin={margin!r}: give points, more than 0, such as margin=1.0")
     return float(margin)
 
 

@@ -66,7 +66,7 @@ def paired_values(values: Tensor) -> Paired:
         table = of_runs - of_runs.mean(-1, keepdims=True) - of_runs.mean(-2, keepdims=True) + of_runs.mean()
         pooled = 2 * np.square(table).sum() / ((rows - 1) * (seeds - 1))
         single = np.maximum(pooled, of_seeds.var(-1, ddof=1))
-    return Paired(mean, single, rest / images, image, rows - 1, seeds, images)
+    return Paired(mean, single, rest / images, image, rows - 1, seeds, images, added=0)
 
 
 def miou_differences(counts: Mapping[str, Tensor], baseline: str = "none") -> dict[str, Difference]:

@@ -43,14 +43,14 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class PlanAnalysis:
-    """One plan against the baseline, in points of top-1 accuracy.
+    """One plan against the baseline, in points of what they are compared by: top-1 accuracy, or mIoU.
 
     Args:
         label: the plan.
         difference: paired over seeds and images.
         per_seed: the difference with each seed.
         bootstrap: 95% interval of the bootstrap over seeds and images; with one seed, over images alone.
-        mcnemar: on the predictions of all seeds together.
+        mcnemar: on the predictions of all seeds together; None where an image is neither right nor wrong.
         p_holm: ``difference.p``, corrected for the number of plans; None where there can be no verdict.
         plans: how many plans that is.
         images: how many test images.
@@ -63,7 +63,7 @@ class PlanAnalysis:
     difference: Difference
     per_seed: tuple[float, ...]
     bootstrap: tuple[float, float]
-    mcnemar: McNemar
+    mcnemar: McNemar | None
     p_holm: float | None
     plans: int
     images: int
@@ -145,9 +145,9 @@ class PlanAnalysis:
             "bootstrap_high": self.bootstrap[1],
             "p": None if self.obstacle else self.difference.p,
             "p_holm": self.p_holm,
-            "only_plan_right": self.mcnemar.better,
-            "only_baseline_right": self.mcnemar.worse,
-            "p_mcnemar": self.mcnemar.p,
+            "only_plan_right": self.mcnemar and self.mcnemar.better,
+            "only_baseline_right": self.mcnemar and self.mcnemar.worse,
+            "p_mcnemar": self.mcnemar and self.mcnemar.p,
             "seed_sd": stdev(self.per_seed) if len(self.per_seed) > 1 else None,
             "smallest_difference": power and power.smallest,
             "seeds_needed": power and power.seeds_needed,

@@ -37,6 +37,7 @@ class Variance:
         image: variance of the true differences on single images, were there no end of seeds.
         plans: how many share the estimate of ``seed``.
         alpha: two-sided level of the test.
+        added: how many images the test counts beside the real ones.
     """
 
     seed: float
@@ -44,6 +45,7 @@ class Variance:
     image: float
     plans: int
     alpha: float
+    added: int = 2
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def power(difference: float, variance: Variance, seeds: int, images: int) -> flo
         images: at least 2.
     """
     single, rest = variance.seed + variance.rest / images, variance.rest / images
-    image = variance.image / images + 2e4 / images**2  # the two images that the test adds
+    image = variance.image / images + 1e4 * variance.added / images**2  # the images that the test adds
     of_images = t_quantile(variance.alpha / 2, images - 1)
     of_seeds = t_quantile(variance.alpha / 2, variance.plans * (seeds - 1))
     estimates = np.maximum(of_seeds**2 * single * _estimates(seeds, variance.plans), of_images**2 * rest)
@@ -94,7 +96,8 @@ def variance_of(found: Paired, plan: int, alpha: float) -> Variance:
     single, rest, image = (1e4 * float(values[plan]) for values in (found.single, found.rest, found.image))
     single /= float(np.median(_estimates(found.seeds, found.plans)))
     n = found.images
-    return Variance(max(single - rest, 0), rest * n, max(image * n - 2e4 / n, 0), found.plans, alpha)
+    drawn = max(image * n - 1e4 * found.added / n, 0)
+    return Variance(max(single - rest, 0), rest * n, drawn, found.plans, alpha, found.added)
 
 
 def plan_power(difference: float, variance: Variance, seeds: int, images: int) -> Power:

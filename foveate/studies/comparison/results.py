@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,18 +16,17 @@ from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
 from foveate.html import html_lines, html_table
 from foveate.io import JsonObject, write_csv
-from foveate.studies.comparison.analysis import analyse, mean, table_rows
-from foveate.studies.comparison.config import BASELINE, RUNS, Setup
-from foveate.studies.comparison.factors.analysis import EFFECTS, FactorAnalysis, analyse_factors, effects_table
+from foveate.studies.comparison.analysis import mean, table_rows
+from foveate.studies.comparison.config import BASELINE, Setup
+from foveate.studies.comparison.factors.analysis import FactorAnalysis, effects_table, effects_text
 from foveate.studies.comparison.factors.levels import groups_of, levels_of
-from foveate.studies.comparison.margin import check_margin
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.comparison.plan_analysis import PlanAnalysis
-from foveate.studies.comparison.run import RunResult, read_result
 from foveate.studies.comparison.statistics import Difference
 from foveate.studies.reporting.terminal_table import terminal_table
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["Comparison", "Row", "collect", "read_comparison"]
+__all__ = ["Comparison", "Row"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,10 @@ class Row:
         label: the plan as the user wrote it; ``none`` is the network without attention.
         cost: of the network with the plan, at the recipe's image size.
         learning_rate: of its runs.
-        scores: name -> a value for each seed; accuracies, F1 and ECE in percent.
+        scores: name -> a value for each seed; shares, such as accuracies, mIoU, F1 and ECE, in percent.
         seconds: wall time of the training, one for each seed.
         analysis: against the baseline; None for the baseline itself.
+        measure: what the plans are compared by.
     """
 
     label: str
@@ -51,16 +49,32 @@ class Row:
     scores: Mapping[str, tuple[float, ...]]
     seconds: tuple[float, ...]
     analysis: PlanAnalysis | None
+    measure: Measure = TOP1
+
+    @property
+    def score(self) -> tuple[float, ...]:
+        """What the plans are compared by, in percent, one for each seed: top-1, or mIoU of segmentation."""
+        return self.scores[self.measure.key]
+
+    @property
+    def second(self) -> tuple[float, ...]:
+        """Another score that is shown beside it, in percent, one for each seed: macro-F1, or pixel accuracy."""
+        return self.scores[self.measure.second[0]]
 
     @property
     def top1(self) -> tuple[float, ...]:
-        """Accuracy in percent, one for each seed."""
-        return self.scores["top1"]
+        """Accuracy in percent, one for each seed, of classification."""
+        return self._of_classes("top1")
 
     @property
     def macro_f1(self) -> tuple[float, ...]:
-        """In percent, one for each seed."""
-        return self.scores["macro_f1"]
+        """In percent, one for each seed, of classification."""
+        return self._of_classes("macro_f1")
+
+    def _of_classes(self, name: str) -> tuple[float, ...]:
+        if name not in self.scores:
+            raise FoveateError(f"{name} is of classification, and here is {self.measure.name}: take row.score")
+        return self.scores[name]
 
     @property
     def difference(self) -> Difference | None:
@@ -80,8 +94,8 @@ class Row:
             "macs": self.cost.macs,
             "learning_rate": self.learning_rate,
             **{name: mean(values) for name, values in self.scores.items()},
-            "top1_per_seed": list(self.top1),
-            "macro_f1_per_seed": list(self.macro_f1),
+            f"{self.measure.key}_per_seed": list(self.score),
+            f"{self.measure.second[0]}_per_seed": list(self.second),
         }
         statistics = self.analysis.as_dict() if self.analysis else PlanAnalysis.of_baseline()
         return found | statistics | {"seconds": mean(self.seconds)}
@@ -96,12 +110,15 @@ class Comparison:
         setup: what was asked for.
         folder: where runs, tables and report are, or None.
         models: for each label the trained network of the first seed; empty when read by ``read_comparison``.
-        correct: for each label (S, N) bool, whether each validation image was right with each seed.
+        correct: for each label (S, N) bool, whether each validation image was right with each seed; empty where images
+            are neither right nor wrong, as in segmentation.
         made_with: the different versions, machines and numbers of threads that the runs were made with.
         timing: a row for each run: where it was made and how long it took.
         factors: what varies in the families that were compared, with its effect; empty without families.
         predictions: for each label (S, N) int, the class that each seed's network gave to each validation image.
         labels: (N,) int, the true classes; None without runs.
+        counts: of segmentation, for each label (S, N, K, 3) int: of each image and class the pixels that are right,
+            predicted and actual, as in ``SegmentationEvaluation.counts``.
     """
 
     rows: tuple[Row, ...]
@@ -114,6 +131,12 @@ class Comparison:
     factors: tuple[FactorAnalysis, ...] = field(default=(), repr=False)
     predictions: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     labels: Tensor | None = field(default=None, repr=False)
+    counts: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def measure(self) -> Measure:
+        """What the plans are compared by."""
+        return self.setup.measure
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -137,17 +160,19 @@ class Comparison:
         """
         seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
         groups = [groups_of(self.setup.families).get(row.label) for row in self.rows]
+        measure = self.measure
         return terminal_table(
             [row.label for row in self.rows],
             {
                 "params": [f"{row.cost.params / 1e6:.3f}M" for row in self.rows],
                 "MACs": [f"{row.cost.macs / 1e6:.1f}M" for row in self.rows],
-                "top-1 %": [f"{mean(row.top1):.1f}" for row in self.rows],
-                "F1 %": [f"{mean(row.macro_f1):.1f}" for row in self.rows],
+                measure.column: [f"{mean(row.score):.1f}" for row in self.rows],
+                measure.second[1]: [f"{mean(row.second):.1f}" for row in self.rows],
                 "difference [95%]": [str(row.difference or "") for row in self.rows],
             },
             title=f"{self.setup.data}: {self.setup.val_images} validation images, {seeds}",
-            leave_out=("F1 %", "params", "MACs", "difference [95%]"),  # the interval is in the verdict below, too
+            # The interval is in the verdict below, too.
+            leave_out=(measure.second[1], "params", "MACs", "difference [95%]"),
             ends=[n for n in range(len(groups) - 1) if groups[n] != groups[n + 1]],
             console=console,
         )
@@ -156,7 +181,7 @@ class Comparison:
         rows = [
             (
                 row.label,
-                *(f"{row.cost.params:,}", f"{row.cost.macs:,}", f"{mean(row.top1):.1f}", f"{mean(row.macro_f1):.1f}"),
+                *(f"{row.cost.params:,}", f"{row.cost.macs:,}", f"{mean(row.score):.1f}", f"{mean(row.second):.1f}"),
                 row.difference,
                 row.verdict,
                 row.analysis.power_text if row.analysis else None,
@@ -167,8 +192,8 @@ class Comparison:
             "plan",
             "parameters",
             "MACs",
-            "top-1 %",
-            "F1 %",
+            self.measure.column,
+            self.measure.second[1],
             "difference [95%]",
             "verdict",
             "what would be seen",
@@ -189,10 +214,11 @@ class Comparison:
             console.print(effects_table(self.factors, console))
             for factor in self.factors:
                 console.print(escape(factor.text), highlight=False)
-            console.print(EFFECTS, style="dim", highlight=False)
+            console.print(effects_text(self.measure), style="dim", highlight=False)
         console.print(escape(self.tuning_words), style="dim", highlight=False)
         console.print(
-            "The difference is in points of top-1 against 'none', paired over seeds and images, with a 95% interval; "
+            f"The difference is in points of {self.measure.name} against 'none', paired over seeds and images, with a "
+            "95% interval; "
             "p_Holm is corrected for the number of plans.",
             style="dim",
             highlight=False,
@@ -236,59 +262,3 @@ class Comparison:
             for row in self.rows
             for k, seed in enumerate(self.seeds)
         ]
-
-
-def collect(
-    setup: Setup, results: Mapping[str, RunResult], folder: Path | None, models: Mapping[str, nn.Module]
-) -> Comparison:
-    """Put the results of runs, by name, together."""
-    of_label = {label: [results[name] for name in names] for label, names in setup.runs.items()}
-    labels = results[setup.runs[BASELINE][0]].labels
-    predictions = {label: torch.stack([r.predictions for r in found]) for label, found in of_label.items()}
-    correct = {label: torch.stack([r.predictions == r.labels for r in found]) for label, found in of_label.items()}
-    analysis = analyse(correct, BASELINE, setup.margin, labels=labels)
-    analyses = {row.label: row for row in analysis.rows}
-    rows = []
-    for label, found in of_label.items():
-        # What only some runs have (a newer version measures more) is left out.
-        names = [name for name in found[0].scores if all(name in r.scores for r in found)]
-        scores = {name: tuple(r.scores[name] for r in found) for name in names}
-        scores["top1"] = analysis.accuracies[label]
-        seconds = tuple(r.seconds for r in found)
-        rows.append(Row(label, found[0].cost, setup.learning_rate(label), scores, seconds, analyses.get(label)))
-    timing = tuple(
-        {"plan": label, "seed": seed, "seconds": r.seconds, "images_per_second": r.images_per_second, **r.made_with}
-        for label, found in of_label.items()
-        for seed, r in zip(setup.seeds, found, strict=True)
-    )
-    kinds = {json.dumps(dict(r.made_with), sort_keys=True): r.made_with for found in of_label.values() for r in found}
-    obstacle = analysis.rows[0].obstacle
-    factors = analyse_factors(setup.families, correct, BASELINE, obstacle)
-    made_with = tuple(kinds.values())
-    return Comparison(tuple(rows), setup, folder, models, correct, made_with, timing, factors, predictions, labels)
-
-
-def read_comparison(folder: str | Path, margin: float | None = None) -> Comparison:
-    """A comparison from the folder that ``compare`` wrote, without its data and without training.
-
-    Args:
-        folder: the ``output`` of ``compare``.
-        margin: in points: also say whether each plan is worse by more than that. Without it the one that ``compare``
-            was given, if any.
-
-    Returns:
-        The comparison, without its trained networks.
-
-    Raises:
-        FoveateError: the folder holds none, or some runs are not finished.
-    """
-    folder = Path(folder)
-    setup = Setup.read(folder)
-    if margin is not None:
-        setup = replace(setup, margin=check_margin(margin))
-    names = [name for of_label in setup.runs.values() for name in of_label]
-    found = {name: result for name in names if (result := read_result(folder / RUNS / name)) is not None}
-    if len(found) < len(set(names)):
-        done = f"{len(found)} of {len(set(names))} runs are finished"
-        raise FoveateError(f"{folder}: {done}; the command that made it goes on with the rest")
-    return collect(setup, found, folder, {})

@@ -5,7 +5,7 @@ data. Another recipe or other data are therefore other runs, in other folders. W
 number of workers, how often a checkpoint is written) is not in the hash.
 
 result.json               the scores, the cost, where and how long; it is written last: a run that has it is finished
-predictions.safetensors   predictions and labels of every validation image, (N,) each
+predictions.safetensors   predictions and labels of every validation image, (N,) each; of segmentation, its counts
 attempt.N/                what ``fit`` writes; N is the number of the claim that finished it
 claim.N                   who worked on it
 """
@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -28,12 +29,11 @@ from torch import Tensor, nn
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
 from foveate.io import JsonObject, state_digest, write_atomically
-from foveate.training.metrics import Evaluation
+from foveate.studies.comparison.measure import Measure
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["PERCENT", "Networks", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
+__all__ = ["Networks", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
 
-PERCENT = ("top1", "top5", "macro_f1", "ece")  # scores that are shares from 0 to 1, shown in percent
 _FREE = ("workers", "checkpoint_every", "evaluate_every")
 _RESULT, _PREDICTIONS = "result{}.json", "predictions{}.safetensors"
 
@@ -79,8 +79,8 @@ class RunResult:
     Args:
         scores: every number of its evaluation, by the name that it has there; empty when it diverged.
         cost: of the trained network at the recipe's image size.
-        predictions: (N,) int32, the class of each validation image.
-        labels: (N,) int32.
+        predictions: (N, ...), what the measure keeps of each validation image: its class, int32.
+        labels: (N,) int32, the true classes; (0,) where the predictions have all.
         seconds: wall time of the training.
         images_per_second: training images per second of training steps.
         made_with: versions, machine, threads.
@@ -99,11 +99,11 @@ class RunResult:
     folder: Path | None = None
 
 
-def scores_of(evaluation: Evaluation) -> dict[str, float]:
-    """Every number of an evaluation, whatever numbers it has; those of ``PERCENT`` in percent."""
+def scores_of(evaluation: Any, measure: Measure) -> dict[str, float]:
+    """Every number of an evaluation, whatever numbers it has; shares in percent."""
     found = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)}
     numbers = {name: value for name, value in found.items() if isinstance(value, float | int)}
-    return {name: 100 * value if name in PERCENT else float(value) for name, value in numbers.items()}
+    return {name: 100 * value if measure.in_percent(name) else float(value) for name, value in numbers.items()}
 
 
 def digest_of(model: nn.Module) -> str:

@@ -22,16 +22,19 @@ from torch import nn
 from foveate import __version__
 from foveate.accounting.cost import Cost, cost
 from foveate.data import ImageData
+from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
 from foveate.studies.comparison.lock import RunLocks
+from foveate.studies.comparison.measure import measure_of
 from foveate.studies.comparison.run import Run, RunResult, read_result, scores_of, write_result
 from foveate.surgery.insert import remove
 from foveate.surgery.saving.checkpoint import load
-from foveate.training.classifier import adapt
 from foveate.training.fit import fit
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.metrics import Diverged
+from foveate.training.tasks.classification import Classification
+from foveate.training.tasks.task import Task
 
 __all__ = ["Grid", "Job", "made_with"]
 
@@ -53,7 +56,7 @@ class Job:
 
     run: Run
     label: str
-    data: ImageData
+    data: ImageData | SegmentationData
     build: Callable[[], nn.Module]
     until_epoch: int | None = None
     cost: Cost | None = None
@@ -66,10 +69,13 @@ class Grid:
         folder: holds a folder for each run; None keeps nothing.
         progress: show a bar and a line for each epoch, and the run in progress.
         cache: of prepared images and features, for all runs.
+        task: what the networks are trained for; classification where it is not said.
     """
 
-    def __init__(self, folder: Path | None, *, progress: bool, cache: FeatureCache) -> None:
+    def __init__(self, folder: Path | None, *, progress: bool, cache: FeatureCache, task: Task | None = None) -> None:
         self.folder, self.progress, self.cache = folder, progress, cache
+        self.task: Task = task or Classification()
+        self.measure = measure_of(self.task.name)
         self.console = Console(stderr=True, quiet=not progress)
         self.kept: dict[str, nn.Module] = {}
         self._locks = RunLocks()
@@ -120,7 +126,8 @@ class Grid:
                 if last is None or not last.is_dir():
                     raise FoveateError(f"the trained network of {job.label} is not in {self.place(job.run)} any more")
                 with preserve_state():
-                    adapt(remove(network), job.data.classes, recipe)  # the classifier that the weights are for
+                    # the classifier that the weights are for
+                    self.task.adapt(remove(network), job.data, recipe, lambda _: None)
                 load(last, network)
             else:  # nothing was trained or written
                 fit(network, job.data, recipe, progress=False, cache=self.cache)
@@ -174,10 +181,9 @@ class Grid:
             self.kept[job.run.name] = network
         found = done.evaluation
         return RunResult(
-            scores_of(found),
+            scores_of(found, self.measure),
             job.cost or cost(network, recipe.image_size),
-            found.predictions.to(torch.int32),
-            found.labels.to(torch.int32),
+            *self.measure.outputs(found),
             done.seconds,
             done.images_per_second,
             made_with(),

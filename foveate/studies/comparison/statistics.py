@@ -48,7 +48,7 @@ _LEAST_P = 1e-100
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference in accuracy, in percentage points.
+    """A paired difference in accuracy, or in mIoU, in percentage points.
 
     Args:
         mean: plan minus baseline.
@@ -95,6 +95,7 @@ class Paired:
         plans: K.
         seeds: S.
         images: N.
+        added: how many images are counted beside the real ones in ``image``.
     """
 
     mean: Array
@@ -104,6 +105,7 @@ class Paired:
     plans: int
     seeds: int
     images: int
+    added: int = 2
 
     @property
     def negative(self) -> Paired:
@@ -198,7 +200,7 @@ def difference_of(found: Paired, plan: int) -> Difference:
     """
     mean, half = float(found.mean[plan]), float(half_width(found, 0.05)[plan])
     p = min(1.0, 2 * _tail(found, plan, abs(mean)))
-    # No difference in accuracy is beyond 100 points.
+    # No difference between two shares is beyond 100 points.
     low, high = max(mean - half, -1.0), min(mean + half, 1.0)
     return Difference(100 * mean, 100 * low, 100 * high, found.seeds, p)
 

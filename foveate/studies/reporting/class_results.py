@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from foveate.studies.reporting.tables import Cell, PlanTable, signed
+from foveate.training.tasks.segmentation_metrics import class_ious
 
-__all__ = ["MOST_CLASSES", "changed_images", "class_table", "confusion_of", "confusion_table", "hardest_images"]
+__all__ = [
+    *("MOST_CLASSES", "changed_images", "class_table", "confusion_of", "confusion_table", "hardest_images", "iou_table")
+]
 
 MOST_CLASSES = 24  # rows of a table
 _PAIRS = 10
@@ -28,14 +31,34 @@ def class_table(classes: Sequence[str], labels: Tensor, predictions: Mapping[str
     """
     recalls = torch.stack([recall_of(labels, of, len(classes)) for of in predictions.values()])  # (plans, classes)
     images = torch.bincount(labels.long(), minlength=len(classes))
+    return _table(classes, images, recalls, list(predictions))
+
+
+def iou_table(classes: Sequence[str], counts: Mapping[str, Tensor]) -> tuple[PlanTable, str]:
+    """The intersection over union of each class, and each plan's difference to the first one.
+
+    Args:
+        classes: their names.
+        counts: for each plan (S, N, K, 3), as ``SegmentationEvaluation.counts`` of S seeds.
+
+    Returns:
+        The table, and which classes it leaves out, as ``class_table`` gives them.
+    """
+    ious = torch.stack([class_ious(of.sum(1)).nanmean(0) for of in counts.values()])  # (plans, classes)
+    images = (next(iter(counts.values()))[0, ..., 2] > 0).sum(0)
+    return _table(classes, images, ious, list(counts))
+
+
+def _table(classes: Sequence[str], images: Tensor, values: Tensor, plans: Sequence[str]) -> tuple[PlanTable, str]:
+    """A row for each class that has images (K,), with a share (plans, K) for each plan."""
     chosen = [c for c in range(len(classes)) if images[c] > 0]
     left_out = ""
     if len(chosen) > MOST_CLASSES:
-        apart = (recalls - recalls[0]).abs().amax(dim=0)
-        order = sorted(chosen, key=lambda c: (-float(apart[c]), float(recalls[0, c])))
+        apart = (values - values[0]).abs().amax(dim=0)
+        order = sorted(chosen, key=lambda c: (-float(apart[c]), float(values[0, c])))
         left_out = f"{MOST_CLASSES} of {len(chosen)} classes: those in which a plan differs most from the first."
         chosen = sorted(order[:MOST_CLASSES])
-    first, *others = recalls
+    first, *others = values
     cells = [
         [
             Cell(f"{images[c]:,}", kind="number"),
@@ -44,8 +67,7 @@ def class_table(classes: Sequence[str], labels: Tensor, predictions: Mapping[str
         ]
         for c in chosen
     ]
-    headings = ["Images", *predictions]
-    return PlanTable(headings, [classes[c] for c in chosen], cells, first="Class"), left_out
+    return PlanTable(["Images", *plans], [classes[c] for c in chosen], cells, first="Class"), left_out
 
 
 def confusion_of(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from foveate.errors import FoveateError
 from foveate.io import Row, write_atomically
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.evaluation.audit_result import Audit
 from foveate.studies.reporting.audit_table import audit_part
 from foveate.studies.reporting.charts.curves import MOST_CURVES, curves
@@ -69,6 +70,7 @@ def write_report(
     folder: str | os.PathLike[str],
     *,
     title: str,
+    measure: Measure = TOP1,
     rows: Sequence[Row] = (),
     seeds: Sequence[int] = (),
     facts: Sequence[tuple[str, str]] = (),
@@ -87,6 +89,8 @@ def write_report(
     Args:
         folder: made if it is missing. A report.html in it is replaced as a whole, or not at all.
         title: the heading of the page.
+        measure: what the plans were compared by; its key takes the place of "top1", and that of its second score the
+            place of "macro_f1".
         rows: one mapping for each plan, the baseline first. Known keys: "plan", "params", "macs" (whole numbers),
             "top1" and "macro_f1" (mean over seeds, percent), "top1_per_seed" and "macro_f1_per_seed" (percent),
             "difference", "difference_low", "difference_high" (top-1 against the baseline in points, and its 95%
@@ -112,28 +116,29 @@ def write_report(
         FoveateError: the folder cannot be written, or a picture is neither a PIL image nor a PNG or JPEG.
     """
     path = Path(folder) / "report.html"
-    longest = max((len(row.get("top1_per_seed") or ()) for row in rows), default=0)
-    points, changes = points_of(rows), changes_of(rows)
+    longest = max((len(row.get(f"{measure.key}_per_seed") or ()) for row in rows), default=0)
+    points, changes = points_of(rows, measure), changes_of(rows)
     shown = {kind_of(row.get("sign")) for row in rows}
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     page = _template().render(
         title=title,
         policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         style=Markup(STYLE),
+        measure=measure,
         summary=summary(rows, facts),
-        comparison=comparison(rows),
+        comparison=comparison(rows, measure),
         power_lines=power_lines(rows),
         verdicts=has_verdicts(rows),
         legend_texts={kind: text for kind, text in _LEGEND.items() if kind in shown},
-        curve_plots=[Markup(drawn) for width in _WIDTHS if (drawn := curves(histories or {}, width))],
+        curve_plots=[Markup(drawn) for width in _WIDTHS if (drawn := curves(histories or {}, width, measure))],
         curves_left_out=max(0, len(histories or {}) - MOST_CURVES),
         classes=list(classes),
-        cost_plots=[Markup(scatter(points, width)) for width in _WIDTHS] if points else [],
-        seed_plots=[Markup(differences(changes, width)) for width in _WIDTHS] if changes else [],
-        factors=factor_table(factors),
+        cost_plots=[Markup(scatter(points, width, measure)) for width in _WIDTHS] if points else [],
+        seed_plots=[Markup(differences(changes, width, measure=measure)) for width in _WIDTHS] if changes else [],
+        factors=factor_table(factors, measure),
         factor_lines=factor_lines(factors),
-        effect_plots=[Markup(plot) for width in _WIDTHS if (plot := effect_plot(factors, width))],
-        runs=runs(rows, seeds or range(longest)),
+        effect_plots=[Markup(plot) for width in _WIDTHS if (plot := effect_plot(factors, width, measure))],
+        runs=runs(rows, seeds or range(longest), measure),
         statistics=statistics(rows),
         margins=margins(rows),
         audit=audit_part(audits or {}),

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from foveate.io import Row, markdown_table, markdown_text, write_atomically, write_csv
-from foveate.studies.comparison.factors.analysis import EFFECTS
+from foveate.studies.comparison.factors.analysis import effects_text
+from foveate.studies.comparison.measure import Measure
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts.differences import changes_of, differences
@@ -36,14 +37,14 @@ def write_page(comparison: Comparison, page: Path, command: str | None = None) -
     Raises:
         FoveateError: a file cannot be written.
     """
-    rows, name = comparison.as_dicts(), page.stem
+    rows, name, measure = comparison.as_dicts(), page.stem, comparison.measure
     tables = {f"{name}.csv": comparison.plan_rows(), f"{name}_runs.csv": comparison.run_rows()}
-    pictures = {f"{name}_cost.svg": scatter(points_of(rows), _WIDTH)}
+    pictures = {f"{name}_cost.svg": scatter(points_of(rows, measure), _WIDTH, measure)}
     if len(comparison.seeds) > 1:
-        pictures[f"{name}_seeds.svg"] = differences(changes_of(rows), _WIDTH)
+        pictures[f"{name}_seeds.svg"] = differences(changes_of(rows), _WIDTH, measure=measure)
     if comparison.factors:
         tables[f"{name}_factors.csv"] = comparison.factor_rows()
-        if effects := effect_plot(comparison.factor_rows(), _WIDTH):
+        if effects := effect_plot(comparison.factor_rows(), _WIDTH, measure):
             pictures[f"{name}_factors.svg"] = effects
     written = []
     for file, svg in pictures.items():
@@ -67,23 +68,30 @@ def _text(
     tables: Sequence[str],
     command: str | None,
 ) -> str:
-    setup = comparison.setup
+    setup, measure = comparison.setup, comparison.measure
     several = len(setup.seeds) > 1
     network = markdown_text(setup.network)
+    has_counts = any(row["p_mcnemar"] is not None for row in rows)  # else images are neither right nor wrong
+    counted = ["only plan / only baseline right", "p, McNemar"] if has_counts else []
+    alt = {
+        "cost": f"{measure.short_title} against multiply-adds",
+        "seeds": "Differences to the network without attention, seed by seed",
+    }
     parts = [
         f"# {markdown_text(setup.data)}: attention against none",
         f"{network}, epochs: {setup.recipe.epochs}, {len(setup.seeds)} {'seeds' if several else 'seed'}.",
         _table(
-            ["plan", "parameters", "MACs", "top-1 %", "each seed", "difference [95%]", "p, Holm"], map(_cells, rows)
+            ["plan", "parameters", "MACs", measure.column, "each seed", "difference [95%]", "p, Holm"],
+            (_cells(row, measure) for row in rows),
         ),
         "\n".join(f"* {_code(row['plan'])}: {row['verdict_text']}." for row in rows if row["verdict_text"]),
-        "\n\n".join(f"![{_ALT[kind]}](images/{file})" for file in pictures if (kind := _kind(file)) in _ALT),
+        "\n\n".join(f"![{alt[kind]}](images/{file})" for file in pictures if (kind := _kind(file)) in alt),
         "Colours: blue is better, orange is worse, grey is no evidence of a difference.",
         *_factors(comparison, [file for file in pictures if file.endswith("_factors.svg")]),
         "## What the verdicts rest on",
         _table(
-            ["plan", "p", "bootstrap [95%]", "only plan / only baseline right", "p, McNemar", "what would be seen"],
-            (_statistics(row) for row in rows if row["verdict_text"]),
+            ["plan", "p", "bootstrap [95%]", *counted, "what would be seen"],
+            (_statistics(row, bool(counted)) for row in rows if row["verdict_text"]),
         ),
         "## Notes",
         *map(markdown_text, notes(comparison)),
@@ -94,12 +102,6 @@ def _text(
     return "\n\n".join(parts) + "\n"
 
 
-_ALT = {
-    "cost": "Accuracy against multiply-adds",
-    "seeds": "Differences to the network without attention, seed by seed",
-}
-
-
 def _kind(file: str) -> str:
     return Path(file).stem.rpartition("_")[2]
 
@@ -108,11 +110,12 @@ def _factors(comparison: Comparison, pictures: Sequence[str]) -> list[str]:
     """What varies in the families: the tests, the effects, the picture."""
     if not comparison.factors:
         return []
+    measure = comparison.measure
     rows = [
         [
             _code(f"{row['factor']}: {row['level']}"),
             str(row["plans"]),
-            f"{row['top1']:.1f}",
+            f"{row[measure.key]:.1f}",
             ""
             if row["effect"] is None
             else f"{row['effect']:+.1f} [{row['effect_low']:+.1f}, {row['effect_high']:+.1f}]",
@@ -123,8 +126,8 @@ def _factors(comparison: Comparison, pictures: Sequence[str]) -> list[str]:
         "## What varies",
         "\n".join(f"* {markdown_text(factor.text)}." for factor in comparison.factors),
         *(f"![Effects of what varies](images/{file})" for file in pictures),
-        _table(["level", "plans", "top-1 %", "effect [95%]"], rows),
-        EFFECTS,
+        _table(["level", "plans", measure.column, "effect [95%]"], rows),
+        effects_text(measure),
     ]
 
 
@@ -137,7 +140,7 @@ def _code(label: str) -> str:
     return markdown_text(label) if "`" in label or "|" in label else f"`{label}`"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, measure: Measure) -> list[str]:
     compared = row["verdict_text"] is not None
     interval = (
         f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]" if compared else ""
@@ -146,20 +149,20 @@ def _cells(row: Row) -> list[str]:
         _code(row["plan"]),
         f"{row['params']:,}",
         f"{row['macs'] / 1e6:.2f} M",
-        f"{row['top1']:.1f}",
-        ", ".join(f"{value:.1f}" for value in row["top1_per_seed"]),
+        f"{row[measure.key]:.1f}",
+        ", ".join(f"{value:.1f}" for value in row[f"{measure.key}_per_seed"]),
         interval,
         _p(row["p_holm"]),
     ]
 
 
-def _statistics(row: Row) -> list[str]:
+def _statistics(row: Row, counted: bool) -> list[str]:
+    mcnemar = [f"{row['only_plan_right']:,} / {row['only_baseline_right']:,}", _p(row["p_mcnemar"])] if counted else []
     return [
         _code(row["plan"]),
         _p(row["p"]),
         f"[{row['bootstrap_low']:+.1f}, {row['bootstrap_high']:+.1f}]",
-        f"{row['only_plan_right']:,} / {row['only_baseline_right']:,}",
-        _p(row["p_mcnemar"]),
+        *mcnemar,
         row["power_text"],
     ]
 

@@ -20,10 +20,10 @@ def notes(comparison: Comparison) -> list[str]:
         "same order. The weights of the last epoch are compared."
     )
     statistics = (
-        "The difference is in points of top-1 accuracy against the network without attention, paired over seeds and "
-        "images, with a 95% interval: the variance between seeds is pooled over the plans, that between images is the "
-        "plan's own, and each has Student's quantile of its own degrees of freedom. The interval is that plan's own; "
-        "p_Holm is corrected for the number of plans, and a verdict needs p_Holm below 0.05."
+        f"The difference is in points of {setup.measure.noun} against the network without attention, paired over seeds "
+        "and images, with a 95% interval: the variance between seeds is pooled over the plans, that between images is "
+        "the plan's own, and each has Student's quantile of its own degrees of freedom. The interval is that plan's "
+        f"own; p_Holm is corrected for the number of plans, and a verdict needs p_Holm below 0.05.{setup.measure.note}"
     )
     if len(setup.seeds) == 1:
         statistics += " With one seed there is no verdict: the interval is over images alone."

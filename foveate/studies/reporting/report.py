@@ -9,19 +9,16 @@ from pathlib import Path
 from statistics import median
 
 from foveate.data import ImageData
+from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.io import Row
 from foveate.studies.comparison.config import RUNS
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.comparison.run import read_result
 from foveate.studies.deployment.plan_exports import read_plan_exports
-from foveate.studies.evaluation.audit import audit
-from foveate.studies.reporting.class_results import class_table, confusion_table
 from foveate.studies.reporting.html import write_report
 from foveate.studies.reporting.notes import notes
-from foveate.studies.reporting.report_images import changes, confusions, looked_at, spread_over_classes
-from foveate.studies.reporting.tables import PlanTable
-from foveate.surgery.insert import plan_of
+from foveate.studies.reporting.parts import parts_of
 
 __all__ = ["report"]
 
@@ -30,7 +27,7 @@ _PLANS = 6  # whose classes and images are shown
 
 def report(
     comparison: Comparison,
-    data: ImageData,
+    data: ImageData | SegmentationData,
     *,
     folder: str | Path | None = None,
     images: int = 4,
@@ -46,7 +43,7 @@ def report(
         data: what it was made on; pictures are taken from its validation part.
         folder: where to write; without it the comparison's own.
         images: how many images are looked at, spread over the classes; and at most so many of those that a plan gains
-            or loses.
+            or loses. Of segmentation: how many of the worst images are shown, with their masks.
         audited: at most so many validation images for the audit of each plan's network; 0: no audit.
         commands: the lines that made the comparison, to be shown.
 
@@ -61,31 +58,21 @@ def report(
         raise FoveateError("report: the comparison has no folder; give report(..., folder=...)")
     overlays = place / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
-    chosen = spread_over_classes(data, images)
     shown = list(comparison.setup.runs)[:_PLANS]
-    matrix = confusions(comparison, data.classes, shown)
-    galleries = [
-        *looked_at(comparison, data, chosen, overlays),
-        *([matrix] if matrix else []),
-        *changes(comparison, data, shown, images),
-    ]
-    audits = {
-        label: audit(model, data, limit=audited, image_size=comparison.recipe.image_size)
-        for label, model in comparison.models.items()
-        if audited and plan_of(model)
-    }
+    parts = parts_of(comparison, data, shown, images, audited, overlays)
     exported = read_plan_exports(place)
     return write_report(
         place,
         title=f"{data.name}: attention against none",
+        measure=comparison.measure,
         rows=_rows(comparison),
         seeds=comparison.seeds,
         facts=_facts(comparison),
         histories=_histories(comparison),
-        classes=_classes(comparison, data.classes, shown),
+        classes=parts.classes,
         factors=comparison.factor_rows(),
-        galleries=galleries,
-        audits=audits,
+        galleries=parts.galleries,
+        audits=parts.audits,
         exports=exported.rows if exported else (),
         notes=notes(comparison),
         commands=list(commands),
@@ -129,22 +116,3 @@ def _epochs(folder: Path) -> list[Row]:
         return []
     with (result.folder / "summary.csv").open(newline="", encoding="utf-8") as file:
         return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def _classes(comparison: Comparison, classes: Sequence[str], shown: Sequence[str]) -> list[tuple[PlanTable, str]]:
-    """The table of the classes, and that of what is confused."""
-    if comparison.labels is None:
-        return []
-    predictions = {label: comparison.predictions[label] for label in shown}
-    table, left_out = class_table(classes, comparison.labels, predictions)
-    more = len(comparison.setup.runs) - len(shown)
-    hint = (
-        "The share of each class's images that is predicted right, in percent, as the mean of the seeds; below it the "
-        f"difference to the first plan, in points. {left_out}"
-    )
-    hint += f" The first {len(shown)} of {len(shown) + more} plans." if more else ""
-    found = [(table, hint.strip())]
-    pairs = confusion_table(classes, comparison.labels, predictions)
-    if pairs:
-        found.append((pairs, "The pairs that are confused most often: validation images, as the mean of the seeds."))
-    return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.io import Row
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.comparison.statistics import p_text
 from foveate.studies.reporting.charts.scatter import is_number, kind_of
 
@@ -27,12 +28,13 @@ __all__ = [
 
 # Keys that belong into another table, or into a cell of another key.
 _ELSEWHERE = {
-    *("plan", "top1_per_seed", "macro_f1_per_seed", "difference_low", "difference_high", "difference_per_seed"),
+    *("plan", "difference_low", "difference_high"),
     *("bootstrap_low", "bootstrap_high", "p", "p_holm", "only_plan_right", "only_baseline_right", "p_mcnemar"),
     *("seed_sd", "seeds_needed", "images_needed", "smallest_difference", "sign", "verdict_text", "power_text"),
     *("margin", "p_not_worse", "p_equivalent", "p_worse"),
 }
 _STEPS = 3  # shades of a colour
+_RIGHT_OR_WRONG = ("Right alone: plan / first", "p, McNemar")
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,16 @@ class Runs:
     swatches: Sequence[tuple[str, str]]
 
 
-def comparison(rows: Sequence[Row]) -> PlanTable | None:
-    """Cost, accuracy and verdict of each plan; None without plans."""
+def comparison(rows: Sequence[Row], measure: Measure = TOP1) -> PlanTable | None:
+    """Cost, score and verdict of each plan; None without plans."""
     if not rows:
         return None
+    second = measure.second[0]
     columns: dict[str, tuple[str, Callable[[Row], Cell]]] = {
         "params": ("Parameters", lambda row: _cost(row, rows[0], "params", "{:,}".format)),
         "macs": ("MACs", lambda row: _cost(row, rows[0], "macs", _macs)),
-        "top1": ("Top-1 %", lambda row: _percent(row, "top1")),
-        "macro_f1": ("Macro-F1 %", lambda row: _percent(row, "macro_f1")),
+        measure.key: (measure.heading, lambda row: _percent(row, measure.key)),
+        second: (measure.second_heading, lambda row: _percent(row, second)),
         "difference": ("Difference, points", _difference),
         "verdict": ("Verdict", lambda row: Cell(str(row.get("verdict") or ""))),
         "margin_verdict": ("Margin", lambda row: Cell(str(row.get("margin_verdict") or ""))),
@@ -109,7 +112,7 @@ def comparison(rows: Sequence[Row]) -> PlanTable | None:
         "learning_rate": ("Learning rate", lambda row: Cell(_plain(row.get("learning_rate")))),
         "images_per_second": ("Training, images/s", lambda row: Cell(_whole(row.get("images_per_second")))),
     }
-    for key in (key for row in rows for key in row if key not in _ELSEWHERE):
+    for key in (key for row in rows for key in row if key not in _ELSEWHERE and not key.endswith("_per_seed")):
         columns.setdefault(key, (key.replace("_", " "), _column(key)))
     has_lines = any(row.get("verdict_text") for row in rows)  # then the verdicts have lines of their own below
     shown = {key: column for key, column in columns.items() if any(row.get(key) is not None for row in rows)}
@@ -136,22 +139,23 @@ def has_verdicts(rows: Sequence[Row]) -> bool:
     return any(row.get("sign") is not None for row in rows)
 
 
-def runs(rows: Sequence[Row], seeds: Sequence[int]) -> Runs | None:
-    """The accuracy of every run, shaded by its difference to the first plan's run with the same seed.
+def runs(rows: Sequence[Row], seeds: Sequence[int], measure: Measure = TOP1) -> Runs | None:
+    """The score of every run, shaded by its difference to the first plan's run with the same seed.
 
     The shades are not those of verdicts: a single run is no evidence.
     """
-    base = rows[0].get("top1_per_seed") if rows else None
-    if not base or len(base) < 2 or any(len(row.get("top1_per_seed") or ()) != len(base) for row in rows):
+    key = f"{measure.key}_per_seed"
+    base = rows[0].get(key) if rows else None
+    if not base or len(base) < 2 or any(len(row.get(key) or ()) != len(base) for row in rows):
         return None
-    gaps = [[own - other for own, other in zip(row["top1_per_seed"], base, strict=True)] for row in rows]
+    gaps = [[own - other for own, other in zip(row[key], base, strict=True)] for row in rows]
     intervals = [[row.get(f"difference_{end}") for end in ("low", "high")] for row in rows]
     widths = [(high - low) / 2 for low, high in intervals if is_number(low) and is_number(high)]
     most = max([abs(gap) for row in gaps for gap in row] + widths)
     cells = [
         [
             Cell(f"{value:.1f}", signed(gap, 1) if k else "", kind=f"number {_shade(gap, most)}".strip())
-            for gap, value in zip(gaps[k], row["top1_per_seed"], strict=True)
+            for gap, value in zip(gaps[k], row[key], strict=True)
         ]
         for k, row in enumerate(rows)
     ]
@@ -178,6 +182,8 @@ def statistics(rows: Sequence[Row]) -> PlanTable | None:
         "Smallest shown": lambda row: Cell(_smallest(row)),
         "Needed: seeds / images": lambda row: Cell(f"{_count(row, 'seeds_needed')} / {_count(row, 'images_needed')}"),
     }
+    if not any(is_number(row.get("p_mcnemar")) for row in found):  # images are neither right nor wrong
+        columns = {name: of for name, of in columns.items() if name not in _RIGHT_OR_WRONG}
     cells = [[_of_kind(cell_of(row), "number") for cell_of in columns.values()] for row in found]
     return PlanTable(list(columns), _plans(found), cells)
 

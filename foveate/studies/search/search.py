@@ -17,6 +17,7 @@ from torch import nn
 
 from foveate.accounting.latency import latency
 from foveate.data import ImageData, open_data
+from foveate.data.segmentation import SegmentationData, find_segmentation
 from foveate.errors import FoveateError, near
 from foveate.families.family import Family
 from foveate.preserve import preserve_state
@@ -119,6 +120,11 @@ def search(
             return search(**request, progress=progress, cache=cache)  # type: ignore[arg-type]  # they are its own
     began, recipe = time.perf_counter(), recipe or Recipe()
     _check(recipe, trials, finalists, seeds, sampler)
+    if isinstance(data, SegmentationData) or find_segmentation(data):
+        raise FoveateError(
+            "search judges plans by the class of each image, and this data has label maps: compare takes them, with "
+            "plans or with the whole family"
+        )
     data, maker = open_data(data), Maker(model, pretrained, start)
     plain = maker.build(None, recipe, recipe.seed)
     named = resolve_family(plain, family, recipe.image_size)

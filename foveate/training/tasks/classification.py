@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from foveate.data.split import ImageData
+from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.networks.create import create_model
 from foveate.surgery.classifier import classifier_of
 from foveate.training.classifier import adapt
 from foveate.training.context import RunContext
@@ -33,7 +34,15 @@ class Classification:
     )
     best = "eval_top1"
 
-    def check(self, recipe: Recipe, has_teacher: bool) -> None:  # noqa: ARG002 - of the interface: any may teach
+    def create(self, name: str, data: ImageData, pretrained: bool) -> nn.Module:  # adapt fits its classes
+        """By ``create_model``."""
+        return create_model(name, pretrained=pretrained)
+
+    def strata(self, part: Split) -> Sequence[int]:
+        """The classes."""
+        return part.labels
+
+    def check(self, recipe: Recipe, has_teacher: bool) -> None:  # of the interface: any may teach
         """Refuse what is for segmentation.
 
         Raises:

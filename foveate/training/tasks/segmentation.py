@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.data.segmentation import SegmentationData
+from foveate.data.segmentation import SegmentationData, SegmentationSplit
+from foveate.dense.create import create_segmenter
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype, pretrained_config, update_pretrained_config
@@ -34,6 +35,14 @@ class Segmentation:
         "images_per_second",
     )
     best = "eval_miou"
+
+    def create(self, name: str, data: SegmentationData, pretrained: bool) -> nn.Module:
+        """By ``create_segmenter``, with its compact head, on the trunk of that name."""
+        return create_segmenter(name, classes=data.classes, pretrained=pretrained)
+
+    def strata(self, part: SegmentationSplit) -> Sequence[int]:
+        """All images are alike."""
+        return [0] * len(part)
 
     def check(self, recipe: Recipe, has_teacher: bool) -> None:
         """Refuse what is for classification.
@@ -123,8 +132,8 @@ class Segmentation:
         model: nn.Module,
         recipe: Recipe,
         *,
-        cached: bool,  # noqa: ARG002 - of the interface: nothing is cached here
-        has_teacher: bool,  # noqa: ARG002 - refused by check
+        cached: bool,  # of the interface: nothing is cached here
+        has_teacher: bool,  # refused by check
     ) -> SegmentationObjective:
         """Cross-entropy, Dice or both, of every output."""
         return SegmentationObjective(model, recipe)

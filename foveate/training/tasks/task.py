@@ -7,7 +7,7 @@ of two evaluations is the better one. It is an object without state: a new task 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -93,6 +93,12 @@ class Task(Protocol):
     name: str
     columns: tuple[str, ...]
     best: str
+
+    def create(self, name: str, data: Any, pretrained: bool) -> nn.Module:
+        """A network for the data by the name of a network, or of its trunk."""
+
+    def strata(self, part: Any) -> Sequence[int]:
+        """For each image of a part the kind whose share stays the same where the part is divided."""
 
     def check(self, recipe: Recipe, has_teacher: bool) -> None:
         """Refuse what does not go with the task."""

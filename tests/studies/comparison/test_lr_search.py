@@ -48,7 +48,7 @@ def test_validation_images_take_no_part_in_tuning(tuned, data):
 def test_each_plan_is_run_with_its_best(tuned):
     found, begun = tuned
     tuning = found.setup.tuning
-    for label, scores in tuning.top1.items():
+    for label, scores in tuning.scores.items():
         assert tuning.chosen[label] == RATES[scores.index(max(scores))]
     assert [recipe.learning_rate for _, recipe in begun[4:]] == [tuning.chosen["none"], tuning.chosen[PLAN]] * 2
     assert [row.learning_rate for row in found.rows] == list(tuning.chosen.values())

@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import foveate as fv
+from foveate.studies.comparison.measure import TOP1
 from foveate.studies.reporting.charts.factor_effects import effect_plot
 from foveate.studies.reporting.notes import notes
 
@@ -19,6 +20,7 @@ def comparison(recipe, seeds=(0, 1), margin=None):
         margin=margin,
         note="",
         licence=None,
+        measure=TOP1,
     )
     return SimpleNamespace(setup=setup, tuning_words="none was tuned", made_with=({"torch": "2"},))
 

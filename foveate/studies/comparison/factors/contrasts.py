@@ -24,38 +24,41 @@ import numpy.typing as npt
 from foveate.studies.comparison.distributions import f_quantile
 from foveate.studies.comparison.statistics import Paired
 
-__all__ = ["contrasts", "joint_p", "joint_parts", "mean_square", "rejects"]
+__all__ = ["Values", "contrasts", "joint_p", "joint_parts", "mean_square", "rejects"]
 
 Array = npt.NDArray[np.float64]
+Values = npt.NDArray[np.bool_] | Array
 _LEAST_P = 1e-12
 
 
-def mean_square(right: npt.NDArray[np.bool_]) -> float:
-    """The mean square of the interaction of plans and seeds; (R, S, N) bool of all plans and the baseline, S > 1."""
+def mean_square(right: Values) -> float:
+    """The mean square of the interaction of plans and seeds; (R, S, N) of all plans and the baseline, S > 1."""
     of_runs = right.mean(-1)
     table = of_runs - of_runs.mean(-1, keepdims=True) - of_runs.mean(-2, keepdims=True) + of_runs.mean()
     rows, seeds = of_runs.shape
     return float(np.square(table).sum() / ((rows - 1) * (seeds - 1)))
 
 
-def contrasts(correct: npt.ArrayLike, weights: npt.ArrayLike) -> Paired:
+def contrasts(correct: npt.ArrayLike, weights: npt.ArrayLike, added: int = 2) -> Paired:
     """Contrasts and what their variances consist of, for ``half_width`` and ``difference_of``.
 
     Args:
-        correct: (1 + K, S, N) bool, whether the baseline and each plan was right, for each seed and test image.
+        correct: (1 + K, S, N), whether the baseline and each plan was right, for each seed and test image; or what each
+            image adds to a score, of which this is the mean.
         weights: (Q, 1 + K), each row with the sum 0.
+        added: how many images are counted beside the real ones for a difference of two plans.
     """
-    right, w = np.asarray(correct, dtype=bool), np.asarray(weights, dtype=np.float64)
+    right, w = np.asarray(correct), np.asarray(weights, dtype=np.float64)
     rows, seeds, images = right.shape
     parts = [_parts(right, row) for row in w]
     mean, own, rest, between = (np.array(values) for values in zip(*parts, strict=True))
     size = np.square(w).sum(-1)
-    image = (np.maximum(between - rest / seeds, 0) + size / images) / images
+    image = (np.maximum(between - rest / seeds, 0) + size * added / 2 / images) / images
     single = np.maximum(size * mean_square(right), own) if seeds > 1 else np.zeros_like(mean)
-    return Paired(mean, single, rest / images, image, rows - 1, seeds, images)
+    return Paired(mean, single, rest / images, image, rows - 1, seeds, images, added)
 
 
-def _parts(right: npt.NDArray[np.bool_], weights: Array) -> tuple[float, float, float, float]:
+def _parts(right: Values, weights: Array) -> tuple[float, float, float, float]:
     """Of one contrast: its mean, the variances between seeds, of the rest and between images."""
     d = _values(right, weights)
     seeds, images = d.shape
@@ -69,19 +72,20 @@ def _parts(right: npt.NDArray[np.bool_], weights: Array) -> tuple[float, float, 
     )
 
 
-def _values(right: npt.NDArray[np.bool_], weights: Array) -> Array:
+def _values(right: Values, weights: Array) -> Array:
     used = np.flatnonzero(weights)
     return np.asarray(np.tensordot(weights[used], right[used].astype(np.float64), 1))
 
 
-def joint_p(correct: npt.ArrayLike, weights: npt.ArrayLike) -> float:
+def joint_p(correct: npt.ArrayLike, weights: npt.ArrayLike, added: int = 2) -> float:
     """The p value of the hypothesis that some contrasts are all 0; at least 1e-12.
 
     Args:
         correct: as in ``contrasts``, with at least two seeds and more images than contrasts.
         weights: (Q, 1 + K), each row with the sum 0, none a combination of the others.
+        added: as in ``contrasts``.
     """
-    parts = joint_parts(correct, weights)
+    parts = joint_parts(correct, weights, added)
     low, high = math.log(_LEAST_P), 0.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -101,9 +105,9 @@ def rejects(parts: Joint, alpha: float) -> bool:
     return float((squares / (of_seeds * seed + of_images * images)).sum()) > 1
 
 
-def joint_parts(correct: npt.ArrayLike, weights: npt.ArrayLike) -> Joint:
+def joint_parts(correct: npt.ArrayLike, weights: npt.ArrayLike, added: int = 2) -> Joint:
     """What ``rejects`` decides by; the arguments are those of ``joint_p``."""
-    right, w = np.asarray(correct, dtype=bool), np.asarray(weights, dtype=np.float64)
+    right, w = np.asarray(correct), np.asarray(weights, dtype=np.float64)
     rows, seeds, images = right.shape
     w = np.linalg.qr(w.T)[0].T  # orthonormal contrasts of the same hypothesis
     d = np.stack([_values(right, row) for row in w])  # (Q, S, N)
@@ -115,5 +119,5 @@ def joint_parts(correct: npt.ArrayLike, weights: npt.ArrayLike) -> Joint:
     values, vectors = np.linalg.eigh(covariance)
     own = float(of_seeds.var(1, ddof=1).mean())
     single = max(mean_square(right), own, float(np.trace(rest_covariance)) / len(w) / images)
-    image = (np.maximum(values, 0) + 1 / images) / images
+    image = (np.maximum(values, 0) + added / 2 / images) / images
     return np.square(vectors.T @ mean), single / seeds, image, (rows - 1) * (seeds - 1), images

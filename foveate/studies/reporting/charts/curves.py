@@ -1,4 +1,4 @@
-"""Training curves of the plans: accuracy and loss by epoch, each plan beside the baseline."""
+"""Training curves of the plans: score and loss by epoch, each plan beside the baseline."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from foveate.io import Row
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.reporting.charts.labelling import LINE
 from foveate.studies.reporting.charts.scatter import is_number, spans, ticks
 
@@ -33,14 +34,15 @@ class _Panel:
     lines: Sequence[tuple[str, Points]]
 
 
-def curves(histories: Mapping[str, Sequence[Sequence[Row]]], width: int = 760) -> str:
-    """Draw two pictures for each plan: accuracy on the validation images, and the loss in training and validation.
+def curves(histories: Mapping[str, Sequence[Sequence[Row]]], width: int = 760, measure: Measure = TOP1) -> str:
+    """Draw two pictures for each plan: the score on the validation images, and the loss in training and validation.
 
     Args:
         histories: for each plan a list of epochs for each seed, as ``fit`` writes them into summary.csv: "epoch",
             "train_loss", "eval_loss", "eval_top1" (0 to 1). The first plan is the baseline, which is drawn in all
             pictures as a dashed line.
         width: in pixels.
+        measure: what is compared; its column takes the place of "eval_top1".
 
     Returns:
         An ``<svg>`` element; "" where no plan has an epoch. The lines are means over the seeds; single seeds are thin.
@@ -49,8 +51,11 @@ def curves(histories: Mapping[str, Sequence[Sequence[Row]]], width: int = 760) -
     if not shown:
         return ""
     base = next(iter(shown.values()))
-    top1 = _range([_column(seed, "eval_top1", 100.0) for of in shown.values() for seed in of])
-    loss = _range([_column(seed, key) for of in shown.values() for seed in of for key in ("train_loss", "eval_loss")])
+    key = measure.history
+    score = _range([_column(seed, key, 100.0) for of in shown.values() for seed in of])
+    loss = _range(
+        [_column(seed, of_loss) for of in shown.values() for seed in of for of_loss in ("train_loss", "eval_loss")]
+    )
     across = 2 if width >= 600 else 1
     panel = (width - (across - 1) * _GAP) / across
     parts: list[str] = []
@@ -59,18 +64,18 @@ def curves(histories: Mapping[str, Sequence[Sequence[Row]]], width: int = 760) -
         lines = textwrap.wrap(label, int(width / _LETTER)) or [""]
         parts.append(f'<text class="label">{spans(lines, 0, y)}</text>')
         y += LINE * len(lines) + 4
-        other = [] if of is base else [("curve base", _mean([_column(seed, "eval_top1", 100.0) for seed in base]))]
+        other = [] if of is base else [("curve base", _mean([_column(seed, key, 100.0) for seed in base]))]
         panels = [
             (
                 _Panel(
-                    "top-1 %, validation",
+                    f"{measure.column}, validation",
                     [
                         *other,
-                        *(("curve thin", _column(seed, "eval_top1", 100.0)) for seed in of if len(of) > 1),
-                        ("curve", _mean([_column(seed, "eval_top1", 100.0) for seed in of])),
+                        *(("curve thin", _column(seed, key, 100.0)) for seed in of if len(of) > 1),
+                        ("curve", _mean([_column(seed, key, 100.0) for seed in of])),
                     ],
                 ),
-                top1,
+                score,
             ),
             (
                 _Panel(

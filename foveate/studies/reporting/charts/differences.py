@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate.io import Row
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.reporting.charts.labelling import LINE
 from foveate.studies.reporting.charts.scatter import is_number, kind_of, spans, ticks
 
@@ -22,7 +23,7 @@ class Change:
 
     Args:
         label: the plan.
-        mean: points of top-1.
+        mean: points of what is compared.
         low: lower end of the 95% interval.
         high: upper end.
         seeds: the difference with each seed, or none.
@@ -49,19 +50,19 @@ def changes_of(rows: Sequence[Row]) -> list[Change]:
     return found
 
 
-def differences(
-    changes: Sequence[Change], width: int = 760, words: str = "Differences in top-1 accuracy, seed by seed"
-) -> str:
+def differences(changes: Sequence[Change], width: int = 760, words: str = "", measure: Measure = TOP1) -> str:
     """Draw a line for each plan: its name above, its interval and its seeds below.
 
     Args:
         changes: at least one.
         width: in pixels. The height follows from the plans.
-        words: what the picture shows, for those who do not see it.
+        words: what the picture shows, for those who do not see it; without it the differences, seed by seed.
+        measure: what is compared.
 
     Returns:
         An ``<svg>`` element. Its colours come from the page's style sheet, as those of ``scatter`` do.
     """
+    words = words or f"Differences in {measure.noun}, seed by seed"
     left, right, top = 16.0, width - 16.0, 10.0
     values = [value for c in changes for value in (c.low, c.high, *c.seeds, 0.0)]
     margin = max(0.06 * (max(values) - min(values)), 0.1)
@@ -85,7 +86,7 @@ def differences(
         grid.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{y:.1f}"/>')
         grid.append(f'<text class="axis" x="{x:.1f}" y="{y + 17:.1f}" text-anchor="middle">{_signed(tick)}</text>')
     middle = (left + right) / 2
-    axis = f'<text class="axis" x="{middle}" y="{y + 38:.1f}" text-anchor="middle">points of top-1</text>'
+    axis = f'<text class="axis" x="{middle}" y="{y + 38:.1f}" text-anchor="middle">points of {measure.name}</text>'
     size = f'viewBox="0 0 {width} {y + 48:.0f}" width="{width}" height="{y + 48:.0f}"'
     return f'<svg {size} role="img" aria-label="{words}">{"".join([*grid, *parts, axis])}</svg>'
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveate.io import Row
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.reporting.charts.differences import Change, differences
 from foveate.studies.reporting.charts.scatter import is_number
 from foveate.studies.reporting.tables import Cell, Line, PlanTable, minus, signed
@@ -12,21 +13,21 @@ from foveate.studies.reporting.tables import Cell, Line, PlanTable, minus, signe
 __all__ = ["effect_plot", "factor_lines", "factor_table"]
 
 
-def factor_table(rows: Sequence[Row]) -> PlanTable | None:
+def factor_table(rows: Sequence[Row], measure: Measure = TOP1) -> PlanTable | None:
     """A row for each level; None without factors. The keys are those of ``FactorAnalysis.as_dicts``."""
     if not rows:
         return None
     cells = [
         [
             Cell(f"{row['plans']}", kind="number"),
-            Cell(f"{row['top1']:.1f}", kind="number"),
+            Cell(f"{row[measure.key]:.1f}", kind="number"),
             Cell(signed(row["effect"], 1), _interval(row), whole=True, kind="number")
             if is_number(row.get("effect"))
             else Cell("", kind="number"),
         ]
         for row in rows
     ]
-    return PlanTable(["Plans", "Top-1 %", "Effect, points"], [_label(row) for row in rows], cells, "Level")
+    return PlanTable(["Plans", measure.heading, "Effect, points"], [_label(row) for row in rows], cells, "Level")
 
 
 def factor_lines(rows: Sequence[Row]) -> list[Line]:
@@ -39,15 +40,15 @@ def factor_lines(rows: Sequence[Row]) -> list[Line]:
     return lines
 
 
-def effect_plot(rows: Sequence[Row], width: int) -> str | None:
+def effect_plot(rows: Sequence[Row], width: int, measure: Measure = TOP1) -> str | None:
     """The effects with their intervals as an SVG picture; None where there are none."""
     changes = [
         Change(_label(row), row["effect"], row["effect_low"], row["effect_high"], (), _sign(row))
         for row in rows
         if is_number(row.get("effect"))
     ]
-    words = "Effects of what varies, in points of top-1 accuracy"
-    return differences(changes, width, words) if changes else None
+    words = f"Effects of what varies, in points of {measure.noun}"
+    return differences(changes, width, words, measure) if changes else None
 
 
 def _sign(row: Row) -> int | None:

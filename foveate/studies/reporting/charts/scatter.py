@@ -1,6 +1,6 @@
 """Accuracy against cost as an SVG picture: one labelled point for each plan, no label over another.
 
-The whiskers of a plan are the 95% interval of its difference to the baseline, drawn around its own accuracy: where
+The whiskers of a plan are the 95% interval of its difference to the baseline, drawn around its own score: where
 they cross the baseline's dashed line there is no evidence of a difference.
 """
 
@@ -15,6 +15,7 @@ from typing import TypeGuard
 from matplotlib.ticker import MaxNLocator
 
 from foveate.io import Row
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.reporting.charts.labelling import LINE, Box, labels, lead
 
 __all__ = ["Point", "is_number", "kind_of", "points_of", "scatter", "spans", "ticks"]
@@ -27,16 +28,16 @@ class Point:
     Args:
         label: the plan.
         macs: multiply-adds of one image.
-        top1: accuracy in percent.
+        score: what is compared, in percent.
         low: lower end of the whisker, in percent; None without one.
         high: upper end.
-        seeds: accuracy with each seed, in percent.
+        seeds: the score with each seed, in percent.
         sign: the verdict: 1 better, -1 worse, 0 no evidence of a difference; None where it is unknown.
     """
 
     label: str
     macs: float
-    top1: float
+    score: float
     low: float | None = None
     high: float | None = None
     seeds: tuple[float, ...] = ()
@@ -46,21 +47,21 @@ class Point:
     def heights(self) -> tuple[float, ...]:
         """Everything that is drawn for it, in percent."""
         ends = () if self.low is None or self.high is None else (self.low, self.high)
-        return (self.top1, *ends, *self.seeds)
+        return (self.score, *ends, *self.seeds)
 
 
-def points_of(rows: Sequence[Row]) -> list[Point]:
-    """The rows of a comparison that have a cost and an accuracy, as points. The keys are those of ``write_report``."""
+def points_of(rows: Sequence[Row], measure: Measure = TOP1) -> list[Point]:
+    """The rows of a comparison that have a cost and a score, as points. The keys are those of ``write_report``."""
     found = []
     for row in rows:
-        if not all(map(is_number, (row.get("macs"), row.get("top1")))):
+        if not all(map(is_number, (row.get("macs"), row.get(measure.key)))):
             continue
-        macs, top1, low, high = float(row["macs"]), float(row["top1"]), None, None
+        macs, score, low, high = float(row["macs"]), float(row[measure.key]), None, None
         if all(is_number(row.get(key)) for key in ("difference", "difference_low", "difference_high")):
-            low, high = (top1 + row[f"difference_{end}"] - row["difference"] for end in ("low", "high"))
-        seeds = tuple(float(value) for value in row.get("top1_per_seed") or () if is_number(value))
+            low, high = (score + row[f"difference_{end}"] - row["difference"] for end in ("low", "high"))
+        seeds = tuple(float(value) for value in row.get(f"{measure.key}_per_seed") or () if is_number(value))
         kept = seeds if len(seeds) > 1 else ()
-        found.append(Point(str(row.get("plan", "")), macs, top1, low, high, kept, row.get("sign")))
+        found.append(Point(str(row.get("plan", "")), macs, score, low, high, kept, row.get("sign")))
     return found
 
 
@@ -74,12 +75,13 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def scatter(points: Sequence[Point], width: int = 760) -> str:
+def scatter(points: Sequence[Point], width: int = 760, measure: Measure = TOP1) -> str:
     """Draw the points; the first one is the baseline.
 
     Args:
         points: at least one.
         width: in pixels. The height follows from the labels.
+        measure: what is compared.
 
     Returns:
         An ``<svg>`` element. Its colours come from the page's style sheet: classes axis, grid, base, whisker, point,
@@ -91,10 +93,10 @@ def scatter(points: Sequence[Point], width: int = 760) -> str:
         frame = Box(56, 12, width - 14, height - 46)
         place = _Scale(points, frame)
         ink = place.ink(points) if height < 5 * width else None
-        spots = [(x, place.y_of(p.top1)) for x, p in zip(place.xs, points, strict=True)]
+        spots = [(x, place.y_of(p.score)) for x, p in zip(place.xs, points, strict=True)]
         wanted = [(spot, p.label) for spot, p in zip(spots, points, strict=True)]
         found = labels(wanted, ink, frame, max(16, width // 26))
-    parts = [*place.axes(), *_marks(points, place)]
+    parts = [*place.axes(measure.noun), *_marks(points, place)]
     for (x, y), (box, lines) in zip(spots, found, strict=True):
         end = lead(box, x, y)
         if end is not None:
@@ -102,7 +104,7 @@ def scatter(points: Sequence[Point], width: int = 760) -> str:
         side, anchor = (box.right, "end") if box.right <= x else (box.left, "start")
         parts.append(f'<text class="label" text-anchor="{anchor}">{spans(lines, side, box.top)}</text>')
     size = f'viewBox="0 0 {width} {height:.0f}" width="{width}" height="{height:.0f}"'
-    return f'<svg {size} role="img" aria-label="Top-1 accuracy against MACs">{"".join(parts)}</svg>'
+    return f'<svg {size} role="img" aria-label="{measure.title} against MACs">{"".join(parts)}</svg>'
 
 
 def spans(lines: Sequence[str], x: float, top: float) -> str:
@@ -122,7 +124,7 @@ class _Scale:
     def __init__(self, points: Sequence[Point], frame: Box) -> None:
         self.frame = frame
         macs = [p.macs for p in points]
-        # Never so close that a cost or an accuracy that hardly differs seems to differ much.
+        # Never so close that a cost or a score that hardly differs seems to differ much.
         low, high = _padded(macs, 0.1 * (max(macs) - min(macs)), least=0.01 * max(macs) or 1.0)
         self.x = low, high + 0.4 * (high - low)  # room for labels on the right, where most plans stand
         heights = [height for p in points for height in p.heights]
@@ -141,14 +143,14 @@ class _Scale:
 
     def ink(self, points: Sequence[Point]) -> list[Box]:
         """What labels must not cover: the baseline's line, the points, their whiskers and their seeds."""
-        line = self.y_of(points[0].top1)
+        line = self.y_of(points[0].score)
         boxes = [Box(self.frame.left, line - 1, self.frame.right, line + 1)]
         for x, point in zip(self.xs, points, strict=True):
             ys = [self.y_of(height) for height in point.heights]
             boxes.append(Box(x - 6, min(ys) - 5, x + 6, max(ys) + 5))
         return boxes
 
-    def axes(self) -> Iterator[str]:
+    def axes(self, noun: str) -> Iterator[str]:
         """Grid, ticks and titles."""
         f = self.frame
         unit, word = (1e9, ", billions") if self.x[1] >= 2e9 else (1e6, ", millions") if self.x[1] >= 2e6 else (1.0, "")
@@ -163,7 +165,7 @@ class _Scale:
         middle_x, middle_y = (f.left + f.right) / 2, (f.top + f.bottom) / 2
         yield f'<text class="axis" x="{middle_x}" y="{f.bottom + 38:.1f}" text-anchor="middle">MACs{word}</text>'
         turned = f'transform="rotate(-90 14 {middle_y:.1f})" text-anchor="middle"'
-        yield f'<text class="axis" x="14" y="{middle_y:.1f}" {turned}>top-1 accuracy, %</text>'
+        yield f'<text class="axis" x="14" y="{middle_y:.1f}" {turned}>{noun}, %</text>'
 
 
 def _padded(values: Sequence[float], margin: float, least: float) -> tuple[float, float]:
@@ -193,7 +195,7 @@ def _row(xs: Sequence[float], crowd: Sequence[int], apart: float) -> list[float]
 
 
 def _marks(points: Sequence[Point], place: _Scale) -> Iterator[str]:
-    y = place.y_of(points[0].top1)
+    y = place.y_of(points[0].score)
     yield f'<line class="base" x1="{place.frame.left}" x2="{place.frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
     for x, point in zip(place.xs, points, strict=True):
         if point.low is not None and point.high is not None:
@@ -203,4 +205,4 @@ def _marks(points: Sequence[Point], place: _Scale) -> Iterator[str]:
         for seed in point.seeds:
             yield f'<circle class="seed" cx="{x:.1f}" cy="{place.y_of(seed):.1f}" r="2.5"/>'
         kind = "point first" if point is points[0] else f"point {kind_of(point.sign)}"
-        yield f'<circle class="{kind}" cx="{x:.1f}" cy="{place.y_of(point.top1):.1f}" r="5"/>'
+        yield f'<circle class="{kind}" cx="{x:.1f}" cy="{place.y_of(point.score):.1f}" r="5"/>'

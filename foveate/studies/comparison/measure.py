@@ -1,0 +1,222 @@
+"""What plans are compared by, for each task: the one place that knows it.
+
+A run keeps for each validation image what its score is made of. A measure says what that is, how the score comes from
+it, what each image adds to the score (of which the score is the mean), and what the score is called in tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError, near
+from foveate.studies.comparison.miou import image_values, paired_values
+from foveate.studies.comparison.statistics import McNemar, Paired, accuracy, bootstrap_interval, mcnemar, paired
+from foveate.training.tasks.segmentation_metrics import class_ious
+
+__all__ = ["MIOU", "TOP1", "MeanIoU", "Measure", "TopOne", "measure_of"]
+
+_DRAWS = 2_000
+_SHARES = {"top1", "top5", "macro_f1", "ece", "miou", "pixel_accuracy"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What plans are compared by.
+
+    Args:
+        task: what the networks are trained for, as ``Task.name``.
+        key: the score's name among those of an evaluation, and in tables.
+        name: in sentences: "points of top-1".
+        column: heading in tables, in percent.
+        noun: what the score is, on axes and in headings.
+        second: another score that tables show, and its heading in a terminal.
+        second_heading: on a page.
+        note: what must be said beside the numbers, or "".
+        added: how many images the intervals count beside the real ones.
+    """
+
+    task: str
+    key: str
+    name: str
+    column: str
+    noun: str
+    second: tuple[str, str]
+    second_heading: str
+    added: int
+    note: str = ""
+
+    @property
+    def heading(self) -> str:
+        """``column`` as the heading of a page."""
+        return _capital(self.column)
+
+    @property
+    def title(self) -> str:
+        """``noun`` at the start of a sentence."""
+        return _capital(self.noun)
+
+    @property
+    def short(self) -> str:
+        """``noun`` in a word."""
+        return self.noun.rpartition(" ")[2]
+
+    @property
+    def short_title(self) -> str:
+        """``short`` at the start of a sentence."""
+        return _capital(self.short)
+
+    @property
+    def name_title(self) -> str:
+        """``name`` at the start of a sentence."""
+        return _capital(self.name)
+
+    @property
+    def history(self) -> str:
+        """The score's column in ``summary.csv``, 0 to 1."""
+        return f"eval_{self.key}"
+
+    def in_percent(self, name: str) -> bool:
+        """Whether a number of an evaluation is a share, which tables show in percent."""
+        return name in _SHARES
+
+    def outputs(self, evaluation: Any) -> tuple[Tensor, Tensor]:
+        """What a run keeps of each image: its predictions, and labels where these are compared one by one."""
+        raise NotImplementedError
+
+    def values(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """What each image adds to the score: (..., N), bool or float64, from what ``outputs`` gave for each run."""
+        raise NotImplementedError
+
+    def of_images(self, predictions: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
+        """The fields of ``Comparison`` that hold what each plan's runs kept."""
+        raise NotImplementedError
+
+    def scores(self, predictions: Tensor, labels: Tensor) -> tuple[float, ...]:
+        """The score of each seed in percent, from (S, N, ...)."""
+        raise NotImplementedError
+
+    def paired(self, values: Tensor) -> Paired:
+        """Differences to the first row of (1 + K, S, N)."""
+        raise NotImplementedError
+
+    def bootstrap(self, predictions: Tensor, baseline: Tensor, labels: Tensor) -> tuple[float, float]:
+        """The 95% interval of the difference, in points, when seeds and images are drawn again."""
+        raise NotImplementedError
+
+    def mcnemar(self, predictions: Tensor, baseline: Tensor, labels: Tensor) -> McNemar | None:
+        """McNemar's test on all images of all seeds together; None where an image is neither right nor wrong."""
+        raise NotImplementedError
+
+
+class TopOne(Measure):
+    """Top-1 accuracy; predictions and labels are classes, (N,) int32."""
+
+    def outputs(self, evaluation: Any) -> tuple[Tensor, Tensor]:
+        """The classes."""
+        return evaluation.predictions.to(torch.int32), evaluation.labels.to(torch.int32)
+
+    def values(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Whether an image is right."""
+        return predictions == labels
+
+    def of_images(self, predictions: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
+        """Predictions, labels, and where they are equal."""
+        correct = {label: of == labels for label, of in predictions.items()}
+        return {"correct": correct, "predictions": predictions, "labels": labels}
+
+    def scores(self, predictions: Tensor, labels: Tensor) -> tuple[float, ...]:
+        """The share that is right."""
+        return tuple(accuracy(predictions == labels))
+
+    def paired(self, values: Tensor) -> Paired:
+        """See ``statistics``."""
+        return paired(values.numpy())
+
+    def bootstrap(self, predictions: Tensor, baseline: Tensor, labels: Tensor) -> tuple[float, float]:
+        """See ``statistics``."""
+        return bootstrap_interval(predictions == labels, baseline == labels)
+
+    def mcnemar(self, predictions: Tensor, baseline: Tensor, labels: Tensor) -> McNemar | None:
+        """See ``statistics``."""
+        return mcnemar(predictions == labels, baseline == labels)
+
+
+class MeanIoU(Measure):
+    """mIoU; predictions are the counts (N, K, 3) of ``SegmentationEvaluation``, and there are no labels."""
+
+    def outputs(self, evaluation: Any) -> tuple[Tensor, Tensor]:
+        """The counts, and no labels."""
+        return evaluation.counts, torch.empty(0, dtype=torch.int32)
+
+    def values(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """See ``miou``."""
+        return image_values(predictions)
+
+    def of_images(self, predictions: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
+        """The counts."""
+        return {"correct": {}, "counts": predictions}
+
+    def scores(self, predictions: Tensor, labels: Tensor) -> tuple[float, ...]:
+        """The mean over the classes of what is counted over all images."""
+        return tuple(100 * float(class_ious(of_seed).nanmean()) for of_seed in predictions.sum(1))
+
+    def paired(self, values: Tensor) -> Paired:
+        """See ``miou``."""
+        return paired_values(values)
+
+    def bootstrap(self, predictions: Tensor, baseline: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Drawn images are the same for every drawn seed and for both; each mIoU is counted anew."""
+        seeds, images = predictions.shape[:2]
+        random = np.random.default_rng(0)
+        of_images = torch.from_numpy(random.multinomial(images, np.full(images, 1 / images), _DRAWS)).double()
+        of_seeds = torch.from_numpy(random.multinomial(seeds, np.full(seeds, 1 / seeds), _DRAWS) / seeds)
+        of_runs = [_resampled(each, of_images) for each in (predictions, baseline)]  # (draws, S)
+        drawn = (of_seeds * (of_runs[0] - of_runs[1])).sum(1)
+        low, high = np.quantile(drawn.numpy(), [0.025, 0.975])
+        return 100 * float(low), 100 * float(high)
+
+    def mcnemar(self, predictions: Tensor, baseline: Tensor, labels: Tensor) -> McNemar | None:
+        """Images are neither right nor wrong."""
+        return None
+
+
+def _capital(text: str) -> str:
+    """At the start of a sentence; what has capitals of its own, as mIoU has, stays."""
+    return text if any(letter.isupper() for letter in text.split()[0]) else text[0].upper() + text[1:]
+
+
+def _resampled(counts: Tensor, times: Tensor) -> Tensor:
+    """(draws, S) mIoU of each seed (S, N, K, 3), with each image as often as (draws, N) says."""
+    found = []
+    for of_seed in counts.double():
+        total = (times @ of_seed.flatten(1)).unflatten(1, of_seed.shape[1:])
+        found.append(class_ious(total).nanmean(-1))
+    return torch.stack(found, 1)
+
+
+_NOTE = (
+    " The mIoU is counted over all images together; each image's part in it is linearised, which is what resampling "
+    "images gives to first order."
+)
+TOP1 = TopOne("classification", "top1", "top-1", "top-1 %", "top-1 accuracy", ("macro_f1", "F1 %"), "Macro-F1 %", 2)
+MIOU = MeanIoU(
+    "segmentation", "miou", "mIoU", "mIoU %", "mIoU", ("pixel_accuracy", "pixels %"), "Pixel accuracy %", 0, _NOTE
+)
+_MEASURES: Mapping[str, Measure] = {measure.task: measure for measure in (TOP1, MIOU)}
+
+
+def measure_of(task: str) -> Measure:
+    """What plans are compared by in a task.
+
+    Raises:
+        FoveateError: plans are not compared in it.
+    """
+    if task not in _MEASURES:
+        raise FoveateError(f"plans cannot be compared in {task!r}; {near(task, _MEASURES)}")
+    return _MEASURES[task]
