@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import nn
 
 from foveate.dense.segmenter import Segmenter
+from foveate.dense.taps import Taps
 from foveate.errors import FoveateError
 from foveate.model_info import pretrained_config, update_pretrained_config
 from foveate.networks.create import ATTRIBUTE, create_model
 from foveate.spec import Spec
 
-__all__ = ["create_segmenter"]
+__all__ = ["create_segmenter", "created"]
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class _OnATrunk(Protocol):
+    """A network on a trunk."""
+
+    backbone: nn.Module
+    taps: Taps
+
 
 _KEPT = ("input_size", "mean", "std", "interpolation")
 
@@ -46,6 +57,36 @@ def create_segmenter(
     Raises:
         FoveateError: a network, a head, an option or a feature map does not exist.
     """
+    return created(Segmenter, "segmenter", trunk, head, classes, pretrained, in_chans, taps, options)
+
+
+def created(
+    kind: Callable[..., Network],
+    library: str,
+    trunk: str | nn.Module,
+    head: str | Spec,
+    classes: int | Sequence[str],
+    pretrained: bool,
+    in_chans: int,
+    taps: Sequence[int] | None,
+    options: Mapping[str, object],
+) -> Network:
+    """A network of a kind on a trunk, with what ``save`` writes down of it.
+
+    Args:
+        kind: builds it from a trunk, a head, ``classes`` and ``taps``.
+        library: what its origin is called: "segmenter" or "detector".
+        trunk: as in ``create_segmenter``, and so the other arguments.
+        head: see there.
+        classes: see there.
+        pretrained: see there.
+        in_chans: see there.
+        taps: see there.
+        options: see there.
+
+    Raises:
+        FoveateError: as there.
+    """
     names = () if isinstance(classes, int) else tuple(classes)
     if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
         raise FoveateError(f"classes={classes!r}: give a number, or a list of names")
@@ -54,21 +95,22 @@ def create_segmenter(
         if options or pretrained:
             given = "pretrained" if pretrained else next(iter(options))
             raise FoveateError(f"{given} is for a trunk that is built by name, and this one is built already")
-        segmenter = Segmenter(trunk, head, classes=count, taps=taps)
+        made = kind(trunk, head, classes=count, taps=taps)
     else:
         if not isinstance(trunk, str) or trunk.startswith("torchvision:"):
-            raise FoveateError(f"the trunk of a segmenter is a timm model's name or network, not {trunk!r}")
+            raise FoveateError(f"the trunk of a {library} is a timm model's name or network, not {trunk!r}")
         network = create_model(trunk, pretrained=pretrained, num_classes=0, in_chans=in_chans, **options)
-        segmenter = Segmenter(network, head, classes=count, taps=taps)
-        _leave_out_the_rest(network, segmenter.taps.indices)
+        made = kind(network, head, classes=count, taps=taps)
+        _leave_out_the_rest(network, cast(_OnATrunk, made).taps.indices)
         kept = {**options, "head": str(Spec.parse(str(head)))} | ({} if taps is None else {"taps": list(taps)})
-        setattr(segmenter, ATTRIBUTE, ("segmenter", trunk.partition(".")[0], kept))
-    config = pretrained_config(segmenter.backbone)
+        setattr(made, ATTRIBUTE, (library, trunk.partition(".")[0], kept))
+    backbone = cast(_OnATrunk, made).backbone
+    config = pretrained_config(backbone)
     fields: dict[str, Any] = {key: config[key] for key in _KEPT if key in config}
-    architecture = config.get("architecture") or type(segmenter.backbone).__name__
+    architecture = config.get("architecture") or type(backbone).__name__
     fields |= {"architecture": f"{architecture}, {Spec.parse(str(head)).name}", "crop_pct": 1.0, "num_classes": count}
-    update_pretrained_config(segmenter, fields | ({"label_names": names} if names else {}))
-    return segmenter
+    update_pretrained_config(made, fields | ({"label_names": names} if names else {}))
+    return made
 
 
 def _leave_out_the_rest(network: nn.Module, indices: tuple[int, ...]) -> None:

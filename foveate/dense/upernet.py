@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from foveate.errors import FoveateError
 
-__all__ = ["FCNHead", "UPerHead", "UperNetDecoder"]
+__all__ = ["STRIDES", "FCNHead", "UPerHead", "UperNetDecoder", "rescaled"]
 
 POOLS = (1, 2, 3, 6)
 STRIDES = (4, 8, 16, 32)
@@ -143,6 +143,26 @@ def _rescale(channels: int, stride: int, wanted: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def rescaled(head: str, channels: Sequence[int], strides: Sequence[int]) -> nn.ModuleList:
+    """What brings four feature maps of one stride to strides 4, 8, 16 and 32; maps of several strides stay.
+
+    Args:
+        head: what reads the maps, for the message.
+        channels: C of each map.
+        strides: of each.
+
+    Raises:
+        FoveateError: all strides are one that cannot be rescaled.
+    """
+    wanted = STRIDES if len(set(strides)) == 1 else strides
+    if wanted is STRIDES and strides[0] not in STRIDES:
+        raise FoveateError(
+            f"{head} cannot rescale maps of stride {strides[0]} to strides 4, 8, 16 and 32: "
+            "take a trunk of one of these strides"
+        )
+    return nn.ModuleList(map(_rescale, channels, strides, wanted))
+
+
 class UperNetDecoder(nn.Module):
     """UPerHead on four feature maps of a trunk, and in training the auxiliary head on the third.
 
@@ -176,13 +196,7 @@ class UperNetDecoder(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        wanted = STRIDES if len(set(strides)) == 1 else strides
-        if wanted is STRIDES and strides[0] not in STRIDES:
-            raise FoveateError(
-                f"upernet cannot rescale maps of stride {strides[0]} to strides 4, 8, 16 and 32: "
-                "take a trunk of one of these strides"
-            )
-        self.pyramid = nn.ModuleList(map(_rescale, channels, strides, wanted))
+        self.pyramid = rescaled("upernet", channels, strides)
         self.decode_head = UPerHead(channels, classes, width=width, dropout=dropout)
         self.auxiliary_head = FCNHead(channels[2], classes, width=aux_width, dropout=dropout)
 

@@ -21,7 +21,7 @@ KEPT_OPTIONS = (
     *("drop_path_rate", "drop_rate", "features_only", "global_pool", "out_indices", "output_stride"),
     *("combine", "heads", "init_values", "join", "norm", "project", "regularise"),  # of our own networks
     *("score", "second_pool", "stem", "tokens", "trunk_dropout"),
-    *("head", "taps"),  # of a segmenter
+    *("head", "taps"),  # of a segmenter and a detector
 )
 _SIZES = ("num_classes", "in_chans")
 
@@ -31,8 +31,8 @@ class Origin:
     """How a network was made.
 
     Args:
-        library: ``timm``, ``torchvision``, or ``segmenter``: one on a trunk of timm's.
-        name: the library's own; of a segmenter that of its trunk.
+        library: ``timm``, ``torchvision``, or for a network on a trunk of timm's ``segmenter`` or ``detector``.
+        name: the library's own; of a network on a trunk that of the trunk.
         num_classes: classes of the classifier as it now is.
         in_chans: channels of the images.
         options: further options of the library, as far as they are among ``KEPT_OPTIONS``.

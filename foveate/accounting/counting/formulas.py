@@ -29,6 +29,7 @@ from foveate.accounting.counting.products import (
     is_product,
     macs_of,
 )
+from foveate.accounting.counting.regions import REGIONS
 
 __all__ = ["ELEMENT_OPS", "Rule", "is_dense", "rule_of", "tensors_in", "traffic"]
 
@@ -162,6 +163,7 @@ ELEMENT_OPS: dict[str, Formula] = {
     "aten::upsample_bicubic2d": _per_output(32),
     "aten::_addmm_activation": _per_output(1),
     "torchvision::deform_conv2d": _deformed,
+    **REGIONS,
     "foveate::ulsam_infer": _ulsam(2),
     "foveate::ulsam_train": _ulsam(7),
     # Weights that these two take are counted where they are given: in the gate.

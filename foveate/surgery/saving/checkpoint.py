@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate import __version__
-from foveate.dense.create import create_segmenter
+from foveate.dense import create_detector, create_segmenter
 from foveate.errors import FoveateError
 from foveate.html import html_text
 from foveate.io import JsonObject
@@ -49,6 +49,7 @@ _PREPARATION: dict[str, type | tuple[type, ...]] = {
     "crop_pct": (int, float),
     "label_names": str,
 }
+_ON_A_TRUNK: Mapping[str, Callable[..., nn.Module]] = {"segmenter": create_segmenter, "detector": create_detector}
 logger = logging.getLogger("foveate")
 
 
@@ -242,19 +243,18 @@ def _rebuild(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor])
     library, name, classes, channels, options = (
         config.get(key) for key in ("library", "architecture", "num_classes", "in_chans", "options")
     )
-    if library not in ("timm", "torchvision", "segmenter") or not isinstance(name, str):
+    if library not in ("timm", "torchvision", *_ON_A_TRUNK) or not isinstance(name, str):
         raise FoveateError(f"{path}: {name} is not rebuilt by a name of timm or torchvision alone: {_ADVICE}")
     sizes = {side for tensor in state.values() for side in tensor.shape[:2]}
     # A first layer may take squares of pixels that were put into channels.
     if type(channels) is not int or not any(channels * pixels in sizes for pixels in (1, 4, 16)):
         raise FoveateError(f"{path}: {channels} channels do not fit its weights: {_ADVICE}")
+    sizes |= {side // n - 1 for side in sizes for n in (1, 6) if library == "detector"}  # the background, six boxes
     if classes not in (None, 0, *sizes) or not is_plain(options):
         raise FoveateError(f"{path}: {classes} classes, {channels} channels, options {options}: {_ADVICE}")
     with torch.random.fork_rng(devices=[]):
-        if library == "segmenter":
-            given = dict(options or {})
-            head, taps = str(given.pop("head", "")), given.pop("taps", None)
-            return create_segmenter(name, head, classes=classes or 0, in_chans=channels, taps=taps, **given)
+        if library in _ON_A_TRUNK:
+            return _ON_A_TRUNK[library](name, classes=classes or 0, in_chans=channels, **dict(options or {}))
         prefix = "torchvision:" if library == "torchvision" else ""
         return create_model(prefix + name, num_classes=classes, in_chans=channels, **dict(options or {}))
 

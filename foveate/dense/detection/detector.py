@@ -1,0 +1,104 @@
+"""A whole detection network: a trunk, a head on its feature maps, objects of each image."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.dense.detection.batch import PaddedImages
+from foveate.dense.detection.rcnn import FasterRCNNDecoder, MaskRCNNDecoder
+from foveate.dense.detection.ssdlite import SSDLiteDecoder
+from foveate.dense.taps import find_taps
+from foveate.errors import FoveateError, first_line, near
+from foveate.spec import Spec
+
+__all__ = ["DETECTORS", "Detector"]
+
+DETECTORS: dict[str, type[FasterRCNNDecoder] | type[SSDLiteDecoder]] = {
+    "faster_rcnn": FasterRCNNDecoder,
+    "mask_rcnn": MaskRCNNDecoder,
+    "ssdlite": SSDLiteDecoder,
+}
+
+
+class Detector(nn.Module):
+    """Objects of images: boxes with classes and scores.
+
+    Args:
+        backbone: a timm network with feature maps of strides 4, 8, 16, 32, or a column of equal blocks, such as
+            ``patchconvnet_s60``; made with ``features_only=True`` or whole. It may carry a plan of attention already.
+        head: ``faster_rcnn``, ``mask_rcnn`` or ``ssdlite``, with options: ``"faster_rcnn(anchor=16)"``.
+        classes: K, the background not counted.
+        taps: the feature maps that the head reads, as indices in the backbone's own list; ``ssdlite`` reads two, the
+            others four. Without them the last ones; of a column, those after a third, a half, two thirds and all of its
+            blocks.
+
+    Shape:
+        images: (B, channels, H, W), or a list of (channels, H_i, W_i), normalised -> a list of B dictionaries:
+        ``boxes`` (n, 4), left, top, right and bottom in pixels of the input; ``labels`` (n,) int64, 0 to K - 1;
+        ``scores`` (n,), the highest first; of mask_rcnn ``masks`` (n, 1, H, W), 0 to 1.
+        In training mode, with ``targets``, a list of dictionaries with boxes, labels and for mask_rcnn masks (n, H, W)
+        -> the losses by name, () each.
+
+    Attributes:
+        num_classes: K.
+
+    Raises:
+        FoveateError: the head, its option, or a feature map does not exist, or the backbone lists none.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: str | Spec = "faster_rcnn", *, classes: int, taps: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        spec = Spec.parse(str(head))
+        if spec.name not in DETECTORS:
+            raise FoveateError(f"no detection head is called {spec.name!r}; {near(spec.name, DETECTORS)}")
+        if not isinstance(backbone, nn.Module):
+            raise FoveateError(f"a detector's backbone is a network, not a {type(backbone).__name__}: build it first")
+        if type(classes) is not int or classes < 1:
+            raise FoveateError(f"classes={classes!r}: a detector has 1 class or more")
+        decoder = DETECTORS[spec.name]
+        self.taps = find_taps(backbone, decoder.levels, taps, finest=decoder.finest)
+        self.num_classes = classes
+        self.backbone = backbone
+        self.decoder = _build(spec, self.taps.channels, self.taps.strides, classes)
+
+    @property
+    def with_masks(self) -> bool:
+        """Whether it finds the pixels of each object, too, and learns from masks."""
+        return bool(self.decoder.with_masks)
+
+    def forward(
+        self, images: Tensor | Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> list[dict[str, Tensor]] | dict[str, Tensor]:
+        """Objects of each image, or in training mode the losses."""
+        batch = PaddedImages.of(images, int(self.decoder.divisor))
+        if self.training and targets is None and not batch.tensors.is_meta:
+            raise FoveateError("a detector in training mode needs targets: give them, or call .eval() first")
+        own = [{**target, "labels": target["labels"] + 1} for target in targets] if targets is not None else None
+        maps = self.taps.read(self.backbone, batch.tensors)
+        found, losses = self.decoder(batch, maps, own if self.training else None)
+        if self.training:
+            given: dict[str, Tensor] = losses
+            return given
+        return [{**one, "labels": one["labels"] - 1} for one in found]
+
+
+def _build(spec: Spec, channels: Sequence[int], strides: Sequence[int], classes: int) -> Any:
+    """The decoder, a module."""
+    decoder = DETECTORS[spec.name]
+    parameters = inspect.signature(decoder).parameters.values()
+    options = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for key in spec.kwargs:
+        if key not in options:
+            raise FoveateError(f"{spec.name} has no option {key!r}; {near(key, options)}")
+    try:
+        return decoder(channels, strides, classes, **spec.kwargs)  # type: ignore[arg-type]  # options of a decoder, which checks them
+    except FoveateError as error:
+        raise FoveateError(f"{spec.name}: {error}") from error
+    except Exception as error:
+        raise FoveateError(f"{spec} cannot be built: {first_line(error)}") from error
