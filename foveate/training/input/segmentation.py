@@ -223,6 +223,11 @@ class SegmentationPipeline:
         self.data, self.preprocess, self.recipe = data, preprocess, context.recipe
         sample = torch.zeros(1, len(preprocess.mean), *preprocess.size, device=device_and_dtype(model)[0])
         self.frozen = find_frozen(model, self.recipe.freeze, sample, head=head)
+        if self.recipe.cache and self.recipe.freeze:
+            context.bar.line(
+                "features of what is frozen are not cached: a segmenter reads several of its maps, in the size of each "
+                "image; it runs in each step, without gradients"
+            )
 
     def train(self) -> MapLoader:
         """The training images, augmented."""

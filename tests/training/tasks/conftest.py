@@ -47,7 +47,7 @@ class Net(nn.Module):
         return {"out": self.decoder(x)} | ({"aux": self.aux(x)} if self.training else {})
 
 
-def _new_net(seed: int = 0) -> Net:
+def new_net(seed: int = 0) -> Net:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Net()
@@ -67,6 +67,6 @@ def data(folder):
     return open_segmentation(folder)
 
 
-@pytest.fixture
-def new_net():
-    return _new_net
+@pytest.fixture(name="new_net")
+def new_net_fixture():
+    return new_net
