@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
 
-__all__ = ["check_labels", "check_logits", "class_numbers", "predicted_classes", "top_classes"]
+__all__ = ["check_labels", "check_logits", "class_numbers", "pixel_scores", "predicted_classes", "top_classes"]
 
 
 def check_logits(output: object) -> Tensor:
@@ -21,6 +23,22 @@ def check_logits(output: object) -> Tensor:
         given = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise FoveateError(f"the model must give (B, classes) logits of two classes or more, not {given}")
     return logits
+
+
+def pixel_scores(output: object) -> Tensor:
+    """The scores (B, K, H, W) in what a segmentation network gives: itself, or ``out`` of a dictionary.
+
+    Raises:
+        FoveateError: there are none.
+    """
+    scores = output.get("out") if isinstance(output, Mapping) else output
+    if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] < 2:
+        given = f"the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(output).__name__}"
+        raise FoveateError(
+            f"a segmentation network gives scores (B, classes, H, W) or a dictionary with them as 'out', not {given}: "
+            "build one with create_segmenter"
+        )
+    return scores
 
 
 def predicted_classes(scores: Tensor) -> Tensor:

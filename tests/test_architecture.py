@@ -11,7 +11,7 @@ PACKAGE = Path(foveate.__file__).parent
 LEVELS = [
     {"errors"},
     {"model_info", "image_formats", "arguments", "html"},
-    {"spec", "images", "image_files", "preserve", "scores", "io", "progress"},
+    {"spec", "images", "image_files", "preserve", "scores", "io", "progress", "whole_images"},
     {"classifier_protocol", "families", "registry", "kernels"},
     {"attention", "pooling", "heads"},
     {"networks"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,8 @@ from foveate.io import JsonObject
 
 __all__ = ["explain"]
 
+_SHARE = "probability"
+
 
 def explain(
     model: str,
@@ -24,6 +26,7 @@ def explain(
     method: Literal["attention", "cam", "gradcam", "gradcam++", "hirescam"] = "attention",
     target: int | str | None = None,
     layer: str | None = None,
+    region: str | None = None,
     pretrained: bool = False,
     plan: str | None = None,
     image_size: int | None = None,
@@ -43,6 +46,8 @@ def explain(
         method: "attention" shows the mechanisms' own maps, the others what speaks for a class.
         target: the class, by index or name; without it the predicted one.
         layer: the layer for the methods with gradients; without it the last feature map.
+        region: of a segmentation network, the pixels that are explained: "predicted" as the target, the whole "image",
+            or a .png file that is not black where they are.
         pretrained: with a model's name, use its ImageNet weights.
         plan: attention to insert first.
         image_size: side of what the network sees, in pixels; without it the model's own.
@@ -62,18 +67,35 @@ def explain(
         image_size=image_size,
         batch_size=batch_size,
         progress=True,
+        region=_mask(region),
     )
     when_stopped(lambda: kept(output or npz or Path("explained")))
     files = [found.npz(npz)] if npz is not None else []
     if output is not None or npz is None:
         files += found.save(output or "explained", progress=True, smooth=not cells)
+    share = _SHARE if found.masks is None else "share_of_pixels"
     rows: list[JsonObject] = [
-        {"image": str(image), "prediction": found.label(int(index)), "probability": float(probability)}
+        {"image": str(image), "prediction": found.label(int(index)), share: float(probability)}
         for image, index, probability in zip(found.sources, found.predictions, found.probabilities, strict=True)
     ]
     if json:
         print(json_format.dumps({"predictions": rows, "files": [str(file) for file in files]}, indent=2))
         return
     for line in rows:
-        print(printable("{image}: {prediction} ({probability:.0%})".format(**line)))
+        of = "" if share == _SHARE else " of the pixels"
+        print(printable(f"{line['image']}: {line['prediction']} ({line[share]:.0%}{of})"))
     print(printable(f"written: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}"))
+
+
+def _mask(region: str | None) -> Any:
+    """The region, or the mask in a picture of this name."""
+    if region is None or not region.lower().endswith(".png"):
+        return region
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(region) as opened:
+            return np.asarray(opened.convert("L")) > 0
+    except OSError as error:
+        raise fv.FoveateError(f"--region {region}: the picture cannot be read ({error})") from error

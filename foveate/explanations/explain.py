@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from foveate.dense import Segmenter
 from foveate.errors import FoveateError, near
 from foveate.explanations.attention import attention_maps, readers
 from foveate.explanations.cam import cam
 from foveate.explanations.gradcam import gradcam
 from foveate.explanations.gradcam_pp import gradcam_pp
 from foveate.explanations.hirescam import hirescam
-from foveate.explanations.layers import Layer, find_layer
+from foveate.explanations.layers import check_targets, find_layer
 from foveate.explanations.result import Explanation, Map
+from foveate.explanations.segmentation import Region, predicted_pixels, region_scores
 from foveate.explanations.sources import Images, OneImage
 from foveate.networks.class_names import class_index, class_names
 from foveate.progress import track
@@ -31,7 +35,23 @@ OF_A_CLASS: dict[str, Callable[..., tuple[Tensor, Map]]] = {
     "hirescam": hirescam,
 }
 METHODS = ("attention", *OF_A_CLASS)
-Found = tuple[Tensor, list[Map], list[tuple[str, Tensor]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Of one batch.
+
+    Args:
+        scores: (B, classes), logits, or of pixels the share of each class.
+        maps: each (B, h, w).
+        channels: names and channel weights, each (B, c).
+        masks: (B, h, w), of pixels the classes.
+    """
+
+    scores: Tensor
+    maps: list[Map]
+    channels: list[tuple[str, Tensor]]
+    masks: Tensor | None = None
 
 
 def explain(
@@ -44,21 +64,27 @@ def explain(
     image_size: int | None = None,
     batch_size: int = 8,
     progress: bool = False,
+    region: Any = None,
 ) -> Explanation:
     """Show what a network looks at. The model, its gradients and the random state stay as they are.
 
     Args:
-        model: a classifier that gives (B, classes) logits.
+        model: a classifier that gives (B, classes) logits, or a network of ``create_segmenter``.
         images: a path, a PIL image, the bytes of an image file, or a list of these; or a normalised float tensor
             (B, C, H, W). A path is a file, a folder (the images in it and below), or a pattern such as "dogs/*.jpg".
         method: "attention": the attention modules' own maps. "gradcam", "gradcam++", "hirescam": of a class, by
             gradients; "cam": of a class, exactly, for networks that end in global average pooling and one linear layer.
         target: the class to explain, by index or by the name that the model gives it, or one for each image; without it
-            the predicted class. For "attention" only where there is a map for each class.
-        layer: the dotted name of the layer to look at; without it the last feature map. For methods with gradients.
+            the predicted class, of segmentation that of most pixels. For "attention" only where there is a map for each
+            class.
+        layer: the dotted name of the layer to look at; without it the last feature map, of segmentation that of the
+            trunk. For methods with gradients.
         image_size: the side, in pixels, of what the network sees; without it the model's own.
         batch_size: images in one pass.
         progress: show a bar.
+        region: of segmentation, the pixels whose scores of the class are summed, and so explained (Seg-Grad-CAM):
+            "predicted", those that are predicted as the class; "image", all; or a mask (H, W), a tensor or array, or
+            one for each image.
 
     Returns:
         The maps, the predictions and the pictures: ``.save("dog.png")`` draws them, ``.npz("dog.npz")`` keeps the
@@ -74,31 +100,38 @@ def explain(
         raise FoveateError(f"batch_size={batch_size}: at least one image goes through at a time")
     model = unwrapped(model)  # hooks do not run inside what torch.compile wraps
     _check_options(model, method, target, layer)
-    given = Images(model, images, image_size)
+    pixels = isinstance(model, Segmenter)
+    if pixels and method == "cam":
+        raise FoveateError("cam is for classifiers: of a segmentation network use method='gradcam'")
+    if region is not None and not (pixels and method in OF_A_CLASS):
+        raise FoveateError("region= is for the gradients of a segmentation network (create_segmenter): leave it out")
+    given = Images(model, images, image_size, whole=pixels)
     classes = _one_for_each(model, target, len(given))
-    look: Callable[[Tensor, list[int] | None], Found] | None = None
+    summed = Region(region, len(given)) if pixels else None
+    look: Callable[[Tensor, list[int] | None, int], Found] | None = None
     parts: list[Found] = []
     pictures: list[Image.Image] = []
     for start in track(range(0, len(given), batch_size), "looking", progress):
         batch, shown = given.part(start, start + batch_size)
-        look = look or _looker(model, method, batch, layer)
-        parts.append(look(batch, classes and classes[start : start + batch_size]))
+        look = look or _looker(model, method, batch, layer, summed, given.names)
+        parts.append(look(batch, classes and classes[start : start + batch_size], start))
         pictures += shown
-    logits = torch.cat([part[0].float().cpu() for part in parts])
-    scores = logits.softmax(dim=1)
-    predictions = predicted_classes(logits)
+    scores = torch.cat([part.scores.float().cpu() for part in parts])
+    predictions = predicted_classes(scores)
+    scores = scores if pixels else scores.softmax(dim=1)
     probabilities = scores.gather(1, predictions[:, None])[:, 0]
     chosen = predictions if classes is None else torch.tensor(classes)
-    maps = [_joined(same) for same in zip(*(part[1] for part in parts), strict=True)]
+    maps = [_joined(same) for same in zip(*(part.maps for part in parts), strict=True)]
     if method != "attention":
         maps = [Map(one.name, one.values, one.module, chosen) for one in maps]
     channels = tuple(
         (min((name for name, _ in same), key=len), torch.cat([weights for _, weights in same]))
-        for same in zip(*(part[2] for part in parts), strict=True)
+        for same in zip(*(part.channels for part in parts), strict=True)
     )
     targets = chosen if any(one.targets is not None for one in maps) else None
-    labels = class_names(model, logits.shape[1])
-    _require_names(target, labels, logits.shape[1])
+    labels = class_names(model, scores.shape[1])
+    _require_names(target, labels, scores.shape[1])
+    masks = [part.masks for part in parts if part.masks is not None]
     return Explanation(
         method=method,
         names=given.names,
@@ -111,6 +144,7 @@ def explain(
         labels=labels,
         sources=given.files,
         scores=scores,
+        masks=torch.cat(masks) if masks else None,
     )
 
 
@@ -134,18 +168,38 @@ def _check_options(model: nn.Module, method: str, target: object, layer: str | N
 
 
 def _looker(
-    model: nn.Module, method: str, first: Tensor, layer: str | None
-) -> Callable[[Tensor, list[int] | None], Found]:
-    """The method as a function of a batch and its classes."""
-    if method == "attention":
-        return lambda batch, classes: attention_maps(model, batch, classes)
-    where: Layer = find_layer(model, first, layer)
+    model: nn.Module,
+    method: str,
+    first: Tensor,
+    layer: str | None,
+    region: Region | None,
+    names: Sequence[str],
+) -> Callable[[Tensor, list[int] | None, int], Found]:
+    """The method as a function of a batch, its classes and the number of its first image."""
+    where = None
+    if method != "attention":
+        where = find_layer(model, first, layer, within="" if region is None else "backbone")
 
     def look(batch: Tensor, classes: list[int] | None) -> Found:
+        if where is None:
+            return Found(*attention_maps(model, batch, classes))
         logits, found = OF_A_CLASS[method](model, batch, where, classes)
-        return logits, [found], []
+        return Found(logits, [found], [])
 
-    return look
+    def look_at_pixels(batch: Tensor, classes: list[int] | None, start: int) -> Found:
+        assert region is not None  # noqa: S101 - for the type checker
+        predicted, shares = predicted_pixels(model, batch)
+        chosen = classes or shares.argmax(1).tolist()
+        check_targets(chosen, shares.shape[1])
+        region_or_all = region if where is not None else Region("image", 1)  # own maps depend on no region
+        with region_scores(model, region_or_all, predicted, chosen, start, names[start : start + len(batch)]):
+            found = look(batch, chosen)
+        maps = found.maps
+        if where is not None:
+            maps = [replace(one, name=f"{one.name}, {region.text}") for one in maps]
+        return Found(shares, maps, found.channels, predicted.to(torch.uint8).cpu())
+
+    return look_at_pixels if region is not None else lambda batch, classes, _: look(batch, classes)
 
 
 def _joined(same: tuple[Map, ...]) -> Map:

@@ -13,7 +13,7 @@ from foveate.preserve import preserve_state
 from foveate.scores import predicted_classes
 from foveate.surgery.trace import run
 
-__all__ = ["Layer", "chosen_classes", "find_layer"]
+__all__ = ["Layer", "check_targets", "chosen_classes", "find_layer"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def _is_map(output: object) -> bool:
     return isinstance(output, Tensor) and output.ndim == 4 and sum(side > 1 for side in output.shape[1:]) > 1
 
 
-def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, look: bool = False) -> Layer:
+def find_layer(
+    model: nn.Module, images: Tensor, name: str | None = None, *, look: bool = False, within: str = ""
+) -> Layer:
     """The layer of this name, or the one that gives the last feature map before the pooling.
 
     Of all modules that give a feature map with more than one position, in the order in which they finish, the last one;
@@ -71,6 +73,7 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, loo
         images: (B, C, H, W); only their size counts.
         name: the dotted name of a module; without it the last feature map.
         look: run the pass for a layer with a name, too: it tells which axes are spatial.
+        within: the dotted name of a part; without a name, the last feature map in it.
 
     Raises:
         FoveateError: there is no such module, or no module gives a feature map.
@@ -80,7 +83,7 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, loo
         raise FoveateError(f"no layer is called {name!r}; {near(name, filter(None, modules))}")
     if name is not None and not look:
         return Layer(name)
-    last = ""
+    last, start = "", f"{within}." if within else ""
 
     def note(of: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, _: object, output: object) -> None:
@@ -92,7 +95,8 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, loo
         return hook
 
     with preserve_state(model, evaluation=True, no_grad=True) as hooks:
-        hooks += [module.register_forward_hook(note(of)) for of, module in modules.items() if of]
+        looked_at = [of for of in modules if of and of.startswith(start)]
+        hooks += [modules[of].register_forward_hook(note(of)) for of in looked_at]
         channels, height, width = images.shape[1:]
         seen = run(model, (channels, height, width))
     if name is None and not last:
@@ -109,8 +113,16 @@ def chosen_classes(target: Sequence[int] | None, logits: Tensor) -> Tensor:
     """
     if target is None:
         return predicted_classes(logits)
-    count = logits.shape[1]
+    check_targets(target, logits.shape[1])
+    return torch.as_tensor(target, device=logits.device)
+
+
+def check_targets(target: Sequence[int], count: int) -> None:
+    """Make sure that a model of ``count`` classes has those of some images.
+
+    Raises:
+        FoveateError: it has no class of this index.
+    """
     for index in target:
         if not 0 <= index < count:
             raise FoveateError(f"target={index}: the model has {count} classes, counted from 0 to {count - 1}")
-    return torch.as_tensor(target, device=logits.device)

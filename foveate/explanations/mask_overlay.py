@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from foveate.errors import printable
-from foveate.explanations.overlay import font
+from foveate.explanations.overlay import CELL, GAP, font
 
-__all__ = ["IGNORED", "draw_classes", "legend", "palette"]
+__all__ = ["IGNORED", "draw_classes", "legend", "palette", "with_classes"]
 
 IGNORED = 255  # the number of a pixel that does not count; it stays as it is
 _GOLDEN = 0.618033988749895  # steps of the hue by it come nowhere near an earlier one
@@ -67,3 +67,23 @@ def legend(present: Sequence[int], names: Sequence[str], width: int) -> Image.Im
         pen.rectangle((left, top, left + _LETTER - 1, top + _LETTER - 1), fill=(red, green, blue), outline="black")
         pen.text((left + _LETTER + _GAP, top + _LETTER / 2), text, "black", letters, "lm")
     return block
+
+
+def with_classes(sheet: Image.Image, picture: Image.Image, classes: Tensor, names: Sequence[str]) -> Image.Image:
+    """A sheet with one more row: the picture with its classes in colour, and the legend.
+
+    Args:
+        sheet: what stands above.
+        picture: the image.
+        classes: (h, w) of its pixels.
+        names: of all classes.
+    """
+    width = min(max(picture.width, CELL[0]), CELL[1])
+    larger = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.BICUBIC)
+    drawn = draw_classes(larger, classes)
+    names_below = legend(sorted(set(classes.flatten().tolist()) - {IGNORED}), names, sheet.width - 2 * GAP)
+    more = Image.new("RGB", (sheet.width, sheet.height + drawn.height + names_below.height + 2 * GAP), "white")
+    more.paste(sheet, (0, 0))
+    more.paste(drawn, (GAP, sheet.height))
+    more.paste(names_below, (GAP, sheet.height + drawn.height + GAP // 2))
+    return more

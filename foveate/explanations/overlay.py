@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["FLAT", "MOST", "Panel", "colours", "draw", "font", "is_uniform", "picture_of", "scale_words"]
+__all__ = ["CELL", "FLAT", "GAP", "MOST", "Panel", "colours", "draw", "font", "is_uniform", "picture_of", "scale_words"]
 
 FLAT = 1e-3  # (max - min) / max(|min|, |max|) below which a map counts as uniform
 COLOURS = "inferno"  # perceptually uniform

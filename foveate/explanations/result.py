@@ -61,6 +61,8 @@ class Explanation:
         labels: the names of the classes; empty when the model does not tell.
         sources: the file of each image, or its name.
         scores: (B, classes) the softmax probability of each class.
+        masks: of a segmentation network, (B, h, w) uint8, the class of each pixel. ``scores`` are then the shares of
+            the pixels of each class, ``predictions`` the class of most pixels, and ``probabilities`` its share.
     """
 
     method: str
@@ -74,6 +76,7 @@ class Explanation:
     labels: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     scores: Tensor | None = None
+    masks: Tensor | None = None
 
     def label(self, index: int) -> str:
         """The name of a class, or "class N" when the model does not tell."""
@@ -128,7 +131,8 @@ class Explanation:
         predicted = self.label(int(self.predictions[index]))
         truth = [f"true: {true}"] * bool(true)
         mark = f" ({'right' if predicted == true else 'wrong'})" if true else ""
-        caption = (f"predicted: {predicted}{mark}", f"probability {float(self.probabilities[index]):.3f}", *truth)
+        what = ("predicted", "probability") if self.masks is None else ("most pixels", "share of the pixels")
+        caption = (f"{what[0]}: {predicted}{mark}", f"{what[1]} {float(self.probabilities[index]):.3f}", *truth)
         panels = [
             Panel(
                 found.name,
@@ -140,7 +144,12 @@ class Explanation:
             for found in self.maps
         ]
         channels = [(name, weights[index]) for name, weights in self.channels]
-        return draw(self.pictures[index], caption, panels, channels, smooth=smooth)
+        sheet = draw(self.pictures[index], caption, panels, channels, smooth=smooth)
+        if self.masks is None:
+            return sheet
+        from foveate.explanations.mask_overlay import with_classes
+
+        return with_classes(sheet, self.pictures[index], self.masks[index], self.labels)
 
     def _repr_html_(self) -> str:
         shown = range(min(len(self.pictures), _SHOWN))
@@ -188,7 +197,7 @@ class Explanation:
         """Write the numbers as NumPy arrays, to be read with ``np.load(path, allow_pickle=False)``.
 
         The arrays: "map: NAME" (B, h, w) for each map, "channels: NAME" (B, c), "predictions", "probabilities",
-        "targets" (B,), "names" (B,), "labels" (classes,), "method".
+        "targets" (B,), "names" (B,), "labels" (classes,), "method"; of a segmentation network "masks" (B, h, w).
 
         Raises:
             FoveateError: the name does not end in .npz, or cannot be written.
@@ -201,6 +210,8 @@ class Explanation:
         arrays |= {"predictions": self.predictions.numpy(), "probabilities": self.probabilities.numpy()}
         if self.targets is not None:
             arrays["targets"] = self.targets.numpy()
+        if self.masks is not None:
+            arrays["masks"] = self.masks.numpy()
         arrays |= {"names": np.array(self.names), "method": np.array(self.method)}
         arrays["labels"] = np.array(self.labels, dtype=np.str_)
         data = io.BytesIO()

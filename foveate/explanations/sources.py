@@ -15,6 +15,7 @@ from foveate.errors import FoveateError
 from foveate.image_files import files_of
 from foveate.images import Preprocess, open_image
 from foveate.model_info import device_and_dtype
+from foveate.whole_images import WholeImage
 
 __all__ = ["Images", "OneImage"]
 
@@ -28,13 +29,15 @@ class Images:
         model: says how images are prepared, and where they go.
         images: a path (a file, a folder, a pattern), a PIL image, bytes, or a list of these; or a tensor (B, C, H, W).
         image_size: side of what the network sees; without it the model's own.
+        whole: nothing is cut off: ``image_size`` is the shorter side.
 
     Attributes:
         names: one for each image: the file's name without its ending, or "image".
         files: the whole path of each, or "image".
     """
 
-    def __init__(self, model: nn.Module, images: object, image_size: int | None) -> None:
+    def __init__(self, model: nn.Module, images: object, image_size: int | None, *, whole: bool = False) -> None:
+        prepare: Any = WholeImage if whole else Preprocess
         self.device, self.dtype = device_and_dtype(model)
         self.tensor: Tensor | None = None
         self.preprocess: Any = None  # of a tensor without pictures there is none
@@ -55,7 +58,8 @@ class Images:
                 raise FoveateError("there is no image to explain: the list is empty; give a path or a list of paths")
             self.names = tuple(source.stem if isinstance(source, Path) else "image" for source in self.sources)
             self.files = tuple(str(source) if isinstance(source, Path) else "image" for source in self.sources)
-            self.preprocess = Preprocess.of(model, image_size)
+            self.preprocess = prepare.of(model, image_size)
+            self._first: tuple[str, torch.Size] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,7 +74,15 @@ class Images:
             batch = self.tensor[start:stop]
             return batch.to(self.device, self.dtype), _pictures(self.preprocess, batch.float().cpu())
         opened = [open_image(source) for source in self.sources[start:stop]]
-        batch = torch.stack([self.preprocess(image) for image in opened])
+        prepared = [self.preprocess(image) for image in opened]
+        for name, one in zip(self.files[start:stop], prepared, strict=True):
+            self._first = self._first or (name, one.shape)
+            if one.shape != self._first[1]:
+                raise FoveateError(
+                    f"{name} and {self._first[0]} have different proportions, so their maps have different sizes: "
+                    "explain images of one shape at a time"
+                )
+        batch = torch.stack(prepared)
         return batch.to(self.device, self.dtype), tuple(self.preprocess.view(image) for image in opened)
 
 
@@ -88,7 +100,7 @@ def _check_tensor(model: nn.Module, images: Tensor) -> None:
         raise FoveateError(f"the images have {images.shape[1]} channels, the model takes {first.in_channels}")
 
 
-def _pictures(preprocess: Preprocess | None, batch: Tensor) -> tuple[Image.Image, ...]:
+def _pictures(preprocess: Preprocess | WholeImage | None, batch: Tensor) -> tuple[Image.Image, ...]:
     """Normalised images as pictures: the normalisation undone for 1 or 3 channels, else their mean, stretched."""
     if preprocess is not None:
         mean, std = (255 * torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))

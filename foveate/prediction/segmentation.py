@@ -24,11 +24,12 @@ from foveate.networks.class_names import stored_names
 from foveate.prediction.inputs import Images, Inputs
 from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
+from foveate.scores import pixel_scores
 from foveate.training.input.loaders import normalised
 from foveate.training.input.sampler import images_in
-from foveate.training.input.segmentation import MapLoader, resized
-from foveate.training.tasks.segmentation_loss import pixel_scores
+from foveate.training.input.segmentation import MapLoader
 from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation, collect_counts, measure_counts
+from foveate.whole_images import WholeImage, resized
 
 __all__ = ["Mask", "Masks", "evaluate_segmenter", "palette", "predict_masks"]
 
@@ -172,7 +173,7 @@ def predict_masks(
     """
     inputs = Inputs(images)
     bad: list[tuple[str, str]] = []
-    preprocess = _preprocess(network, image_size)
+    preprocess = WholeImage.of(network, image_size).preprocess
 
     def stream() -> Iterator[Mask]:
         with ProgressBar(progress) as bar:
@@ -201,12 +202,6 @@ def _classes(network: nn.Module, image: Image.Image, preprocess: Preprocess) -> 
         raise FoveateError("the model's scores are NaN or infinite")
     names = stored_names(network, scores.shape[1]) or tuple(map(str, range(scores.shape[1])))
     return whole[0].argmax(0).to(torch.uint8).cpu(), names
-
-
-def _preprocess(network: nn.Module, image_size: int | None) -> Preprocess:
-    own = Preprocess.of(network, image_size)
-    shorter = min(own.size)
-    return Preprocess((shorter, shorter), own.mean, own.std, own.interpolation)
 
 
 def evaluate_segmenter(
@@ -245,7 +240,7 @@ def evaluate_segmenter(
             f"the model's classes ({', '.join(names[:12])}) are not the data's ({', '.join(split.classes[:12])}) in "
             "the same order: give data of the model's classes, or train the model on this data"
         )
-    loader = MapLoader(split, _preprocess(network, image_size), workers=workers)
+    loader = MapLoader(split, WholeImage.of(network, image_size).preprocess, workers=workers)
     with preserve_state(network, evaluation=True, no_grad=True), ProgressBar(progress) as bar:
         shown = bar.track(loader.whole(batch_size), f"evaluating on {split.name}", len(split), images_in)
         found = collect_counts(lambda inputs: loader.forward(network, inputs), shown, len(split.classes))

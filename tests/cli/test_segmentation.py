@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import foveate as fv
 from foveate.cli.app import app
 from foveate.errors import FoveateError
 
@@ -70,3 +71,20 @@ def test_compare(folder, tmp_path, capsys):
     assert "points of mIoU" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(FoveateError, match="--export is for images with one class each"):
         run("compare", folder, *options, *plans, "--export", "onnx")
+
+
+def test_explain(folder, tmp_path, capsys):
+    model = fv.create_segmenter("test_efficientnet", "lraspp(width=8)", classes=("0", "1", "2"))
+    fv.insert(model, "se after backbone.blocks.1.0", input_size=32)
+    fv.save(model, tmp_path / "kept")
+    Image.fromarray(np.eye(32, dtype=np.uint8)).save(tmp_path / "region.png")
+    options = ("--image-size", 32, "--output", tmp_path / "out.png", "--method", "gradcam")
+    for region in ("image", tmp_path / "region.png"):
+        words = ("explain", tmp_path / "kept", folder / "images/1.png", *options, "--region", region, "--target", "1")
+        assert run(*words) == 0
+        assert "of the pixels)" in capsys.readouterr().out
+    assert run(*words, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert 0 < row["share_of_pixels"] <= 1
+    with pytest.raises(FoveateError, match="cannot be read"):
+        run(*words[:-3], tmp_path / "nothing.png", "--target", "1")

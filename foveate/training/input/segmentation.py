@@ -25,28 +25,11 @@ from foveate.training.context import RunContext
 from foveate.training.freeze import Frozen, find_frozen
 from foveate.training.input.loaders import Batches, load_batches, normalised
 from foveate.training.input.sampler import Batch, Where, mix, seed_draws
+from foveate.whole_images import resized, scaled_size
 
-__all__ = ["MapLoader", "SegmentationPipeline", "resized", "scaled_size"]
+__all__ = ["MapLoader", "SegmentationPipeline"]
 
 _SCALES = (0.5, 2.0)  # of the shorter side, where a random part is cut out
-
-
-def scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Height and width with the shorter side at a length, in the same proportions."""
-    height, width = size
-    scale = shorter / min(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def resized(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """An RGB image as the network sees it: uint8 (C, h, w), the shorter side at the network's size."""
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as transform
-
-    size = scaled_size((image.height, image.width), preprocess.size[0])
-    image = transform.resize(image, list(size), InterpolationMode(preprocess.interpolation))
-    pixels: Tensor = transform.pil_to_tensor(image.convert("L") if len(preprocess.mean) == 1 else image)
-    return pixels
 
 
 class _Pairs(Dataset[Any]):

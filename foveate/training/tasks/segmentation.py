@@ -15,13 +15,15 @@ from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype, pretrained_config, update_pretrained_config
 from foveate.networks.class_names import stored_names
 from foveate.preserve import preserve_state
+from foveate.scores import pixel_scores
 from foveate.training.context import RunContext
 from foveate.training.input.sampler import Batch
 from foveate.training.input.segmentation import SegmentationPipeline
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import own_batchnorms
-from foveate.training.tasks.segmentation_loss import SegmentationObjective, pixel_scores
+from foveate.training.tasks.segmentation_loss import SegmentationObjective
 from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation, collect_counts, measure_counts
+from foveate.whole_images import WholeImage
 
 __all__ = ["Segmentation"]
 
@@ -72,9 +74,8 @@ class Segmentation:
         Raises:
             FoveateError: the model is no segmentation network, or has other classes.
         """
-        own = Preprocess.of(model, recipe.image_size)
-        shorter = min(own.size)
-        preprocess = Preprocess((shorter, shorter), own.mean, own.std, own.interpolation)
+        preprocess = WholeImage.of(model, recipe.image_size).preprocess
+        shorter = preprocess.size[0]
         count = _classes_of(model, preprocess)
         if count != len(data.classes):
             raise FoveateError(

@@ -20,25 +20,10 @@ from torch import Tensor, nn
 
 from foveate.data.segmentation import IGNORE
 from foveate.errors import FoveateError
+from foveate.scores import pixel_scores
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["SegmentationObjective", "cross_entropy", "dice_loss", "pixel_scores"]
-
-
-def pixel_scores(output: object) -> Tensor:
-    """The scores (B, K, H, W) in what a network gives: itself, or ``out`` of a dictionary.
-
-    Raises:
-        FoveateError: there are none.
-    """
-    scores = output.get("out") if isinstance(output, Mapping) else output
-    if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] < 2:
-        given = f"the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(output).__name__}"
-        raise FoveateError(
-            f"a segmentation network gives scores (B, classes, H, W) or a dictionary with them as 'out', not {given}: "
-            "build one with create_segmenter"
-        )
-    return scores
+__all__ = ["SegmentationObjective", "cross_entropy", "dice_loss"]
 
 
 def cross_entropy(scores: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -17,9 +17,9 @@ from foveate.data.segmentation import IGNORE
 from foveate.errors import FoveateError
 from foveate.html import html_table
 from foveate.io import JsonObject, write_csv
+from foveate.scores import pixel_scores
 from foveate.training.input.sampler import Batch
 from foveate.training.metrics import Diverged
-from foveate.training.tasks.segmentation_loss import pixel_scores
 
 __all__ = ["SegmentationEvaluation", "collect_counts", "image_counts", "measure_counts"]
 

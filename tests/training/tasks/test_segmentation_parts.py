@@ -12,11 +12,12 @@ from foveate.data.segmentation import IGNORE
 from foveate.dense import create_segmenter
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
-from foveate.training.input.segmentation import MapLoader, scaled_size
+from foveate.training.input.segmentation import MapLoader
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.tasks.segmentation_loss import SegmentationObjective, cross_entropy, dice_loss
 from foveate.training.tasks.segmentation_metrics import collect_counts, measure_counts
+from foveate.whole_images import scaled_size
 
 PREPROCESS = Preprocess((24, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear")
 

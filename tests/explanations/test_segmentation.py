@@ -1,0 +1,126 @@
+"""Maps of segmentation networks: Seg-Grad-CAM against its formula, regions, own maps, drawings."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate.dense import create_segmenter
+from foveate.errors import FoveateError
+from foveate.explanations.mask_overlay import draw_classes, legend, palette
+from foveate.explanations.segmentation import predicted_pixels
+
+NAMES = ("road", "car", "sky")
+LAYER = "backbone.blocks.4.0"
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = create_segmenter("test_efficientnet", "lraspp(width=8)", classes=NAMES, taps=(1, 4))
+    fv.insert(model, "ulsam(groups=4) after backbone.blocks.1.0; se after backbone.blocks.2.0", input_size=48)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # else a random network says the same everywhere
+            module.running_var.fill_(0.5)
+    model.decoder.head.low_classifier.bias.data[2] -= 100  # no pixel is sky
+    return model.train()
+
+
+@pytest.fixture(scope="module")
+def x():
+    return torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+
+
+def by_hand(model, x, layer, inside, label):
+    """relu(sum_k mean(dy/dA_k) A_k) of y = the sum of a class's scores over a region."""
+    model, kept = model.eval(), []
+    handle = model.get_submodule(layer).register_forward_hook(lambda *a: kept.append(a[2]))
+    scores = model(x)["out"]
+    handle.remove()
+    (gradient,) = torch.autograd.grad((scores[:, label] * inside).sum(), kept)
+    model.train()
+    return torch.relu((gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1)).detach()
+
+
+def test_the_map_is_that_of_the_formula(model, x):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    classes, shares = predicted_pixels(model, x)
+    assert torch.allclose(shares.sum(1), torch.ones(2))
+    label = int(shares[0].argmax())
+    mask = torch.zeros(48, 64, dtype=torch.bool)
+    mask[5:20, 30:50] = True
+    for region, inside in ((None, classes == label), ("image", torch.ones(2, 48, 64)), (mask, mask)):
+        found = fv.explain(model, x, "gradcam", target=NAMES[label], region=region, layer=LAYER)
+        assert torch.allclose(found.maps[0].values, by_hand(model, x, LAYER, inside, label), atol=1e-6, rtol=1e-4)
+        assert found.targets.tolist() == [label] * 2
+    assert torch.equal(found.masks, classes.to(torch.uint8))
+    assert torch.equal(found.scores, shares)
+    assert found.maps[0].name == f"Grad-CAM {LAYER}, sum over the region"
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
+    assert not model._forward_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "hirescam"])
+def test_the_trunk_s_last_map_is_looked_at(method, model, x):
+    found = fv.explain(model, x, method, region="image")
+    assert found.maps[0].module.startswith("backbone.blocks.4")
+    one = fv.explain(model, x[1:], method, region="image", target=int(found.targets[1]))
+    assert torch.allclose(one.maps[0].values[0], found.maps[0].values[1], atol=1e-6, rtol=1e-3)
+    in_parts = fv.explain(model, x, method, region=torch.ones(2, 12, 16), batch_size=1)
+    assert torch.allclose(in_parts.maps[0].values, found.maps[0].values, atol=1e-6, rtol=1e-3)
+
+
+def test_own_maps_and_the_drawing_with_its_legend(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (36, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = fv.explain(model, tmp_path / "a.png", image_size=48)
+    assert found.pictures[0].size == (64, 48)  # whole, its shorter side 48
+    assert [one.module for one in found.maps] == ["backbone.blocks.1.0"] * 4
+    assert [len(weights[0]) for _, weights in found.channels] == [32]
+    (file,) = found.save(tmp_path / "out.png")
+    plain = fv.explain(model, tmp_path / "a.png", "gradcam", image_size=48)
+    with Image.open(file) as drawn:
+        assert drawn.height > 300
+    assert "most pixels" not in plain.label(0)
+    with np.load(plain.npz(tmp_path / "a.npz"), allow_pickle=False) as kept:
+        assert kept["masks"].shape == (1, 48, 64)
+        assert sorted(np.unique(kept["masks"])) == [n for n, share in enumerate(plain.scores[0].tolist()) if share]
+
+
+def test_classes_in_colour_and_ignored_pixels_in_grey():
+    picture = Image.fromarray(np.full((4, 6, 3), 100, np.uint8))
+    classes = torch.tensor([[0, 1, 2], [255, 0, 1]], dtype=torch.uint8)
+    drawn = np.asarray(draw_classes(picture, classes, opacity=0.5))
+    colours = np.array(palette(3)).reshape(3, 3)
+    assert np.array_equal(drawn[0, 0], (0.5 * colours[0] + 50).round())
+    assert np.array_equal(drawn[1, 3], (0.5 * colours[1] + 50).round())
+    assert drawn[3, 0].tolist() == [100, 100, 100]
+    block = np.asarray(legend([1, 2], NAMES, 200))
+    assert (block == colours[1]).all(-1).any()
+    assert not (block == colours[0]).all(-1).any()
+    assert len(legend([0, 1, 2], ["a long name of a class"] * 3, 60).tobytes()) > len(legend([0], NAMES, 60).tobytes())
+
+
+def test_refused(model, x, tmp_path):
+    with pytest.raises(FoveateError, match="image: no pixel is predicted as class 2.*region='image'"):
+        fv.explain(model, x[:1], "gradcam", target="sky")
+    assert not model._forward_hooks
+    refused = [
+        ({"region": "images"}, "region='images'.*'image'"),
+        ({"region": torch.ones(3, 4, 4)}, r"region of the shape \(3, 4, 4\): give a mask"),
+        ({"region": torch.zeros(4, 4)}, "has no pixel"),
+        ({"method": "cam"}, "cam is for classifiers"),
+        ({"method": "attention", "region": "image"}, "region= is for the gradients of a segmentation network"),
+        ({"target": "cat"}, "cat"),
+        ({"target": 7}, "target=7: the model has 3 classes"),
+    ]
+    for options, match in refused:
+        with pytest.raises(FoveateError, match=match):
+            fv.explain(model, x, **{"method": "gradcam", **options})
+    for n, size in enumerate([(40, 30), (30, 40)]):
+        Image.new("RGB", size).save(tmp_path / f"{n}.png")
+    with pytest.raises(FoveateError, match=r"1\.png and .*0\.png have different proportions"):
+        fv.explain(model, tmp_path, image_size=32)
