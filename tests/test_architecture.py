@@ -11,8 +11,8 @@ PACKAGE = Path(foveate.__file__).parent
 LEVELS = [
     {"errors"},
     {"model_info", "image_formats", "arguments", "html"},
-    {"spec", "images", "image_files", "preserve", "scores", "io", "progress", "whole_images"},
-    {"classifier_protocol", "families", "registry", "kernels"},
+    {"spec", "images", "image_files", "preserve", "scores", "io", "progress"},
+    {"classifier_protocol", "families", "registry", "kernels", "whole_images"},
     {"attention", "pooling", "heads"},
     {"networks"},
     {"dense"},
