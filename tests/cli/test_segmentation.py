@@ -88,3 +88,15 @@ def test_explain(folder, tmp_path, capsys):
     assert 0 < row["share_of_pixels"] <= 1
     with pytest.raises(FoveateError, match="cannot be read"):
         run(*words[:-3], tmp_path / "nothing.png", "--target", "1")
+
+
+def test_audit(folder, tmp_path, capsys):
+    model = fv.create_segmenter("test_efficientnet", "lraspp(width=8)", classes=("0", "1", "2"))
+    fv.insert(model, "se after backbone.blocks.1.0", input_size=32)
+    fv.save(model, tmp_path)
+    with pytest.raises(FoveateError, match="no two of these have one"):
+        run("audit", tmp_path, folder, "--image-size", 32, "--json")  # one validation image
+    assert run("audit", tmp_path, folder, "--image-size", 32, "--json", "--val-fraction", 0.5) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 <= found["miou"] <= 100
+    assert [row["site"] for row in found["modules"]] == ["backbone.blocks.1.0"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from foveate.explanations.axes import check_axes
 from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
-from foveate.scores import check_logits, predicted_classes
 from foveate.studies.evaluation.in_memory import LoadedImages
+from foveate.studies.evaluation.judges import Judge, LoadedMaps
 
 __all__ = ["CONSTANT", "AuditPasses", "ContributionStatistics", "MapStatistics", "factor_of", "own_maps", "plain_of"]
 
@@ -198,21 +198,24 @@ def factor_of(module: object, given: Tensor, output: Tensor) -> Tensor | None:
 class AuditPasses:
     """Forward passes over all images, with hooks, on the caller's model."""
 
-    def __init__(self, model: nn.Module, loaded: LoadedImages, size: int, advance: Callable[[int], None]) -> None:
-        self.model, self.loaded, self.size, self.advance = model, loaded, size, advance
+    def __init__(
+        self,
+        model: nn.Module,
+        loaded: LoadedImages | LoadedMaps,
+        judge: Judge,
+        size: int,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.model, self.loaded, self.judge, self.size, self.advance = model, loaded, judge, size, advance
         self.device, self.dtype = device_and_dtype(model)
-        self.classes = 0
 
     def predictions(self, hooked: list[tuple[nn.Module, Callable[..., object]]]) -> Tensor:
-        """(N,) the predicted classes; -1, not a class, where a score is NaN or infinite."""
+        """(N, ...) what the judge reads of each image; below 0 where a score is NaN or infinite."""
         found = []
         with preserve_state(self.model, evaluation=True, no_grad=True) as hooks:
             hooks += [module.register_forward_hook(hook) for module, hook in hooked]
-            for images, _ in self.loaded.batches(self.size, self.device):
-                logits = check_logits(self.model(images.to(self.dtype).clone()))
-                self.classes = logits.shape[1]
-                classes = torch.where(logits.isfinite().all(dim=1), predicted_classes(logits), -1)
-                found.append(classes.cpu())
+            for images, labels in self.loaded.batches(self.size, self.device):
+                found.append(self.judge.read(self.model(images.to(self.dtype).clone()), labels))
                 self.advance(len(images))
         return torch.cat(found)
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.data.segmentation import SegmentationData, SegmentationSplit, find_segmentation, open_segmentation
 from foveate.errors import FoveateError
 from foveate.progress import ProgressBar
-from foveate.scores import check_labels
-from foveate.studies.comparison.statistics import holm, mcnemar, paired_difference
+from foveate.studies.comparison.statistics import holm
 from foveate.studies.evaluation.attention_metrics import (
     AuditPasses,
     ContributionStatistics,
@@ -26,6 +26,7 @@ from foveate.studies.evaluation.attention_metrics import (
 )
 from foveate.studies.evaluation.audit_result import Audit, ModuleAudit
 from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
+from foveate.studies.evaluation.judges import ClassJudge, Judge, LoadedMaps, PixelJudge, load_maps
 from foveate.studies.evaluation.low_precision import LowPrecision
 from foveate.studies.evaluation.verdict import Effect, Measures, verdict_of
 from foveate.surgery.record import part, record_of, unwrapped
@@ -52,7 +53,7 @@ class _Module:
 
 def audit(
     model: nn.Module,
-    data: Data,
+    data: Data | SegmentationData | SegmentationSplit,
     *,
     limit: int | None = 1000,
     batch_size: int = 32,
@@ -78,9 +79,11 @@ def audit(
     5. unclear: anything else; more images may tell.
 
     Args:
-        model: a classifier with a plan, trained: a fresh module has nothing to tell.
-        data: what ``open_data`` takes, of which the validation part is read; a part of a data set; or batches of
-            normalised images (B, C, H, W) and labels (B,).
+        model: a classifier, or a segmentation network, with a plan, trained: a fresh module has nothing to tell.
+        data: what ``open_data`` or ``open_segmentation`` takes, of which the validation part is read; a part of a data
+            set; or batches of normalised images (B, C, H, W) and labels (B,). With label maps the mIoU stands in the
+            place of accuracy, its intervals and p values are those of resampled images, and the prediction of an image
+            is the class of each of its pixels; images that are alone with their size are left out.
         limit: at most so many images, in proportion to the classes; None for all. They are kept in memory.
         batch_size: images in one pass.
         image_size: side of the images in pixels; without it the model's own.
@@ -98,10 +101,18 @@ def audit(
     if batch_size < 2:
         raise FoveateError(f"batch_size={batch_size}: an audit exchanges maps between images, give at least 2")
     modules = _inserted(model)
-    loaded = load_images(data, model, limit=limit, image_size=image_size, seed=seed)
+    loaded: LoadedImages | LoadedMaps
+    judge: Judge
+    if isinstance(data, SegmentationData | SegmentationSplit) or find_segmentation(data):
+        maps = data if isinstance(data, SegmentationSplit) else open_segmentation(data)  # type: ignore[arg-type]  # a path
+        loaded = load_maps(maps, model, limit=limit, image_size=image_size, seed=seed)
+        judge = PixelJudge(len(maps.classes))
+    else:
+        loaded = load_images(data, model, limit=limit, image_size=image_size, seed=seed)
+        judge = ClassJudge(loaded.labels)
     passes = 1 + sum(2 if one.verb != "as head" else 0 for one in modules)
     with _bar(passes * len(loaded), progress) as advance:
-        return _audit(model, modules, loaded, batch_size, advance)
+        return _audit(model, modules, loaded, judge, batch_size, advance)
 
 
 def _inserted(model: nn.Module) -> list[_Module]:
@@ -119,13 +130,17 @@ def _inserted(model: nn.Module) -> list[_Module]:
 
 
 def _audit(
-    model: nn.Module, modules: list[_Module], loaded: LoadedImages, size: int, advance: Callable[[int], None]
+    model: nn.Module,
+    modules: list[_Module],
+    loaded: LoadedImages | LoadedMaps,
+    judge: Judge,
+    size: int,
+    advance: Callable[[int], None],
 ) -> Audit:
-    labels = torch.cat([right for _, right in loaded.batches(size, torch.device("cpu"))])
-    run = AuditPasses(model, loaded, size, advance)
+    run = AuditPasses(model, loaded, judge, size, advance)
     before = run.predictions([(one.outer, _watch(one)) for one in modules])
-    labels = check_labels(labels, run.classes)
-    broken = int((before < 0).sum())
+    judge.check(loaded.labels)
+    broken = int((before.flatten(1) if before.ndim > 1 else before[:, None]).lt(0).all(1).sum())
     if broken:
         raise Diverged(
             f"the model's scores are NaN or infinite for {broken} of {len(before)} images: there is nothing to audit"
@@ -137,15 +152,14 @@ def _audit(
         effects["off", index] = (run.predictions([(one.outer, _switch_off(one))]), before)
         if one.shuffles:
             effects["shuffled", index] = (run.predictions([(one.module, _shuffle(one.shuffles))]), before)
-    judged = _effects(effects, labels)
+    judged = _effects(effects, judge)
     seconds, shares = run.times([one.outer for one in modules])
     rows = []
     for index, one in enumerate(modules):
         off, shuffled = judged.get(("off", index)), judged.get(("shuffled", index))
         rows.append(_row(one, off, shuffled, shares[index]))
-    first = next(loaded.batches(size, torch.device("cpu")))[1]
-    accuracy = 100 * float((before == labels).double().mean())
-    return Audit(tuple(rows), loaded.name, len(loaded), accuracy, seconds, len(first))
+    first = next(iter(loaded.batches(size, torch.device("cpu"))))[0]
+    return Audit(tuple(rows), loaded.name, len(loaded), judge.score(before), seconds, len(first), judge.measure)
 
 
 def _row(one: _Module, off: Effect | None, shuffled: Effect | None, share: float) -> ModuleAudit:
@@ -185,21 +199,14 @@ def _mean(values: list[float]) -> float | None:
     return statistics.fmean(finite) if finite else None
 
 
-def _effects(pairs: dict[tuple[str, int], tuple[Tensor, Tensor]], labels: Tensor) -> dict[tuple[str, int], Effect]:
-    tests = {}
-    for key, (after, before) in pairs.items():
-        tests[key] = mcnemar((after == labels)[None], (before == labels)[None]).p
+def _effects(pairs: dict[tuple[str, int], tuple[Tensor, Tensor]], judge: Judge) -> dict[tuple[str, int], Effect]:
+    found = {key: judge.difference(after, before) for key, (after, before) in pairs.items()}
     corrected: dict[tuple[str, int], float] = {}
     for kind in ("off", "shuffled"):
-        names = {f"{index}": p for (of, index), p in tests.items() if of == kind}
+        names = {f"{index}": p for (of, index), (_, p) in found.items() if of == kind}
         corrected |= {(kind, int(index)): p for index, p in holm(names).items()}
     return {
-        key: Effect(
-            paired_difference((after == labels)[None], (before == labels)[None]),
-            corrected[key],
-            float((after != before).double().mean()),
-            len(labels),
-        )
+        key: Effect(found[key][0], corrected[key], judge.changed(after, before), len(before))
         for key, (after, before) in pairs.items()
     }
 

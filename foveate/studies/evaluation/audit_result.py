@@ -12,6 +12,7 @@ from typing import Any
 
 from foveate.html import html_lines, html_table
 from foveate.io import JsonObject, csv_text, write_csv
+from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.evaluation.low_precision import PRECISIONS, Survival
 from foveate.studies.evaluation.verdict import Measures, points
 
@@ -64,9 +65,10 @@ class Audit:
         rows: one for each inserted module, in the plan's order.
         data: name of the data set.
         images: how many images were looked at.
-        accuracy: of the model as it is, in percent.
+        accuracy: of the model as it is, in percent; of segmentation the mIoU.
         seconds: of one forward pass over a batch, the median.
         batch: images in that batch.
+        measure: what the network is judged by.
     """
 
     rows: tuple[ModuleAudit, ...]
@@ -75,6 +77,7 @@ class Audit:
     accuracy: float
     seconds: float
     batch: int
+    measure: Measure = TOP1
 
     def as_dicts(self) -> list[JsonObject]:
         """A flat dict of plain values for each module, for JSON and CSV."""
@@ -94,7 +97,7 @@ class Audit:
 
     def table(self) -> str:
         """The tables as plain text, at most 100 columns wide."""
-        what = f": {self.images} images, accuracy {self.accuracy:.1f}%; points without the module, "
+        what = f": {self.images} images, {self.measure.short} {self.accuracy:.1f}%; points without the module, "
         what += "with another image's map"
         name = self.data if len(self.data) + len(what) <= 100 else f"{self.data[: 99 - len(what)]}…"
         columns: list[Column] = [
@@ -138,7 +141,7 @@ class Audit:
         ]
         headings = ("module", "attention", "verdict", "reason", "without it, points [95%]", "another image's map")
         table = html_table((*headings, "contribution", "entropy", "varies", "time"), rows, right=range(4, 10))
-        return html_lines(f"{self.data}: {self.images} images, accuracy {self.accuracy:.1f}%") + table
+        return html_lines(f"{self.data}: {self.images} images, {self.measure.short} {self.accuracy:.1f}%") + table
 
     def print(self) -> None:
         """Print the table, and a verdict in words for each module."""

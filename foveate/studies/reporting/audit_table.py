@@ -18,7 +18,8 @@ _HEADINGS = (
     *("Lost by bf16, fp16, int8", "Time"),
 )
 _HINT = (
-    "Without it: top-1 with the module switched off, minus top-1, in points with a 95% interval over the images. Size: "
+    "Without it: {name} with the module switched off, minus {name}, in points with a 95% interval over the images. "
+    "Size: "
     "‖output − input‖ / ‖input‖. Entropy of its maps: 1 is uniform, 0 is one place alone. Varies: how much a map "
     "differs between images, against its mean. Lost: relative error of its contribution in low precision, against "
     "float32's: 0 nothing is lost, 1 as bad as without it. "
@@ -56,7 +57,8 @@ def audit_part(audits: Mapping[str, Audit]) -> AuditPart | None:
     counts = sorted({found.images for found in audits.values()})
     images = f"{' or '.join(f'{count:,}' for count in counts)} validation images, the first seed's network. "
     table = PlanTable(_HEADINGS, [plan for plan, _ in rows], [_cells(row) for _, row in rows])
-    return AuditPart(table, images + _HINT, lines)
+    name = next(iter(audits.values())).measure.name
+    return AuditPart(table, images + _HINT.format(name=name), lines)
 
 
 def _dot(verdict: str) -> str:

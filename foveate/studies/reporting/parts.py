@@ -13,6 +13,7 @@ from PIL import Image
 
 from foveate.data.segmentation import SegmentationData
 from foveate.data.split import ImageData
+from foveate.errors import FoveateError
 from foveate.explanations.mask_overlay import IGNORED, draw_classes, legend
 from foveate.prediction.segmentation import predict_masks
 from foveate.studies.comparison.measure import MIOU, TOP1
@@ -38,11 +39,13 @@ class Parts:
         classes: tables of the classes, each with a hint.
         galleries: headings, each with captions and pictures.
         audits: by plan.
+        notes: what is not shown, and why.
     """
 
     classes: Sequence[tuple[PlanTable, str]]
     galleries: Sequence[Gallery]
     audits: Mapping[str, Audit]
+    notes: tuple[str, ...] = ()
 
 
 def parts_of(
@@ -70,12 +73,15 @@ def _of_classes(
         *([matrix] if matrix else []),
         *changes(comparison, data, shown, images),
     ]
-    audits = {
+    return Parts(_class_tables(comparison, data.classes, shown), galleries, _audits(comparison, data, audited))
+
+
+def _audits(comparison: Comparison, data: ImageData | SegmentationData, audited: int) -> dict[str, Audit]:
+    return {
         label: audit(model, data, limit=audited, image_size=comparison.recipe.image_size)
         for label, model in comparison.models.items()
         if audited and plan_of(model)
     }
-    return Parts(_class_tables(comparison, data.classes, shown), galleries, audits)
 
 
 def _class_tables(comparison: Comparison, classes: Sequence[str], shown: Sequence[str]) -> list[tuple[PlanTable, str]]:
@@ -105,7 +111,7 @@ def _of_pixels(
     data: SegmentationData,
     shown: Sequence[str],
     images: int,
-    audited: int,  # noqa: ARG001 - there is no audit of segmentation
+    audited: int,
     overlays: Path,
 ) -> Parts:
     table, left_out = iou_table(data.classes, {label: comparison.counts[label] for label in shown})
@@ -113,7 +119,13 @@ def _of_pixels(
         "The intersection over union of each class over all validation images, in percent, as the mean of the seeds; "
         f"below it the difference to the first plan, in points. {left_out}{_more(comparison, shown)}"
     )
-    return Parts([(table, hint.strip())], list(_worst(comparison, data, shown, images, overlays)), {})
+    worst = list(_worst(comparison, data, shown, images, overlays))
+    said: tuple[str, ...] = ()
+    try:
+        audits = _audits(comparison, data, audited)
+    except FoveateError as error:  # such as no two images of one size
+        audits, said = {}, (f"There is no audit: {error}.",)
+    return Parts([(table, hint.strip())], worst, audits, said)
 
 
 def _worst(

@@ -74,7 +74,7 @@ def report(
         galleries=parts.galleries,
         audits=parts.audits,
         exports=exported.rows if exported else (),
-        notes=notes(comparison),
+        notes=[*notes(comparison), *parts.notes],
         commands=list(commands),
     )
 

@@ -21,7 +21,10 @@ from foveate.scores import pixel_scores
 from foveate.training.input.sampler import Batch
 from foveate.training.metrics import Diverged
 
-__all__ = ["SegmentationEvaluation", "collect_counts", "image_counts", "measure_counts"]
+__all__ = [
+    *("SegmentationEvaluation", "at_size", "class_ious", "collect_counts", "image_counts", "measure_counts"),
+    "score_counts",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +138,35 @@ def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     return torch.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)], 1)
 
 
+def at_size(scores: Tensor, size: Sequence[int]) -> Tensor | None:
+    """Scores (K, h, w) of one image as (1, K, H, W) float32; None where one is NaN or infinite."""
+    own = F.interpolate(scores[None].float(), tuple(size), mode="bilinear", align_corners=False)
+    return own if own.isfinite().all() else None
+
+
+def score_counts(scores: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor] | None:
+    """What scores (K, h, w) of one image say at its label map's size: the counts (K, 3), and the classes (H, W).
+
+    Args:
+        scores: of one image.
+        target: (H, W) int64 classes, or ``IGNORE``.
+        classes: K.
+
+    Returns:
+        None where a score is NaN or infinite.
+
+    Raises:
+        FoveateError: the scores are of another number of classes.
+    """
+    if len(scores) != classes:
+        raise FoveateError(f"the model gives scores for {len(scores)} classes and the data has {classes}")
+    own = at_size(scores, target.shape)
+    if own is None:
+        return None
+    predicted = own[0].argmax(0)
+    return image_counts(predicted, target, classes), predicted
+
+
 def collect_counts(forward: Any, batches: Iterable[Batch], classes: int) -> tuple[Tensor, Tensor]:
     """For each image the counts (N, K, 3) int64, and the sum of its pixels' losses and their number (N, 2) float64.
 
@@ -156,8 +188,8 @@ def collect_counts(forward: Any, batches: Iterable[Batch], classes: int) -> tupl
                 raise FoveateError(f"the model gives scores for {scores.shape[1]} classes and the data has {classes}")
             for each, target in zip(scores, targets.to(scores.device).long(), strict=True):
                 # One image at a time: at the label maps' own size, scores of many classes take much memory.
-                own = F.interpolate(each[None].float(), target.shape, mode="bilinear", align_corners=False)
-                if not own.isfinite().all():
+                own = at_size(each, target.shape)
+                if own is None:
                     raise Diverged("the model's outputs are NaN or infinite: lower the learning rate")
                 counts.append(image_counts(own[0].argmax(0), target, classes)[None].cpu())
                 lost = F.cross_entropy(own, target[None], ignore_index=IGNORE, reduction="sum").double()
