@@ -10,12 +10,14 @@ from typing import Literal, TypedDict, Unpack, overload
 from torch import Tensor
 
 from foveate.classifier_protocol import Classifier, batched_logits
+from foveate.data.detection import DetectionData, DetectionSplit, find_detection, open_detection
 from foveate.data.opening import open_data
 from foveate.data.segmentation import SegmentationData, SegmentationSplit, find_segmentation, open_segmentation
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
 from foveate.images import Preprocess
 from foveate.networks.class_names import output_positions, to_outputs
+from foveate.prediction.detection import evaluate_detector
 from foveate.prediction.opening import AnyModel, device_of, open_classifier, open_model
 from foveate.prediction.segmentation import evaluate_segmenter
 from foveate.progress import ProgressBar
@@ -23,6 +25,7 @@ from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import images_in, of_whole
 from foveate.training.metrics import Evaluation, collect_scores, measure
 from foveate.training.tasks.choose import AnyData
+from foveate.training.tasks.detection_metrics import DetectionEvaluation
 from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation
 
 __all__ = ["evaluate"]
@@ -47,13 +50,19 @@ def evaluate(
 
 @overload
 def evaluate(
+    model: AnyModel, data: DetectionData | DetectionSplit, **options: Unpack[_Options]
+) -> DetectionEvaluation: ...
+
+
+@overload
+def evaluate(
     model: AnyModel, data: Split | ImageData | str | os.PathLike[str], **options: Unpack[_Options]
 ) -> Evaluation: ...
 
 
 def evaluate(
     model: AnyModel,
-    data: Split | AnyData | SegmentationSplit,
+    data: Split | AnyData | SegmentationSplit | DetectionSplit,
     *,
     part: Literal["val", "train", "all"] = "val",
     preprocess: Preprocess | None = None,
@@ -61,10 +70,11 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     progress: bool = False,
-) -> Evaluation | SegmentationEvaluation:
+) -> Evaluation | SegmentationEvaluation | DetectionEvaluation:
     """Measure a classifier on images, in eval mode, on the device where it is. The model is left as found.
 
-    A segmentation network is measured on images with label maps, at the label maps' own size.
+    A segmentation network is measured on images with label maps, at the label maps' own size, a detector on images with
+    boxes, in pixels of their files.
 
     Args:
         model: a network; a folder that ``save`` or ``fit`` wrote; or an object of the protocol of
@@ -101,6 +111,12 @@ def evaluate(
         return evaluate_segmenter(
             open_model(model), given, part=part, image_size=image_size, progress=progress, **sizes
         )
+    if isinstance(data, DetectionData | DetectionSplit) or find_detection(data):
+        if preprocess is not None:
+            raise FoveateError("preprocess= is for classifiers: a detector takes image_size=")
+        boxes = data if isinstance(data, DetectionSplit) else open_detection(data)  # type: ignore[arg-type]  # a path
+        sizes = {"batch_size": batch_size, "workers": workers}
+        return evaluate_detector(open_model(model), boxes, part=part, image_size=image_size, progress=progress, **sizes)
     split = data if isinstance(data, Split) else _part(open_data(data, min_classes=1), part)
     if not len(split):
         raise FoveateError(f"the split {split.name!r} has no image to evaluate")

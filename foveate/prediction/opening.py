@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from foveate.classifier_protocol import Classifier
-from foveate.dense import Segmenter
+from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.format import format_names
 from foveate.exporters.opened import is_exported, open_exported
@@ -44,6 +44,8 @@ def open_classifier(
             "this is a segmentation network, which gives scores for pixels: give it images with label maps, or a "
             "classifier of images"
         )
+    if isinstance(model, Detector):
+        raise FoveateError("this is a detector, which finds objects: give images with boxes, or a classifier of images")
     if isinstance(model, nn.Module):
         return NetworkClassifier(model, preprocess, image_size)
     if not isinstance(model, Classifier):

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from foveate.classifier_protocol import batched_logits
-from foveate.dense import Segmenter
+from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.prediction.decoding import decoded
+from foveate.prediction.detection import predict_objects
+from foveate.prediction.detection_result import Detections
 from foveate.prediction.inputs import Images, Inputs, Item
 from foveate.prediction.opening import AnyModel, device_of, open_classifier, open_model
 from foveate.prediction.result import Prediction, Predictions
@@ -43,6 +45,12 @@ def predict(  # type: ignore[overload-overlap]  # a Segmenter is a network, too,
 
 
 @overload
+def predict(  # type: ignore[overload-overlap]  # as above
+    model: Detector, images: Images, **options: Unpack[_Options]
+) -> Detections: ...
+
+
+@overload
 def predict(model: AnyModel, images: Images, **options: Unpack[_Options]) -> Predictions: ...
 
 
@@ -56,8 +64,8 @@ def predict(
     threads: int | None = None,
     strict: bool = False,
     progress: bool = False,
-) -> Predictions | Masks:
-    """Say of which class images are, or with a segmentation network each of their pixels.
+) -> Predictions | Masks | Detections:
+    """Say of which class images are, or with a segmentation network each of their pixels; a detector finds objects.
 
     Nothing is computed before the result is read.
 
@@ -80,7 +88,8 @@ def predict(
 
     Returns:
         The predictions, in the order of the images: iterate, or ``.to_csv("predictions.csv")``. Of a segmentation
-        network the masks: iterate, or ``.write("masks/")``; ``top``, ``batch_size`` and ``threads`` then mean nothing.
+        network the masks: iterate, or ``.write("masks/")``; of a detector the objects: iterate, or
+        ``.write("boxes.json")``. For these two ``top``, ``batch_size`` and ``threads`` mean nothing.
 
     Raises:
         FoveateError: there is no such model or image, the images are something else, or an option is out of range.
@@ -91,6 +100,8 @@ def predict(
     model = open_model(model)
     if isinstance(model, Segmenter):
         return predict_masks(model, images, image_size=image_size, strict=strict, progress=progress)
+    if isinstance(model, Detector):
+        return predict_objects(model, images, image_size=image_size, strict=strict, progress=progress)
     inputs = Inputs(images)
     classifier = open_classifier(model, image_size=image_size)
     bad: list[tuple[str, str]] = []

@@ -28,8 +28,10 @@ from foveate.training.tasks.choose import AnyData, open_for_task
 from foveate.training.tasks.task import Data
 
 if TYPE_CHECKING:
+    from foveate.data.detection import DetectionData
     from foveate.data.segmentation import SegmentationData
     from foveate.data.split import ImageData
+    from foveate.training.tasks.detection_metrics import DetectionEvaluation
     from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation
 
 __all__ = ["Fit", "fit"]
@@ -56,6 +58,12 @@ def fit(
 
 @overload
 def fit(
+    model: nn.Module, data: DetectionData, recipe: Recipe | None = None, **options: Unpack[_Options]
+) -> Fit[DetectionEvaluation]: ...
+
+
+@overload
+def fit(
     model: nn.Module,
     data: ImageData | str | os.PathLike[str],
     recipe: Recipe | None = None,
@@ -77,7 +85,7 @@ def fit(
     tracker: Any = None,
     timeout_seconds: float = 600,
 ) -> Fit[Any]:
-    """Train a classifier, or on images with label maps a segmentation network, in place.
+    """Train a classifier, on images with label maps a segmentation network, on images with boxes a detector, in place.
 
     A classifier of other classes than the data is replaced, unless the recipe's ``classifier`` says otherwise; where
     the model carries class names, classes are told apart by name. ``model.pretrained_cfg`` then says how
@@ -88,10 +96,10 @@ def fit(
     every process, with the mean gradient over all of them.
 
     Args:
-        model: a classifier of RGB or grey images, or a network of ``create_segmenter``; with or without inserted
-            attention.
-        data: from ``open_data`` or ``open_segmentation``, or what they open: a folder of images beside label maps is
-            for segmentation.
+        model: a classifier of RGB or grey images, or a network of ``create_segmenter`` or ``create_detector``; with or
+            without inserted attention.
+        data: from ``open_data``, ``open_segmentation`` or ``open_detection``, or what they open: a folder of images
+            beside label maps is for segmentation, one of images with boxes for detection.
         recipe: how to train; without it, the defaults.
         output: a folder for checkpoints and results, in timm's layout; without it nothing is written.
         resume: go on with the run that ``output`` holds, to the same weights, bit for bit on a CPU, as without the

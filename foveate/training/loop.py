@@ -245,7 +245,8 @@ class Run:
             self.group.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
         # The state comes last: a run that is killed before it does this epoch again, to the same result.
         self.save_state(position)
-        judged = "" if evaluation is None else f"eval loss {row['eval_loss']:.4f}  {task.line(row)}  "
+        lost = f"eval loss {row['eval_loss']:.4f}  " if "eval_loss" in row else ""
+        judged = "" if evaluation is None else f"{lost}{task.line(row)}  "
         self.bar.line(
             f"epoch {position.epoch}/{self.recipe.epochs}  train loss {row['train_loss']:.4f}  {judged}"
             f"{row['images_per_second']:.0f} images/s  {row['seconds']:.0f} s"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from foveate.data.detection.record import Box, Found, Record
@@ -132,7 +132,7 @@ def _read(root: Path, path: Path) -> tuple[list[Record], tuple[str, ...], tuple[
     base = _base(root, path, [row.get("file_name") for row in content["images"]])
     records = []
     for row in content["images"]:
-        name, inside = str(row.get("file_name")), _inside(row.get("file_name"))
+        name, inside = str(row.get("file_name")), _inside(row.get("file_name"), _folder(root))
         size = (row.get("height"), row.get("width"))
         told = size if all(type(side) is int and side > 0 for side in size) else None
         place = base / name if inside else None
@@ -162,24 +162,29 @@ def _corners(box: object) -> object:
     return x, y, x + width, y + height
 
 
-def _inside(name: object) -> bool:
-    """Whether a file's name stays in its folder."""
-    return (
-        isinstance(name, str) and bool(name) and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")
-    )
+def _inside(name: object, folder: Path) -> bool:
+    """Whether a file's name stays in a folder."""
+    if not isinstance(name, str) or not name or "\0" in name or ".." in name.replace("\\", "/").split("/"):
+        return False
+    return not Path(name).is_absolute() or Path(name).is_relative_to(folder)
+
+
+def _folder(root: Path) -> Path:
+    """The data set's: of a file alone the one that it lies in, or the one above its annotations."""
+    if root.is_dir():
+        return root
+    return root.parent.parent if root.parent.name in _MAY_HOLD else root.parent
 
 
 def _base(root: Path, path: Path, names: Sequence[object]) -> Path:
     """The folder that the names of a file are relative to: the first in which one of the first images lies."""
-    folder = root if root.is_dir() else root.parent
-    if root.is_file() and folder.name in _MAY_HOLD:
-        folder = folder.parent
+    folder = _folder(root)
     usual = [folder, folder / "images", folder / "JPEGImages", path.parent, path.parent / "images"]
     words = path.stem.split("_")[-1]  # instances_train2017 -> train2017
     part = part_of(_part_name(path), alone=False)
     for name in filter(None, (words, path.stem, part)):
         usual += [folder / name, folder / "images" / name]
-    first = [name for name in names[:100] if _inside(name)]
+    first = [name for name in names[:100] if _inside(name, folder)]
     for base in usual:
         if any((base / str(name)).is_file() for name in first):
             return base

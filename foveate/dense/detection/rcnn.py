@@ -28,7 +28,6 @@ __all__ = ["FasterRCNNDecoder", "MaskRCNNDecoder"]
 
 _LEVELS = 4
 _RATIOS = (0.5, 1.0, 2.0)
-_TRAINED_ON = 512  # regions of an image in a training step
 _BEFORE_NMS, _IN_TRAINING = 1000, 2000  # proposals of each feature map
 
 
@@ -44,6 +43,7 @@ class FasterRCNNDecoder(nn.Module):
         anchor: side of the smallest anchors in pixels; those of each further map are twice as large. 32 is for images
             of 800 pixels: small images need smaller ones.
         proposals: most regions of an image that the head looks at, when it does not train.
+        regions: of an image, which a training step draws for the head; at most a quarter of them are objects.
         detections: most objects of an image.
         threshold: an object with a lower score is none.
 
@@ -66,17 +66,26 @@ class FasterRCNNDecoder(nn.Module):
         hidden: int = 1024,
         anchor: int = 32,
         proposals: int = 1000,
+        regions: int = 512,
         detections: int = 100,
         threshold: float = 0.05,
     ) -> None:
         super().__init__()
-        numbers = {"width": width, "hidden": hidden, "anchor": anchor, "proposals": proposals, "detections": detections}
+        numbers = {
+            "width": width,
+            "hidden": hidden,
+            "anchor": anchor,
+            "proposals": proposals,
+            "detections": detections,
+            "regions": regions,
+        }
         for name, value in numbers.items():
             if type(value) is not int or value < 1:
                 raise FoveateError(f"{name}={value!r} must be a whole number, at least 1")
         if not 0 <= threshold < 1:
             raise FoveateError(f"threshold={threshold!r} must be at least 0 and below 1")
         self.strides = tuple(STRIDES if len(set(strides)) == 1 else strides)
+        self.regions = regions
         self.rescale = rescaled("a feature pyramid", channels, strides)
         self.fpn = FeaturePyramidNetwork(list(channels), width, LastLevelMaxPool())
         sizes = tuple((anchor * 2**level,) for level in range(_LEVELS + 1))
@@ -98,7 +107,7 @@ class FasterRCNNDecoder(nn.Module):
             FastRCNNPredictor(hidden, classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
-            batch_size_per_image=_TRAINED_ON,
+            batch_size_per_image=regions,
             positive_fraction=0.25,
             bbox_reg_weights=None,
             score_thresh=threshold,
@@ -146,7 +155,7 @@ class FasterRCNNDecoder(nn.Module):
         for image, size in enumerate(images.image_sizes):
             inside = clip_boxes_to_image(boxes[image][top[image]], size)
             kept = suppress(inside, flat[0][image, top[image], 0].sigmoid(), self.rpn.nms_thresh)[:most]
-            regions.append(inside[kept][:_TRAINED_ON] if self.training else inside[kept])
+            regions.append(inside[kept][: self.regions] if self.training else inside[kept])
         count = sum(map(len, regions))
         levels = list(pyramid.values())[:_LEVELS]
         heads = self.roi_heads
@@ -187,6 +196,7 @@ class MaskRCNNDecoder(FasterRCNNDecoder):
         hidden: as there.
         anchor: as there.
         proposals: as there.
+        regions: as there.
         detections: as there.
         threshold: as there.
     """

@@ -5,24 +5,30 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from foveate.data.detection import DetectionData, find_detection, open_detection
 from foveate.data.opening import open_data
 from foveate.data.segmentation import SegmentationData, find_segmentation, open_segmentation
 from foveate.data.split import ImageData
 from foveate.training.tasks.classification import Classification
+from foveate.training.tasks.detection import Detection
 from foveate.training.tasks.segmentation import Segmentation
 from foveate.training.tasks.task import Task
 
 __all__ = ["AnyData", "open_for_task"]
 
-AnyData = ImageData | SegmentationData | str | os.PathLike[str]
+AnyData = ImageData | SegmentationData | DetectionData | str | os.PathLike[str]
 
 
 def open_for_task(data: AnyData) -> tuple[Any, Task]:
-    """A data set and what a network is trained for on it: a folder of images beside label maps is for segmentation.
+    """A data set and what a network is trained for on it.
+
+    A folder of images beside label maps is for segmentation, one of images with boxes for detection.
 
     Raises:
         FoveateError: the data cannot be opened.
     """
     if isinstance(data, SegmentationData) or find_segmentation(data):
         return open_segmentation(data), Segmentation()  # type: ignore[arg-type]  # find_segmentation takes paths alone
+    if isinstance(data, DetectionData) or find_detection(data):
+        return open_detection(data), Detection()  # type: ignore[arg-type]  # find_detection takes paths alone
     return open_data(data), Classification()

@@ -12,15 +12,14 @@ from foveate.data.segmentation import SegmentationData, SegmentationSplit
 from foveate.dense.create import create_segmenter
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
-from foveate.model_info import device_and_dtype, pretrained_config, update_pretrained_config
-from foveate.networks.class_names import stored_names
+from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.scores import pixel_scores
 from foveate.training.context import RunContext
 from foveate.training.input.sampler import Batch
 from foveate.training.input.segmentation import SegmentationPipeline
 from foveate.training.recipes.recipe import Recipe
-from foveate.training.restore import own_batchnorms
+from foveate.training.tasks.dense import decoder_of, fit_to_classes
 from foveate.training.tasks.segmentation_loss import SegmentationObjective
 from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation, collect_counts, measure_counts
 from foveate.whole_images import WholeImage
@@ -75,51 +74,14 @@ class Segmentation:
             FoveateError: the model is no segmentation network, or has other classes.
         """
         preprocess = WholeImage.of(model, recipe.image_size).preprocess
-        shorter = preprocess.size[0]
         count = _classes_of(model, preprocess)
-        if count != len(data.classes):
-            raise FoveateError(
-                f"the model has {count} classes and the data has {len(data.classes)}: build it with "
-                f"create_segmenter(..., classes={len(data.classes)})"
-            )
-        names = stored_names(model, count)
-        if names and names != data.classes and recipe.classifier != "keep":
-            differs = next(n for n in range(count) if names[n] != data.classes[n])
-            raise FoveateError(
-                f"class {differs} of the model is called {names[differs]!r} and that of the data "
-                f"{data.classes[differs]!r}: give data of the model's classes in its order, or take classifier='keep', "
-                "which renames the model's"
-            )
-        if recipe.bn_momentum is not None:
-            for norm in own_batchnorms(model):
-                norm.momentum = recipe.bn_momentum
-        if recipe.channels_last:
-            model.to(memory_format=torch.channels_last)
-        fields: dict[str, Any] = {
-            "input_size": (len(preprocess.mean), *preprocess.size),
-            "mean": preprocess.mean,
-            "std": preprocess.std,
-            "interpolation": preprocess.interpolation,
-            "crop_pct": 1.0,
-            "num_classes": count,
-            "label_names": data.classes,
-        }
-        if "architecture" not in pretrained_config(model):
-            fields["architecture"] = type(model).__name__
-        update_pretrained_config(model, fields)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise FoveateError(f"nothing to train in {type(model).__name__}: no parameter requires a gradient")
-        say(f"images are {shorter} pixels on their shorter side")
+        fit_to_classes(model, count, data.classes, recipe, preprocess, "create_segmenter")
+        say(f"images are {preprocess.size[0]} pixels on their shorter side")
         return preprocess
 
     def head(self, model: nn.Module) -> tuple[str, ...]:
         """What reads the trunk's feature maps."""
-        if not isinstance(getattr(model, "decoder", None), nn.Module):
-            raise FoveateError(
-                f"{type(model).__name__} has no part called decoder, which is what 'trunk' does not freeze and what "
-                "head_learning_rate_scale is about: name a module to freeze, or build it with create_segmenter"
-            )
-        return ("decoder",)
+        return decoder_of(model, "create_segmenter")
 
     def pipeline(
         self, model: nn.Module, data: SegmentationData, preprocess: Preprocess, context: RunContext
