@@ -9,12 +9,18 @@ from .data import DataReport as DataReport
 from .data import ImageData as ImageData
 from .data import check_data as check_data
 from .data import open_data as open_data
+from .data.detection import DetectionData as DetectionData
+from .data.detection import DetectionReport as DetectionReport
+from .data.detection import check_detection as check_detection
+from .data.detection import find_detection as find_detection
+from .data.detection import open_detection as open_detection
 from .data.segmentation import SegmentationData as SegmentationData
 from .data.segmentation import SegmentationReport as SegmentationReport
 from .data.segmentation import check_segmentation as check_segmentation
 from .data.segmentation import find_segmentation as find_segmentation
 from .data.segmentation import open_segmentation as open_segmentation
 from .dense.create import create_segmenter as create_segmenter
+from .dense.detection.create import create_detector as create_detector
 from .errors import FoveateError as FoveateError
 from .explanations.explain import explain as explain
 from .explanations.result import Explanation as Explanation
@@ -28,6 +34,8 @@ from .exporters.table import export_all as export_all
 from .families.family import Family as Family
 from .images import open_image as open_image
 from .kernels.dispatch import use_fused as use_fused
+from .prediction.detection_result import Detections as Detections
+from .prediction.detection_result import ImageDetections as ImageDetections
 from .prediction.evaluate import evaluate as evaluate
 from .prediction.predict import predict as predict
 from .prediction.result import Prediction as Prediction
@@ -86,6 +94,7 @@ from .training.input.feature_cache import FeatureCache as FeatureCache
 from .training.metrics import Evaluation as Evaluation
 from .training.recipes.named import open_recipe as open_recipe
 from .training.recipes.recipe import Recipe as Recipe
+from .training.tasks.detection_metrics import DetectionEvaluation as DetectionEvaluation
 from .training.tasks.segmentation_metrics import SegmentationEvaluation as SegmentationEvaluation
 from .web.server import serve as serve
 

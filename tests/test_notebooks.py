@@ -20,6 +20,7 @@ from foveate.accounting.latency_result import Timing
 from foveate.accounting.profiling.runners import BenchmarkConfig
 from foveate.accounting.profiling.timer import Quantiles
 from foveate.data import Split
+from foveate.data.detection import DetectionSplit
 from foveate.data.segmentation import SegmentationSplit
 from foveate.explanations.result import Map
 from foveate.exporters.result import Contribution
@@ -115,6 +116,10 @@ def _maps(name):
     return SegmentationSplit(name, (), (), (), (), (255,) * 256)
 
 
+def _boxes(name):
+    return DetectionSplit(name, (), (), (), ())
+
+
 def _search():
     plan, cost = fv.Plan.parse("se(mode='<script>') after a"), fv.Cost(10, 20, 30)
     trial = Trial(plan, cost, {1: 50.0})
@@ -132,6 +137,10 @@ BUILT = {
     "Comparison": _comparison,
     "Cost": _cost,
     "DataReport": lambda: fv.DataReport(BAD, BAD, ((BAD, 1, 2),), ((BAD, BAD),), ((BAD,),), (), (), ()),
+    "DetectionData": lambda: fv.DetectionData(BAD, (BAD,), _boxes("train"), _boxes("val"), BAD, BAD, ((BAD, BAD),)),
+    "DetectionEvaluation": lambda: fv.DetectionEvaluation(0.5, 0.6, 0.4, torch.rand(1, 2), (), (), (BAD,)),
+    "DetectionReport": lambda: fv.DetectionReport(BAD, BAD, ((BAD, 1, 2),), 0, (BAD,), ((BAD, BAD),), ()),
+    "Detections": lambda: fv.Detections(iter(()), [(BAD, BAD)], (BAD,)),
     "Diagnosis": lambda: fv.Diagnosis((Finding(BAD, BAD, BAD, BAD, problem=True),)),
     "Evaluation": lambda: measure(torch.eye(3), torch.arange(3)),
     "Explanation": _explanation,
@@ -209,6 +218,7 @@ def test_it_is_escaped_complete_and_needs_nothing_from_elsewhere(name):
     assert "://" not in page  # pictures are letters, digits, + and /
     if name not in (
         "Cost",
+        "DetectionEvaluation",
         "Evaluation",
         "Recipe",
         "SegmentationEvaluation",

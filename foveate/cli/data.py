@@ -27,7 +27,8 @@ def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: 
 
     Args:
         source: a folder with train/ and val/, a folder of class folders, Parquet, tar files, hf:NAME,
-            torchvision:NAME, or "elpv".
+            torchvision:NAME, or "elpv"; images beside label maps; or images with boxes, in COCO's or Pascal VOC's
+            files.
         val_fraction: the part that is for validation where the data has no split of its own.
         split_seed: decides which images that are.
         json: print everything as JSON.
@@ -36,6 +37,10 @@ def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: 
         maps = fv.check_segmentation(source)
         print(jsons.dumps(maps.to_dict(), indent=2)) if json else _print_maps(maps)
         sys.exit(0 if maps.sound else 1)
+    if fv.find_detection(source):
+        boxes = fv.check_detection(source)
+        print(jsons.dumps(boxes.to_dict(), indent=2)) if json else _print_boxes(boxes)
+        sys.exit(0 if boxes.sound else 1)
     found = fv.check_data(source, seed=split_seed, val_fraction=val_fraction)
     if json:
         print(jsons.dumps(found.to_dict(), indent=2))
@@ -78,6 +83,17 @@ def _print_maps(found: fv.SegmentationReport) -> None:
     for name, train, val in found.pixels:
         print(printable(f"  {name}: {train / in_train:.2%} of training and {val / in_val:.2%} of validation pixels"))
     lines = {"bad": [reason for _, reason in found.bad], "label maps of which nothing counts": list(found.ignored)}
+    for reason, names in found.unused:
+        lines[f"not used, {reason}"] = list(names)
+    _print_groups(lines)
+
+
+def _print_boxes(found: fv.DetectionReport) -> None:
+    print(printable(f"{found.name}: {found.note}"))
+    for name, train, val in found.objects:
+        print(printable(f"  {name}: {train} training and {val} validation objects"))
+    print(f"crowds and difficult objects, which do not count: {found.ignored or 'none'}")
+    lines = {"bad": [reason for _, reason in found.bad], "images without an object": list(found.empty)}
     for reason, names in found.unused:
         lines[f"not used, {reason}"] = list(names)
     _print_groups(lines)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, open_classifier, open_images, open_label_maps
+from foveate.cli.options import DataOptions, open_boxes, open_classifier, open_images, open_label_maps
 from foveate.cli.tables import csv_lines
 from foveate.errors import printable
 from foveate.io import json_text
@@ -41,7 +41,8 @@ def evaluate(
             a timm model or torchvision:NAME.
         data: a folder with train/ and val/, a folder of class folders, Parquet, hf:NAME, torchvision:NAME, or "elpv".
             Its classes are found among the model's by name; they may be fewer. Or images beside label maps, for a
-            segmentation network: the intersection over union of each class.
+            segmentation network: the intersection over union of each class. Or images with boxes, for a detector: the
+            average precision of each class.
         part: which images; without a split of its own, "val" is the fifth that "foveate train" does not train on.
         pretrained: with a network's name, use its ImageNet weights.
         image_size: side of the images in pixels; without it the model's own.
@@ -55,10 +56,15 @@ def evaluate(
     csv_lines.check(None if confusion is None else str(confusion), json=False, option="--confusion")
     network = open_classifier(model, pretrained=pretrained)
     maps = fv.find_segmentation(data)
-    if maps and confusion is not None:
-        raise fv.FoveateError("--confusion is for classification, and this data has label maps: take --csv")
+    boxes = not maps and fv.find_detection(data)
+    if (maps or boxes) and confusion is not None:
+        what = "label maps" if maps else "boxes"
+        raise fv.FoveateError(f"--confusion is for classification, and this data has {what}: take --csv")
     options = images or DataOptions()
-    opened = open_label_maps(data, options) if maps else open_images(data, options, min_classes=1)
+    if maps or boxes:
+        opened = open_label_maps(data, options) if maps else open_boxes(data, options)
+    else:
+        opened = open_images(data, options, min_classes=1)
     found = fv.evaluate(
         network,
         opened,
@@ -74,8 +80,11 @@ def evaluate(
     if csv is not None:
         csv_lines.write_csv(rows, csv)
     if json:
-        count = len(found.counts if maps else found.labels)
+        count = len(found.counts if maps else found.objects if boxes else found.labels)
         print(json_text({"data": opened.name, "part": part, "images": count, **found.to_dict()}))
+    elif csv != "-" and boxes:
+        print(printable(f"{opened.name}, {part}: {len(found.objects)} images, {found.headline}"))
+        _table(rows, ("class", "images", "objects", "ap", "ap50"))
     elif csv != "-" and maps:
         print(printable(f"{opened.name}, {part}: {len(found.counts)} images, {found.headline}, loss {found.loss:.4f}"))
         _table(rows, ("class", "images", "iou", "recall", "precision"))
@@ -92,9 +101,13 @@ def _table(rows: list[dict[str, Any]], headings: tuple[str, ...]) -> None:
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for row in rows:
-        numbers = ["-" if row[key] is None else f"{row[key]:.3f}" for key in headings[2:]]
+        numbers = [_number(row[key]) for key in headings[2:]]
         table.add_row(escape(printable(row["class"])), str(row["images"]), *numbers)
     Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def _print(found: fv.Evaluation, rows: list[dict[str, Any]], name: str, part: str) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "SegmenterOptions",
     "check_names",
     "is_folder",
+    "open_boxes",
     "open_classifier",
     "open_images",
     "open_label_maps",
@@ -171,6 +172,33 @@ def open_classifier(model: str, *, pretrained: bool) -> Any:
     return open_network(ModelOptions(model, pretrained=True))
 
 
+def open_boxes(source: str, options: DataOptions) -> Any:
+    """The data set of images with boxes, with what there is to say about it."""
+    if options.allow_empty or options.parts is not None:
+        raise FoveateError("--allow-empty and --parts are for classification, and this data has boxes")
+    data = fv.open_detection(
+        source,
+        seed=options.split_seed,
+        val_fraction=options.val_fraction,
+        limit=options.limit,
+        on_bad_image=options.on_bad_image,
+    )
+    counts = f"{len(data.train)} training and {len(data.val)} validation images with boxes"
+    say(f"{data.name}: {counts}, {len(data.classes)} classes")
+    say(data.note)
+    for reason, names in data.unused:
+        say(f"not used: {len(names)} files {reason}, such as {names[0]}")
+    _say_bad([reason for _, reason in data.bad])
+    return data
+
+
+def _say_bad(reasons: Sequence[str]) -> None:
+    for reason in reasons[:_SHOWN]:
+        say(f"left out: {reason}")
+    if len(reasons) > _SHOWN:
+        say(f"left out: {len(reasons) - _SHOWN} more, which foveate data check lists")
+
+
 def open_label_maps(source: str, options: DataOptions) -> Any:
     """The data set of images with label maps, with what there is to say about it."""
     if options.allow_empty or options.on_bad_image != "stop":
@@ -202,8 +230,5 @@ def open_images(source: str, options: DataOptions, min_classes: int = 2) -> Any:
     for text in (data.note, data.licence):
         if text:
             say(text)
-    for bad in data.bad[:_SHOWN]:
-        say(f"left out: {bad}")
-    if len(data.bad) > _SHOWN:
-        say(f"left out: {len(data.bad) - _SHOWN} more, which foveate data check lists")
+    _say_bad(data.bad)
     return data

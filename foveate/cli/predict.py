@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ def predict(
     json: bool = False,
     top: int = 5,
     copy_to: Path | None = None,
+    pictures: Path | None = None,
     strict: bool = False,
     pretrained: bool = False,
     image_size: int | None = None,
@@ -43,10 +45,12 @@ def predict(
             a timm model or torchvision:NAME.
         images: image files, folders (the images in them and below), or patterns in quotes such as "dogs/*.jpg".
         output: write a row for each image, with the probability of every class, to this CSV file; "-" prints it. With a
-            segmentation network a folder: it gets a PNG for each image, whose numbers are the classes.
+            segmentation network a folder: it gets a PNG for each image, whose numbers are the classes. With a detector
+            a .json file: COCO's, with a score for each box.
         json: print a line of JSON for each image.
         top: how many classes are shown of each image on the terminal and as JSON.
         copy_to: copy each image into a folder of its predicted class in this folder; nothing is overwritten.
+        pictures: with a detector, draw each image with its boxes and a legend into this folder; needs --output.
         strict: stop at the first image that cannot be read, instead of counting it.
         pretrained: with a network's name, use its ImageNet weights.
         image_size: side of what the network sees, in pixels; without it the model's own.
@@ -69,8 +73,13 @@ def predict(
     )
 
     if isinstance(found, fv.Masks):
+        _refuse_pictures(pictures)
         _write_masks(found, output, json=json, copy_to=copy_to)
         return
+    if isinstance(found, fv.Detections):
+        _write_boxes(found, output, json=json, copy_to=copy_to, pictures=pictures)
+        return
+    _refuse_pictures(pictures)
 
     def show(one: fv.Prediction) -> None:
         print(json_format.dumps(one.to_dict()) if json else one)
@@ -86,6 +95,36 @@ def predict(
     _report(found, count, [str(place) for place in (output if to_file else None, copy_to) if place])
 
 
+def _refuse_pictures(pictures: Path | None) -> None:
+    if pictures is not None:
+        raise fv.FoveateError("--pictures is for detectors, and this network finds no objects: leave it out")
+
+
+def _write_boxes(
+    found: fv.Detections, output: str | None, *, json: bool, copy_to: Path | None, pictures: Path | None
+) -> None:
+    """Of a detector: one COCO file, or a line for each image."""
+    if copy_to is not None:
+        raise fv.FoveateError("--copy-to is for classes of images, and this network finds objects: leave it out")
+    if output == "-":
+        raise fv.FoveateError("--output -: this network's boxes are one JSON file: name it, or take --json for lines")
+    if output is None:
+        if pictures is not None:
+            raise fv.FoveateError("--pictures needs --output FILE.json, which holds the boxes")
+        for one in found:
+            print(json_format.dumps(one.to_dict()) if json else one)
+    else:
+        say(f"objects of {found.write(output, pictures=pictures)} images written to {output}")
+    _report_bad(found.bad)
+
+
+def _report_bad(bad: Sequence[tuple[str, str]]) -> None:
+    for name, reason in bad[:_SHOWN]:
+        say(f"not predicted: {reason if name in reason else f'{name}: {reason}'}")
+    if len(bad) > _SHOWN:
+        say(f"not predicted: {len(bad) - _SHOWN} more")
+
+
 def _write_masks(found: fv.Masks, output: str | None, *, json: bool, copy_to: Path | None) -> None:
     """Of a segmentation network: PNG files in the output folder, or a line for each image."""
     if copy_to is not None:
@@ -97,18 +136,12 @@ def _write_masks(found: fv.Masks, output: str | None, *, json: bool, copy_to: Pa
         raise fv.FoveateError(f"--output {output}: this network gives a picture for each image: name a folder for them")
     else:
         say(f"{len(found.write(output))} masks written to {output}")
-    for name, reason in found.bad[:_SHOWN]:
-        say(f"not predicted: {reason if name in reason else f'{name}: {reason}'}")
-    if len(found.bad) > _SHOWN:
-        say(f"not predicted: {len(found.bad) - _SHOWN} more")
+    _report_bad(found.bad)
 
 
 def _report(found: fv.Predictions, count: int, written: list[str]) -> None:
     """What there is to say beside the predictions, on stderr."""
-    for name, reason in found.bad[:_SHOWN]:
-        say(f"not predicted: {reason if name in reason else f'{name}: {reason}'}")
-    if len(found.bad) > _SHOWN:
-        say(f"not predicted: {len(found.bad) - _SHOWN} more")
+    _report_bad(found.bad)
     if not found.named:
         say("the model carries no class names, so classes are numbers")
     if written or found.bad:

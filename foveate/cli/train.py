@@ -17,6 +17,8 @@ from foveate.cli.options import (
     DataOptions,
     ModelOptions,
     SegmenterOptions,
+    is_folder,
+    open_boxes,
     open_images,
     open_label_maps,
     open_network,
@@ -85,6 +87,22 @@ def _segmenter(network: Any, head: str, output_stride: int, classes: tuple[str, 
     return model
 
 
+def _detector(network: Any, head: str, output_stride: int, classes: tuple[str, ...], image_size: int | None) -> Any:
+    """The detection network that the options name, with the plan."""
+    if is_folder(network.model):
+        return open_network(network, image_size)
+    given: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+    model = fv.create_detector(network.model, head, classes=classes, pretrained=network.pretrained, **given)
+    if network.plan is not None:
+        fv.insert(model, network.plan, start=network.start, input_size=image_size)
+    return model
+
+
+def _task_of(data: str) -> str:
+    """What the data are for."""
+    return "segment" if fv.find_segmentation(data) else "detect" if fv.find_detection(data) else "classify"
+
+
 def train(
     data: str,
     *,
@@ -92,8 +110,8 @@ def train(
     network: ModelOptions | None = None,
     images: DataOptions | None = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
-    task: Literal["classify", "segment"] | None = None,
-    head: str = "lraspp",
+    task: Literal["classify", "segment", "detect"] | None = None,
+    head: str | None = None,
     output_stride: int = 32,
     output: Path = Path("runs/train"),
     resume: bool = False,
@@ -110,9 +128,12 @@ def train(
 
     Args:
         data: a folder with train/ and val/, a folder of class folders, Parquet, tar files, hf:NAME, torchvision:NAME,
-            or "elpv"; or a folder of images/ beside annotations/, ADE20K, Pascal VOC or Cityscapes for segmentation.
-        task: "segment" is for the class of each pixel; without it the data decide: images beside label maps are for it.
-        head: of a segmentation network: "lraspp" (compact), "upernet" or "danet", with options.
+            or "elpv"; a folder of images/ beside annotations/, ADE20K, Pascal VOC or Cityscapes for segmentation; or
+            images with boxes, in COCO's or Pascal VOC's files, for detection.
+        task: "segment" is for the class of each pixel, "detect" for the objects. Without it the data decide: label maps
+            beside the images are for the one, boxes for the other.
+        head: of a segmentation network "lraspp" (compact, taken without this), "upernet" or "danet"; of a detector
+            "faster_rcnn" (taken without this) or "ssdlite" (compact); with options, such as "faster_rcnn(anchor=16)".
         output_stride: of its trunk, 8, 16 or 32: pixels of the image for one of the coarsest map.
         recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
         output: folder for checkpoints, summary.csv and the trained model (last/, model_best/).
@@ -128,13 +149,18 @@ def train(
 
     chosen.check()
     torch.manual_seed(chosen.seed)  # random weights are the seed's, too
-    if (task or ("segment" if fv.find_segmentation(data) else "classify")) == "segment":
+    wanted = task or _task_of(data)
+    if wanted == "detect":
+        say("training for detection, the objects in images" + ("" if task else ": the data have boxes (--task)"))
+        opened = open_boxes(data, images or DataOptions())
+        model = _detector(network, head or "faster_rcnn", output_stride, opened.classes, chosen.image_size)
+    elif wanted == "segment":
         say(
             "training for segmentation, the class of each pixel"
             + ("" if task else ": the data are label maps (--task)")
         )
         opened = open_label_maps(data, images or DataOptions())
-        model = _segmenter(network, head, output_stride, opened.classes, chosen.image_size)
+        model = _segmenter(network, head or "lraspp", output_stride, opened.classes, chosen.image_size)
     else:
         model = open_network(network, chosen.image_size)  # a slip in a name is found before much data is scanned
         opened = open_images(data, images or DataOptions())

@@ -10,7 +10,7 @@ from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
 from foveate.networks.class_names import stored_names
-from foveate.prediction.detection_result import Detections, ObjectsFound
+from foveate.prediction.detection_result import Detections, ImageDetections
 from foveate.prediction.inputs import Images, Inputs, Item
 from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
@@ -58,7 +58,7 @@ def predict_objects(
     preprocess = WholeImage.of(network, image_size).preprocess
     labels = stored_names(network, network.num_classes) or tuple(map(str, range(network.num_classes)))
 
-    def stream() -> Iterator[ObjectsFound]:
+    def stream() -> Iterator[ImageDetections]:
         check_finite(network)
         with ProgressBar(progress) as bar:
             task = bar.task("predicting", inputs.count() if progress else None)
@@ -76,7 +76,7 @@ def predict_objects(
     return Detections(stream(), bad, labels)
 
 
-def _objects(network: Detector, item: Item, preprocess: Preprocess, labels: tuple[str, ...]) -> ObjectsFound:
+def _objects(network: Detector, item: Item, preprocess: Preprocess, labels: tuple[str, ...]) -> ImageDetections:
     device, dtype = device_and_dtype(network)
     image = item.load()
     with preserve_state(network, evaluation=True, no_grad=True):
@@ -86,7 +86,7 @@ def _objects(network: Detector, item: Item, preprocess: Preprocess, labels: tupl
     if not rows.isfinite().all():
         raise FoveateError("the model's boxes or scores are NaN or infinite")
     boxes, scores, classes = rows[:, :4], rows[:, 4], rows[:, 5].long()
-    return ObjectsFound(item.name, boxes, scores, classes, labels, (image.height, image.width), item.path, item)
+    return ImageDetections(item.name, boxes, scores, classes, labels, (image.height, image.width), item.path, item)
 
 
 def evaluate_detector(

@@ -17,14 +17,14 @@ from foveate.io import JsonObject, json_text, write_atomically
 from foveate.prediction.inputs import Item
 from foveate.prediction.segmentation import palette
 
-__all__ = ["Detections", "ObjectsFound"]
+__all__ = ["Detections", "ImageDetections"]
 
 _THRESHOLD = 0.5  # of what pictures show
 _LINE = 12  # pixels of a line of the legend
 
 
 @dataclass(frozen=True, eq=False)
-class ObjectsFound:
+class ImageDetections:
     """What a detection network finds in one image.
 
     Args:
@@ -111,7 +111,7 @@ class Detections:
         labels: a name for each class.
     """
 
-    def __init__(self, stream: Iterator[ObjectsFound], bad: list[tuple[str, str]], labels: tuple[str, ...]) -> None:
+    def __init__(self, stream: Iterator[ImageDetections], bad: list[tuple[str, str]], labels: tuple[str, ...]) -> None:
         self._stream, self._bad, self.labels = stream, bad, labels
 
     @property
@@ -119,7 +119,7 @@ class Detections:
         """(name, reason) of each image that could not be predicted, so far."""
         return tuple(self._bad)
 
-    def __iter__(self) -> Iterator[ObjectsFound]:
+    def __iter__(self) -> Iterator[ImageDetections]:
         return self._stream
 
     def _repr_html_(self) -> str:
@@ -178,14 +178,14 @@ class Detections:
         return len(images)
 
     @staticmethod
-    def _name(one: ObjectsFound, place: Path) -> str:
+    def _name(one: ImageDetections, place: Path) -> str:
         """Relative to the file's folder where the image lies in it, so that the two can be moved together."""
         folder = place.absolute().parent
         path = one.path.absolute() if one.path is not None else None
         return path.relative_to(folder).as_posix() if path and path.is_relative_to(folder) else one.name
 
     @staticmethod
-    def _draw(one: ObjectsFound, place: Path, threshold: float) -> None:
+    def _draw(one: ImageDetections, place: Path, threshold: float) -> None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -13,7 +13,7 @@ import foveate as fv
 from foveate.data.detection import open_detection
 from foveate.dense import create_detector
 from foveate.errors import FoveateError
-from foveate.prediction.detection_result import ObjectsFound
+from foveate.prediction.detection_result import ImageDetections
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_picture_shows_boxes_in_their_colours_and_a_legend():
     boxes = torch.tensor([[10.0, 10, 50, 60], [60, 20, 90, 40]])
     scores, classes = torch.tensor([0.9, 0.3]), torch.tensor([1, 0])
     item = type("Item", (), {"load": staticmethod(lambda: image)})()
-    one = ObjectsFound("a.png", boxes, scores, classes, ("cat", "dog"), (80, 100), None, item)
+    one = ImageDetections("a.png", boxes, scores, classes, ("cat", "dog"), (80, 100), None, item)
     assert str(one) == "a.png: 1 dog (score 0.5 or more)"
     few, many = np.asarray(one.picture()), np.asarray(one.picture(0.1))
     colours = {tuple(colour) for colour in few[:80].reshape(-1, 3)}

@@ -1,0 +1,90 @@
+"""From a folder of images with boxes to a file of boxes on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.cli.app import app
+from foveate.errors import FoveateError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("boxes")
+    (folder / "images").mkdir()
+    images = [{"id": n, "file_name": f"{n}.png", "width": 48, "height": 40} for n in range(5)]
+    boxes = [{"id": n, "image_id": n, "category_id": 1 + n % 2, "bbox": [4, 6, 20 + n, 16]} for n in range(5)]
+    boxes.append({"id": 9, "image_id": 0, "category_id": 1, "bbox": [4, 6, 0, 16]})
+    for entry in images:
+        random = np.random.default_rng(entry["id"])
+        Image.fromarray(random.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(
+            folder / "images" / entry["file_name"]
+        )
+    names = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    (folder / "boxes.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
+    return folder
+
+
+def run(*words):
+    try:
+        app(list(map(str, words)))
+    except SystemExit as stopped:
+        return stopped.code or 0
+    except FoveateError as error:  # which the program prints
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def test_a_faulty_box_is_named_before_anything_is_trained(folder, tmp_path, capsys):
+    assert run("data", "check", folder) == 1
+    out = capsys.readouterr().out
+    assert "bad: 1" in out
+    assert "the box 4, 6, 4, 22 (left, top, right, bottom) of 'cat' has no area" in out
+    assert run("data", "check", folder, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["objects"][1]["class"] == "dog"
+    assert run("train", folder, "--output", tmp_path / "run") == 2
+    assert "has no area; on_bad_image='skip'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run("train", folder, "--allow-empty", "--output", tmp_path / "run") == 2
+    assert "this data has boxes" in capsys.readouterr().err
+
+
+def test_train_evaluate_predict(folder, tmp_path, capsys):
+    pytest.importorskip("faster_coco_eval")
+    kept = tmp_path / "run"
+    options = ("--epochs", 1, "--image-size", 32, "--batch-size", 2, "--head", "ssdlite(width=0.1)", "--output", kept)
+    skip = ("--on-bad-image", "skip")
+    plan = ("--model", "test_efficientnet", "--plan", "se after backbone.blocks.1.0")
+    assert run("train", folder, *plan, *options, *skip) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("mAP ")
+    assert "training for detection, the objects in images: the data have boxes" in captured.err
+    assert "left out: images/0.png" in captured.err or "left out: 0.png" in captured.err
+    assert run("evaluate", kept, folder, "--part", "train", "--json", *skip) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["class"] for row in found["classes"]] == ["cat", "dog"]
+    assert found["images"] == 4
+    assert run("evaluate", kept, folder, *skip) == 0
+    assert "ap50" in capsys.readouterr().out
+    assert run("evaluate", kept, folder, "--confusion", tmp_path / "a.png", *skip) == 2
+    assert "this data has boxes: take --csv" in capsys.readouterr().err
+    boxes = tmp_path / "boxes.json"
+    assert run("predict", kept, folder / "images", "--output", boxes, "--pictures", tmp_path / "drawn") == 0
+    assert "objects of 5 images written" in capsys.readouterr().err
+    assert len(json.loads(boxes.read_text())["images"]) == len(list((tmp_path / "drawn").iterdir())) == 5
+    assert run("predict", kept, folder / "images/3.png", "--json") == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"path", "objects"}
+    for words, message in (
+        (("--output", "-"), "name it"),
+        (("--copy-to", tmp_path / "copies"), "--copy-to is for classes"),
+        (("--pictures", tmp_path / "drawn"), "needs --output"),
+        (("--output", tmp_path / "a.csv"), "name a .json file"),
+    ):
+        assert run("predict", kept, folder / "images", *words) == 2
+        assert message in capsys.readouterr().err
