@@ -13,8 +13,8 @@ SECTIONS = {
         "Guides",
         (
             "surgery", "cost", "latency", "kernels", "data", "training", "segmentation", "detection", "compare",
-            "families", "search", "executors", "saving", "predict", "explain", "audit", "serve", "export", "export_formats",
-            "export_int8", "doctor",
+            "families", "search", "executors", "saving", "predict", "explain", "audit", "serve", "export",
+            "export_formats", "export_int8", "doctor",
         ),
     ),
     "gallery": ("Gallery", ("index",)),
