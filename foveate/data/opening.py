@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from foveate.data.check import damaged, unusable
+from foveate.data.detection import DetectionData, DetectionSplit, find_detection
 from foveate.data.division import sample
 from foveate.data.elpv import read_elpv
 from foveate.data.folder import read_folder
@@ -110,6 +111,8 @@ def _read(
         raise FoveateError(f"parts={str(choice)!r}: the parts of {source} cannot be chosen; leave parts out")
     if source == "elpv":
         return read_elpv(seed, val_fraction)
+    if isinstance(source, DetectionData | DetectionSplit):
+        raise FoveateError(f"{source.name!r} are images with boxes, and images with one class each are wanted here")
     if not isinstance(source, str | os.PathLike):
         raise FoveateError(f"data is a folder, a .parquet file or 'elpv', not {type(source).__name__}")
     kind, _, name = str(source).partition(":")
@@ -141,6 +144,11 @@ def _read_path(path: Path, seed: int, val_fraction: float, min_classes: int, cho
         return read_shards(path, seed, val_fraction)
     if not path.is_dir():
         raise FoveateError(f"{path} is a file: data is a folder of class folders, a .parquet or .tar file, or 'elpv'")
+    if find_detection(path):
+        raise FoveateError(
+            f"{path} holds images with boxes, and images with one class each are wanted here; open_detection opens it, "
+            "for fit, evaluate and check_detection"
+        )
     official = find_official(path)
     return read_official(*official, choice) if official else read_folder(path, seed, val_fraction, min_classes, choice)
 

@@ -17,7 +17,7 @@ from foveate.errors import FoveateError, near
 
 __all__ = ["find_coco", "read_coco"]
 
-_CHUNK = 1 << 16  # bytes of the beginning and of the end that are looked at
+_CHUNK = 1 << 20  # bytes of the beginning and of the end that are looked at
 _MAY_HOLD = ("", "annotations", "annotation")
 _LESS_THAN_A_BOX = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")  # COCO's other files
 
@@ -47,13 +47,9 @@ def _looks_so(path: Path) -> bool:
             text = start + file.read(_CHUNK)
     except OSError:
         return False
-    return start.lstrip().startswith(b"{") and b'"images"' in text + _keys(path, text) and b'"annotations"' in text
-
-
-def _keys(path: Path, text: bytes) -> bytes:
-    """A large file may have "images" in its middle: there its boxes and categories tell what it is."""
-    large = path.stat().st_size > 2 * _CHUNK
-    return b'"images"' if large and (b'"bbox"' in text or b'"categories"' in text) else b""
+    # Without boxes it may be a data set of another kind, such as iNaturalist's classes.
+    others = (b'"images"', b'"annotations"', b'"categories"')
+    return start.lstrip().startswith(b"{") and b'"bbox"' in text and any(key in text for key in others)
 
 
 def read_coco(root: Path, files: Sequence[Path], wanted: str | None) -> Found:

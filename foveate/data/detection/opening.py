@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -93,6 +94,8 @@ def open_detection(
     if not root.exists():
         raise FoveateError(f"no data at {root}: name a folder of images with boxes, or a COCO file")
     read = _layout(root)
+    if read is None and root.suffix.lower() == ".json" and root.is_file():
+        read = partial(read_coco, root, [root])  # which says what is wrong with it
     if read is None:
         raise FoveateError(
             f"{root} holds no images with boxes: name a folder with COCO's annotations (.json) or Pascal VOC's "

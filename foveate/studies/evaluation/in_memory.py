@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.data import ImageData, open_data
+from foveate.data.detection import DetectionData, DetectionSplit
 from foveate.data.division import sample
 from foveate.data.split import Split
 from foveate.errors import FoveateError
@@ -81,7 +82,7 @@ def load_images(
     """
     if limit is not None and limit < 1:
         raise FoveateError(f"limit {limit}: must be at least 1")
-    if isinstance(data, str | os.PathLike):
+    if isinstance(data, str | os.PathLike | DetectionData | DetectionSplit):  # of these two it says what they are
         data = open_data(data)
     name = data.name if isinstance(data, ImageData | Split) else "images"
     part = data.val if isinstance(data, ImageData) else data
