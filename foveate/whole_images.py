@@ -20,20 +20,20 @@ def scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def resized(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """An RGB image as the network sees it: uint8 (C, h, w), the shorter side at the network's size."""
+def resized(image: Image.Image, preprocess: Preprocess, *, exact: bool = False) -> Tensor:
+    """An RGB image as the network sees it: uint8 (C, h, w), its shorter side at the network's size, or exactly so."""
     from torchvision.transforms.v2 import functional as transform
 
-    picture = _picture(image, preprocess)
+    picture = _picture(image, preprocess, exact=exact)
     pixels: Tensor = transform.pil_to_tensor(picture.convert("L") if len(preprocess.mean) == 1 else picture)
     return pixels
 
 
-def _picture(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def _picture(image: Image.Image, preprocess: Preprocess, *, exact: bool) -> Image.Image:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as transform
 
-    size = scaled_size((image.height, image.width), preprocess.size[0])
+    size = preprocess.size if exact else scaled_size((image.height, image.width), min(preprocess.size))
     picture: Image.Image = transform.resize(image, list(size), InterpolationMode(preprocess.interpolation))
     return picture
 
@@ -44,9 +44,11 @@ class WholeImage:
 
     Args:
         preprocess: of the network; its shorter side is that of the images.
+        exact: images are brought to exactly its size, whatever their proportions.
     """
 
     preprocess: Preprocess
+    exact: bool = False
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -67,12 +69,13 @@ class WholeImage:
 
     def view(self, image: Image.Image) -> Image.Image:
         """The image as the network sees it, still a picture."""
-        return _picture(open_image(image), self.preprocess)
+        return _picture(open_image(image), self.preprocess, exact=self.exact)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Normalised float32 (C, h, w)."""
         from torchvision.transforms.v2 import functional as transform
 
-        pixels = transform.to_dtype(resized(open_image(image), self.preprocess), torch.float32, scale=True)
+        whole = resized(open_image(image), self.preprocess, exact=self.exact)
+        pixels = transform.to_dtype(whole, torch.float32, scale=True)
         normalised: Tensor = transform.normalize(pixels, list(self.mean), list(self.std))
         return normalised

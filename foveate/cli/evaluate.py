@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, open_boxes, open_classifier, open_images, open_label_maps
+from foveate.cli.options import (
+    DataOptions,
+    ViewOptions,
+    open_boxes,
+    open_classifier,
+    open_images,
+    open_label_maps,
+)
 from foveate.cli.tables import csv_lines
 from foveate.errors import printable
 from foveate.io import json_text
@@ -28,6 +35,7 @@ def evaluate(
     image_size: int | None = None,
     batch_size: int = 32,
     workers: int = 0,
+    views: ViewOptions | None = None,
     confusion: Path | None = None,
     csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     json: bool = False,
@@ -72,6 +80,7 @@ def evaluate(
         image_size=image_size,
         batch_size=batch_size,
         workers=workers,
+        **(views or ViewOptions()).given(),
         progress=True,
     )
     rows = found.per_class()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, ModelOptions, open_images, open_network, say
+from foveate.cli.options import DataOptions, ModelOptions, open_images, open_label_maps, open_network, say
 from foveate.errors import FoveateError
 
 __all__ = ["export"]
@@ -91,7 +91,8 @@ def export(
         "python": python,
     }
     network = open_network(ModelOptions(model, pretrained=pretrained, plan=plan))
-    opened = None if data is None else open_images(data, options)
+    maps_given = data is not None and fv.find_segmentation(data)
+    opened = None if data is None else open_label_maps(data, options) if maps_given else open_images(data, options)
     found = fv.export_all(
         network,
         to,
@@ -138,6 +139,8 @@ def _print(found: fv.ExportTable) -> None:
         "correlation": ("lowest_correlation", "{:.3f}"),
         "top-1": ("top1", "{:.3f}"),
         "network": ("network_top1", "{:.3f}"),
+        "mIoU": ("miou", "{:.4f}"),
+        "network mIoU": ("network_miou", "{:.4f}"),
         "ms": ("milliseconds", "{:.2f}"),
         "PyTorch ms": ("network_milliseconds", "{:.2f}"),
     }

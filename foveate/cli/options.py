@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -19,6 +19,7 @@ __all__ = [
     "ModelOptions",
     "NetworkOptions",
     "SegmenterOptions",
+    "ViewOptions",
     "check_names",
     "is_folder",
     "open_boxes",
@@ -62,6 +63,26 @@ class ModelOptions(NetworkOptions):
     """
 
     plan: str | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ViewOptions:
+    """How a segmentation network is shown an image.
+
+    Args:
+        flip: show each image flipped left to right, too, and average the probabilities.
+        scales: show each image with its shorter side at these multiples of the size, such as 0.75 1 1.25, and average.
+        window: show each image in windows of so many pixels, which overlap by a third.
+    """
+
+    flip: bool = False
+    scales: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None
+    window: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """As the library's options."""
+        return {"flip": self.flip, "scales": self.scales or (), "window": self.window}
 
 
 @Parameter(name="*")

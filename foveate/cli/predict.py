@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import open_classifier, say
+from foveate.cli.options import ViewOptions, open_classifier, say
 from foveate.cli.process.stopping import kept, when_stopped
 from foveate.cli.tables import csv_lines
 
@@ -35,6 +35,7 @@ def predict(
     image_size: int | None = None,
     batch_size: int = 32,
     threads: int | None = None,
+    views: ViewOptions | None = None,
 ) -> None:
     """Say of which class images are: a line for each on the terminal, or every class's probability as CSV.
 
@@ -69,6 +70,7 @@ def predict(
         batch_size=batch_size,
         threads=threads,
         strict=strict,
+        **(views or ViewOptions()).given(),
         progress=(to_file and not json) or not sys.stdout.isatty(),  # a bar and lines would mix
     )
 

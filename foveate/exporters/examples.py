@@ -74,6 +74,8 @@ def write_example(path: Path, metadata: Mapping[str, Any], place: Path, *, overw
     Raises:
         FoveateError: a file is there, the folder is another one, or it cannot be written.
     """
+    if metadata.get("task") == "segmentation":
+        raise FoveateError(f"{path.name} gives scores for pixels, and the program that is written is for classifiers")
     if place.suffix != ".py" or place.parent.resolve() != path.parent.resolve():
         raise FoveateError(f"{place}: the example is a .py file in the folder of {path.name}, which it opens")
     if place.exists() and not overwrite:

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from foveate.accounting.profiling.timer import Quantiles, interleaved
+from foveate.dense import Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.examples import example_name, write_example
 from foveate.exporters.format import Format, find_format
 from foveate.exporters.options import Batch, ExportOptions, Size
+from foveate.exporters.pixels import check_fits, for_pixels, miou_of
 from foveate.exporters.program import Program, prepare, preprocess_for
 from foveate.exporters.result import Exported
 from foveate.exporters.sample_images import Samples, SampleSource, random_samples
@@ -26,6 +28,7 @@ from foveate.networks.class_names import class_positions, to_outputs
 from foveate.surgery.saving.checkpoint import load
 
 if TYPE_CHECKING:
+    from foveate.data.segmentation import SegmentationData
     from foveate.data.split import ImageData
 
 __all__ = ["export"]
@@ -40,7 +43,7 @@ def export(
     output: str | os.PathLike[str],
     *,
     precision: str = "fp32",
-    data: str | os.PathLike[str] | ImageData | SampleSource | None = None,
+    data: str | os.PathLike[str] | ImageData | SegmentationData | SampleSource | None = None,
     images: int = 100,
     maps: Sequence[str] | str = (),
     input: str = "float",
@@ -61,7 +64,8 @@ def export(
     The file says of itself what a program needs to use it: classes, preparation of the images, plan, outputs.
 
     Args:
-        model: a classifier, or a folder that ``fit`` or ``save`` wrote. It is left as found.
+        model: a classifier, a network of ``create_segmenter``, or a folder that ``fit`` or ``save`` wrote. It is left
+            as found. A segmentation network's file gives scores for each pixel; with ``data`` its mIoU is measured.
         format: "onnx", "openvino", ...: a file of ``foveate.exporters.formats``.
         output: a folder, or the file's own name with the format's suffix.
         precision: "fp32", "fp16" or "int8".
@@ -71,7 +75,8 @@ def export(
         maps: more outputs: "attention", "cam".
         input: "float" or "uint8".
         batch: "dynamic" or a number.
-        size: of the images; None for the model's own, "dynamic" for any.
+        size: of the images; None for the model's own, "dynamic" for any. Of segmentation None is "dynamic" where the
+            format can.
         keep: what int8 leaves in more bits: "auto", "none" or "attention".
         softmax: an output with probabilities, too.
         top: outputs with the most probable classes, so many.
@@ -103,6 +108,8 @@ def export(
         options = replace(options, batch=1)
         notes.append(f"{format} takes a fixed number of images: this file takes 1 at a time")
     network = model if isinstance(model, nn.Module) else load(model)
+    if isinstance(network, Segmenter):
+        options = for_pixels(form, options, notes, example=example)
     place = _place(Path(output), form, network, options, overwrite)
     program_name = example_name(place.name, format) if example else None
     if program_name and place.with_name(program_name).exists() and not overwrite:
@@ -114,6 +121,8 @@ def export(
             "training images are enough)"
         )
     source = data if data is None or isinstance(data, SampleSource) else SampleSource(data)
+    if source is not None:
+        check_fits(network, source)
     asked = (images, preprocess, options)
     calibration = source.samples("train", *asked) if options.precision == "int8" and source else None
     samples = source.samples("val", *asked) if source else random_samples(min(_RANDOM, images), preprocess, options)
@@ -139,11 +148,10 @@ def export(
         seen = verify(program, form, path, samples) if check else Verification(())
         wrong = failed(seen.checks)
         if wrong and not keep_failed:
+            found = (f"{each.name}: {each.value}" + (f", limit {each.limit}" if each.limit else "") for each in wrong)
             raise FoveateError(
-                f"{format} {precision}: the file does not do what the network does, and was not kept: "
-                + "; ".join(
-                    f"{each.name}: {each.value}" + (f", limit {each.limit}" if each.limit else "") for each in wrong
-                )
+                f"{format} {precision}: the file does not do what the network does, and was not kept"
+                f"{_advice(options)}: {'; '.join(found)}"
             )
         milliseconds = _time(program, form, path, samples) if check and time and not form.runs_here() else (None, None)
         megabytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
@@ -165,6 +173,8 @@ def export(
         agreement=seen.agreement,
         top1=_top1(seen.logits, samples, positions),
         network_top1=_top1(seen.expected, samples, positions),
+        miou=miou_of(seen.logits, samples),
+        network_miou=miou_of(seen.expected, samples),
         agreement_without=program.agreement_without,
         contributions=program.contributions,
         milliseconds=milliseconds[0],
@@ -190,6 +200,11 @@ def _place(output: Path, form: Format, network: nn.Module, options: ExportOption
     if place.exists() and not overwrite:
         raise _is_there(place)
     return place
+
+
+def _advice(options: ExportOptions) -> str:
+    """What may help."""
+    return " (with size=(height, width) it need not take any size)" if options.size == "dynamic" else ""
 
 
 def _is_there(place: Path) -> FoveateError:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +21,10 @@ from foveate.exporters.sample_images import as_given
 from foveate.html import html_lines, html_table
 from foveate.images import Preprocess
 from foveate.io import JsonObject
+from foveate.scores import pixel_scores
+from foveate.whole_images import WholeImage
 
-__all__ = ["ExportedClassifier", "is_exported", "open_exported"]
+__all__ = ["ExportedClassifier", "ExportedSegmenter", "is_exported", "open_exported"]
 
 
 class ExportedClassifier:
@@ -91,12 +96,65 @@ class ExportedClassifier:
         return f"<{self.metadata['architecture']} in {self.path}, {self.metadata['precision']}>"
 
 
+class ExportedSegmenter(ExportedClassifier):
+    """A file that ``export`` wrote of a segmentation network: scores for each pixel, (B, K, h, w).
+
+    Args:
+        path: of the file.
+        session: the opened file.
+        format_name: of the file.
+    """
+
+    def __init__(self, path: Path, session: Session, format_name: str) -> None:
+        super().__init__(path, session, format_name)
+        taken = self.metadata["input"]
+        height = taken["shape"][str(taken["axes"]).split().index("h")]
+        self._preparation = WholeImage(self.preprocess, exact=isinstance(height, int))
+
+    @property
+    def preparation(self) -> WholeImage:
+        """How images are prepared: whole, the shorter side at a length, or in the one size that the file takes."""
+        return self._preparation
+
+    def sized(self, image_size: int) -> ExportedSegmenter:
+        """The same for images whose shorter side is of another length.
+
+        Raises:
+            FoveateError: the file takes one size alone.
+        """
+        if self.preparation.exact:
+            height, width = self.preprocess.size
+            raise FoveateError(f"image_size={image_size}: {self.path} takes images of {height}x{width} pixels alone")
+        other = copy.copy(self)
+        other._preparation = WholeImage(replace(self.preprocess, size=(image_size, image_size)))
+        return other
+
+    def names(self, count: int) -> tuple[str, ...]:
+        """Those that the file tells."""
+        found = self.classes or ()
+        return found if len(found) == count else ()
+
+    def running(self) -> contextlib.AbstractContextManager[object]:
+        """Nothing is to be kept."""
+        return contextlib.nullcontext()
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(B, K, h, w) float32 for normalised images (B, C, h, w), in batches as the file takes them."""
+        size = self.batch or len(images)
+        parts = []
+        for part in torch.split(images, size):
+            missing = size - len(part)
+            filled = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)]) if missing else part
+            parts.append(pixel_scores(self.logits(filled))[: len(part)].float())
+        return torch.cat(parts)
+
+
 def is_exported(path: str | os.PathLike[str]) -> bool:
     """Whether a path is, by its suffix, a file of a format that ``export`` writes."""
     return format_of_file(Path(path)) is not None
 
 
-def open_exported(path: str | os.PathLike[str], threads: int | None = None) -> ExportedClassifier:
+def open_exported(path: str | os.PathLike[str], threads: int | None = None) -> ExportedClassifier | ExportedSegmenter:
     """Open a file that ``export`` wrote. Nothing in it is executed but the network's own operations.
 
     Args:
@@ -121,4 +179,6 @@ def open_exported(path: str | os.PathLike[str], threads: int | None = None) -> E
     unable = form.runs_here()
     if unable:
         raise FoveateError(f"{path} cannot be run on this machine: {unable}")
-    return ExportedClassifier(path, form.open(path, threads), form.name)
+    session = form.open(path, threads)
+    kind = ExportedSegmenter if session.metadata.get("task") == "segmentation" else ExportedClassifier
+    return kind(path, session, form.name)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,12 +23,18 @@ from foveate.images import Preprocess
 from foveate.io import JsonObject
 from foveate.networks.class_names import class_names
 from foveate.preserve import preserve_state
-from foveate.scores import check_logits
+from foveate.scores import check_logits, pixel_scores
 from foveate.surgery.model_copy import copied, guarded
 from foveate.surgery.record import record_of, unwrapped
 from foveate.surgery.trace import input_size_of
 
-__all__ = ["AttentionSite", "DeployableNetwork", "Program", "prepare", "preprocess_for", "quiet", "reason", "where"]
+__all__ = [
+    *("AttentionSite", "DeployableNetwork", "Program", "prepare", "preprocess_for", "quiet", "reason", "scores_of"),
+    "where",
+]
+
+
+_LEAST_SIDE = 96  # three positions of stride 32
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class DeployableNetwork(nn.Module):
     """The network with what its file does before and after it.
 
     Args:
-        network: gives (B, K) logits.
+        network: gives (B, K) logits, or scores (B, K, H, W) of pixels.
         preprocess: its mean and standard deviation are a part of the file where it takes pixels.
         options: what was asked.
         maps: more outputs.
@@ -77,7 +83,7 @@ class DeployableNetwork(nn.Module):
         found: Kept = {}
         handles = [handle for one in self.maps for handle in one.watch(found)]
         try:
-            logits = check_logits(self.network(images.to(self.dtype)))
+            logits = scores_of(self.network(images.to(self.dtype)))
         finally:
             for handle in handles:
                 handle.remove()
@@ -167,6 +173,16 @@ class Program:
             raise FoveateError(f"torch.export cannot follow the network{inside}: {reason(error)}") from error
 
 
+def scores_of(output: object) -> Tensor:
+    """What a network says of images, (B, K), or of their pixels, (B, K, H, W).
+
+    Raises:
+        FoveateError: it is neither.
+    """
+    is_pixels = isinstance(output, Mapping) or (isinstance(output, Tensor) and output.ndim == 4)
+    return pixel_scores(output) if is_pixels else check_logits(output)
+
+
 def where(text: str, sites: Sequence[AttentionSite]) -> str:
     """In which attention module an error or an operation is, if its text names one."""
     for site in sites:
@@ -230,7 +246,12 @@ def prepare(
         count = 2 if options.batch == "dynamic" else int(options.batch)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(count, channels, height, width, generator=generator)
-        logits = check_logits(network(images.clone()))
+        logits = scores_of(network(images.clone()))
+        pixels = logits.ndim == 4
+        if pixels and options.size == "dynamic":
+            # Of a map of one position torch takes the sides for constants, and equal sides for one.
+            height, width = max(height, _LEAST_SIDE), max(width, _LEAST_SIDE) + 32
+            images = torch.randn(count, channels, height, width, generator=generator)
         outputs = map_outputs(network, images, options.maps) if options.maps else []
         if options.top > logits.shape[1]:
             raise FoveateError(f"top={options.top}: the model has {logits.shape[1]} classes")
@@ -243,7 +264,7 @@ def prepare(
     if options.size == "dynamic":
         at = 1 if options.input == "uint8" else 2
         shape[at : at + 2] = ["height", "width"]
-    named = [{"name": "logits", "axes": "b k"}]
+    named = [{"name": "scores", "axes": "b k h w"} if pixels else {"name": "logits", "axes": "b k"}]
     named += [{"name": "probabilities", "axes": "b k"}] if options.softmax else []
     named += [{"name": name, "axes": "b n"} for name in ("top_probabilities", "top_classes")] if options.top else []
     described: list[JsonObject] = [*named]
@@ -257,6 +278,7 @@ def prepare(
         shape=tuple(shape),
         outputs=described,
     )
+    metadata |= {"task": "segmentation"} if pixels else {}
     record = record_of(network)
     placed = record.placed if record else ()
     parts = [AttentionSite(at.site, at.path, at.spec.name) for at in placed]

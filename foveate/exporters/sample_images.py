@@ -13,13 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.data.opening import open_data
+from foveate.data.segmentation import SegmentationData, find_segmentation, open_segmentation
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError
 from foveate.exporters.options import ExportOptions
 from foveate.images import Preprocess
 from foveate.io import JsonObject
+from foveate.whole_images import resized, scaled_size
 
-__all__ = ["SampleSource", "Samples", "as_given", "full_batches", "open_samples", "random_samples", "spread_evenly"]
+__all__ = [
+    *("SampleSource", "Samples", "as_given", "full_batches", "open_map_samples", "open_samples", "random_samples"),
+    "spread_evenly",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Samples:
         labels: (N,) positions among ``classes``; None where the images have none.
         classes: of the data set.
         description: where they come from.
+        targets: label maps (H, W) uint8, in their own size, of a segmentation network's images.
     """
 
     normalised: Tensor
@@ -39,6 +45,7 @@ class Samples:
     labels: Tensor | None
     classes: tuple[str, ...]
     description: str
+    targets: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.normalised)
@@ -77,6 +84,41 @@ def open_samples(
     )
 
 
+def open_map_samples(
+    data: SegmentationData, part: str, count: int, preprocess: Preprocess, options: ExportOptions
+) -> Samples:
+    """Images with label maps of one part of a data set, spread evenly over it: those of the size that most have.
+
+    Args:
+        data: both parts.
+        part: "train" or "val".
+        count: at most so many.
+        preprocess: the model's own, or with the size that the file takes.
+        options: whether the file takes pixels, and images of any size.
+
+    Raises:
+        FoveateError: an image or a label map cannot be read.
+    """
+    split = getattr(data, part)
+    exact = options.size != "dynamic"
+    shorter = min(preprocess.size)
+    sizes = [preprocess.size if exact else scaled_size(size, shorter) for size in split.sizes]
+    usual = max(set(sizes), key=lambda size: (sizes.count(size), size))
+    alike = [index for index, size in enumerate(sizes) if size == usual]
+    chosen = [alike[at] for at in spread_evenly(len(alike), count)]
+    pixels = torch.stack([resized(split.load(index), preprocess, exact=exact) for index in chosen])
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    normalised = (pixels.float() / 255 - mean) / std
+    return Samples(
+        normalised,
+        pixels.permute(0, 2, 3, 1).contiguous().numpy() if options.input == "uint8" else normalised.numpy(),
+        None,
+        data.classes,
+        f"{len(chosen)} images of {data.name}, {split.name}, of {usual[0]}x{usual[1]} pixels",
+        tuple(torch.from_numpy(np.array(split.target(index))) for index in chosen),
+    )
+
+
 class SampleSource:
     """A data set whose images are decoded once, however many files they are used for.
 
@@ -87,15 +129,20 @@ class SampleSource:
         FoveateError: it cannot be opened.
     """
 
-    def __init__(self, data: str | os.PathLike[str] | ImageData) -> None:
-        self.data = data if isinstance(data, ImageData) else open_data(data)
+    def __init__(self, data: str | os.PathLike[str] | ImageData | SegmentationData) -> None:
+        if isinstance(data, str | os.PathLike):
+            data = open_segmentation(data) if find_segmentation(data) else open_data(data)
+        self.data = data
         self._decoded: dict[tuple[object, ...], Samples] = {}
 
     def samples(self, part: str, count: int, preprocess: Preprocess, options: ExportOptions) -> Samples:
         """As :func:`open_samples`; what was asked for before is given again."""
-        key = (part, count, preprocess, options.input)
+        key = (part, count, preprocess, options.input, options.size)
         if key not in self._decoded:
-            self._decoded[key] = open_samples(self.data, part, count, preprocess, options)
+            if isinstance(self.data, SegmentationData):
+                self._decoded[key] = open_map_samples(self.data, part, count, preprocess, options)
+            else:
+                self._decoded[key] = open_samples(self.data, part, count, preprocess, options)
         return self._decoded[key]
 
 

@@ -22,6 +22,7 @@ from foveate.io import JsonObject, write_csv
 from foveate.surgery.saving.checkpoint import load
 
 if TYPE_CHECKING:
+    from foveate.data.segmentation import SegmentationData
     from foveate.data.split import ImageData
 
 __all__ = ["ExportRow", "ExportTable", "export_all"]
@@ -51,6 +52,7 @@ class ExportRow:
         row: JsonObject = {"format": self.format, "precision": self.precision, "status": self.status}
         for name in ("megabytes", "difference", "agreement", "agreement_without", "top1", "network_top1"):
             row[name] = getattr(made, name, None)
+        row |= {name: getattr(made, name, None) for name in ("miou", "network_miou")}
         defined = [each.correlation for each in made.contributions if each.correlation is not None] if made else []
         row["lowest_correlation"] = min(defined, default=None)
         row |= {name: getattr(made, name, None) for name in ("milliseconds", "network_milliseconds")}
@@ -93,7 +95,7 @@ def export_all(
     output: str | os.PathLike[str],
     *,
     precisions: Sequence[str] = ("fp32",),
-    data: str | os.PathLike[str] | ImageData | None = None,
+    data: str | os.PathLike[str] | ImageData | SegmentationData | None = None,
     started: Callable[[str, str], object] = lambda _format, _precision: None,
     options: JsonObject | None = None,
 ) -> ExportTable:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.exporters.format import Arrays, Format, Session
-from foveate.exporters.program import Program
+from foveate.exporters.program import Program, scores_of
 from foveate.exporters.sample_images import Samples, full_batches
+from foveate.training.tasks.segmentation_metrics import class_ious, image_counts
 
 __all__ = ["LIMITS", "Check", "Verification", "failed", "run_in_batches", "verify"]
 
@@ -23,6 +24,8 @@ LIMITS = {"fp32": 1e-3, "fp16": 3e-2}
 """Of the largest difference of two logits, relative to the largest logit; int8 is judged by its predictions."""
 MAP_LIMITS = {"fp32": 1e-4, "fp16": 2e-2}
 """Of the largest difference of two values of a map, relative to the map's largest value where that is above 1."""
+LEAST_PIXELS = {"fp32": 0.99, "fp16": 0.95}
+"""Of a segmentation network's pixels whose class the file gives, too; and of the mIoU with the network as the truth."""
 LEAST_AGREEMENT = 0.5
 """Of an int8 file with the network, below which it is taken to be broken."""
 _BATCH = 16
@@ -110,7 +113,7 @@ def _expected(program: Program, samples: Samples) -> tuple[Tensor, ...]:
         for start in range(0, len(samples), _BATCH):
             part = slice(start, start + _BATCH)
             given = program.network(torch.from_numpy(samples.given[part]))
-            logits = program.network.network(samples.normalised[part])
+            logits = scores_of(program.network.network(samples.normalised[part]))
             outputs.append((logits, *given[1:]))
     return tuple(torch.cat([each[n] for each in outputs]).clone() for n in range(len(outputs[0])))
 
@@ -186,13 +189,28 @@ def _compare_logits(program: Program, given: NDArray[np.generic], expected: Tens
     agreement = float((logits.argmax(1) == expected.argmax(1)).float().mean())
     checks = []
     limit = LIMITS.get(program.options.precision)
-    if limit is not None:
+    if logits.ndim == 4:
+        least = LIMITS[program.options.precision]
+        checks.append(Check("scores", difference <= least, _number(difference), _number(least)))
+        checks += _compare_masks(program, logits.argmax(1), expected.argmax(1), expected.shape[1], agreement)
+    elif limit is not None:
         checks.append(Check("logits", difference <= limit, _number(difference), _number(limit)))
         checks.append(Check("agreement", True, f"{agreement:.3f}"))
     else:
         passed = agreement >= LEAST_AGREEMENT
         checks.append(Check("agreement", passed, f"{agreement:.3f}", f"{LEAST_AGREEMENT:.3f}"))
     return logits, _Logits(difference, agreement, checks)
+
+
+def _compare_masks(program: Program, found: Tensor, expected: Tensor, classes: int, agreement: float) -> list[Check]:
+    """The classes of pixels, (N, H, W): the share that is equal, and the file's mIoU with the network as the truth."""
+    least = LEAST_PIXELS[program.options.precision]
+    counts = torch.stack([image_counts(one, other, classes) for one, other in zip(found, expected, strict=True)])
+    miou = float(class_ious(counts.sum(0)).nanmean())
+    return [
+        Check("agreement of pixels", agreement >= least, f"{agreement:.5f}", f"{least:.3f}"),
+        Check("mIoU against the network", miou >= least, f"{miou:.5f}", f"{least:.3f}"),
+    ]
 
 
 def _compare_output(

@@ -19,6 +19,7 @@ from foveate.images import Preprocess
 from foveate.networks.class_names import output_positions, to_outputs
 from foveate.prediction.detection import evaluate_detector
 from foveate.prediction.opening import AnyModel, device_of, open_classifier, open_model
+from foveate.prediction.pixels import TestTime
 from foveate.prediction.segmentation import evaluate_segmenter
 from foveate.progress import ProgressBar
 from foveate.training.input.loaders import Source
@@ -40,6 +41,9 @@ class _Options(TypedDict, total=False):
     batch_size: int
     workers: int
     progress: bool
+    flip: bool
+    scales: Sequence[float]
+    window: int | None
 
 
 @overload
@@ -70,6 +74,9 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     progress: bool = False,
+    flip: bool = False,
+    scales: Sequence[float] = (),
+    window: int | None = None,
 ) -> Evaluation | SegmentationEvaluation | DetectionEvaluation:
     """Measure a classifier on images, in eval mode, on the device where it is. The model is left as found.
 
@@ -90,6 +97,9 @@ def evaluate(
         batch_size: images in a step.
         workers: processes that load images.
         progress: show a bar.
+        flip: of segmentation: show each image flipped left to right, too, and average the probabilities.
+        scales: of segmentation: show each image with its shorter side at these multiples of the size, and average.
+        window: of segmentation: show each image in windows of so many pixels, which overlap by a third.
 
     Returns:
         The metrics, with the prediction for each image.
@@ -103,20 +113,30 @@ def evaluate(
         raise FoveateError(f"part {part!r}: {near(str(part), _PARTS)}")
     if batch_size < 1:
         raise FoveateError(f"batch_size={batch_size}: must be at least 1")
+    views = TestTime.of(flip, scales, window)
     if isinstance(data, SegmentationData | SegmentationSplit) or find_segmentation(data):
         if preprocess is not None:
             raise FoveateError("preprocess= is for classifiers: a segmentation network takes image_size=")
         given = data if isinstance(data, SegmentationSplit) else open_segmentation(data)  # type: ignore[arg-type]  # a path
-        sizes = {"batch_size": batch_size, "workers": workers}
+        sizes = {"batch_size": batch_size, "workers": workers, "image_size": image_size}
         return evaluate_segmenter(
-            open_model(model), given, part=part, image_size=image_size, progress=progress, **sizes
+            open_model(model),
+            given,
+            part=part,
+            progress=progress,
+            test_time=views,
+            **sizes,  # type: ignore[arg-type]
         )
     if isinstance(data, DetectionData | DetectionSplit) or find_detection(data):
         if preprocess is not None:
             raise FoveateError("preprocess= is for classifiers: a detector takes image_size=")
         boxes = data if isinstance(data, DetectionSplit) else open_detection(data)  # type: ignore[arg-type]  # a path
-        sizes = {"batch_size": batch_size, "workers": workers}
-        return evaluate_detector(open_model(model), boxes, part=part, image_size=image_size, progress=progress, **sizes)
+        views.refuse_for_others()
+        of_boxes = {"batch_size": batch_size, "workers": workers}
+        return evaluate_detector(
+            open_model(model), boxes, part=part, image_size=image_size, progress=progress, **of_boxes
+        )
+    views.refuse_for_others()
     split = data if isinstance(data, Split) else _part(open_data(data, min_classes=1), part)
     if not len(split):
         raise FoveateError(f"the split {split.name!r} has no image to evaluate")

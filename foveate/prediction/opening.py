@@ -12,7 +12,7 @@ from foveate.classifier_protocol import Classifier
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.format import format_names
-from foveate.exporters.opened import is_exported, open_exported
+from foveate.exporters.opened import ExportedSegmenter, is_exported, open_exported
 from foveate.images import Preprocess
 from foveate.prediction.network import NetworkClassifier
 from foveate.surgery.saving.checkpoint import load
@@ -39,7 +39,7 @@ def open_classifier(
         FoveateError: there is no model at this path, it is something else, or an option does not fit it.
     """
     model = open_model(model)
-    if isinstance(model, Segmenter):
+    if isinstance(model, Segmenter | ExportedSegmenter):
         raise FoveateError(
             "this is a segmentation network, which gives scores for pixels: give it images with label maps, or a "
             "classifier of images"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TypedDict, Unpack, overload
@@ -13,11 +13,13 @@ from torch import Tensor
 from foveate.classifier_protocol import batched_logits
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
+from foveate.exporters.opened import ExportedSegmenter
 from foveate.prediction.decoding import decoded
 from foveate.prediction.detection import predict_objects
 from foveate.prediction.detection_result import Detections
 from foveate.prediction.inputs import Images, Inputs, Item
 from foveate.prediction.opening import AnyModel, device_of, open_classifier, open_model
+from foveate.prediction.pixels import TestTime
 from foveate.prediction.result import Prediction, Predictions
 from foveate.prediction.segmentation import Masks, predict_masks
 from foveate.progress import ProgressBar
@@ -36,11 +38,14 @@ class _Options(TypedDict, total=False):
     threads: int | None
     strict: bool
     progress: bool
+    flip: bool
+    scales: Sequence[float]
+    window: int | None
 
 
 @overload
 def predict(  # type: ignore[overload-overlap]  # a Segmenter is a network, too, of which this is the rule
-    model: Segmenter, images: Images, **options: Unpack[_Options]
+    model: Segmenter | ExportedSegmenter, images: Images, **options: Unpack[_Options]
 ) -> Masks: ...
 
 
@@ -64,6 +69,9 @@ def predict(
     threads: int | None = None,
     strict: bool = False,
     progress: bool = False,
+    flip: bool = False,
+    scales: Sequence[float] = (),
+    window: int | None = None,
 ) -> Predictions | Masks | Detections:
     """Say of which class images are, or with a segmentation network each of their pixels; a detector finds objects.
 
@@ -85,6 +93,9 @@ def predict(
         strict: stop at the first image that cannot be read. Without it such images are listed in ``bad``, and the
             others go on.
         progress: show a bar.
+        flip: of segmentation: show each image flipped left to right, too, and average the probabilities.
+        scales: of segmentation: show each image with its shorter side at these multiples of the size, and average.
+        window: of segmentation: show each image in windows of so many pixels, which overlap by a third.
 
     Returns:
         The predictions, in the order of the images: iterate, or ``.to_csv("predictions.csv")``. Of a segmentation
@@ -98,8 +109,11 @@ def predict(
         if value is not None and value < 1:
             raise FoveateError(f"{name}={value}: must be at least 1")
     model = open_model(model)
-    if isinstance(model, Segmenter):
-        return predict_masks(model, images, image_size=image_size, strict=strict, progress=progress)
+    views = TestTime.of(flip, scales, window)
+    if isinstance(model, Segmenter | ExportedSegmenter):
+        options = {"image_size": image_size, "strict": strict, "progress": progress}
+        return predict_masks(model, images, test_time=views, **options)  # type: ignore[arg-type]  # they are its own
+    views.refuse_for_others()
     if isinstance(model, Detector):
         return predict_objects(model, images, image_size=image_size, strict=strict, progress=progress)
     inputs = Inputs(images)

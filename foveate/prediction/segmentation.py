@@ -6,30 +6,24 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.data.segmentation import SegmentationData, SegmentationSplit
 from foveate.errors import FoveateError, printable
 from foveate.explanations.mask_overlay import draw_classes, legend, palette
 from foveate.html import html_lines
-from foveate.images import Preprocess
 from foveate.io import write_atomically
-from foveate.model_info import device_and_dtype
-from foveate.networks.class_names import stored_names
 from foveate.prediction.inputs import Images, Inputs
-from foveate.preserve import preserve_state
+from foveate.prediction.pixels import NetworkPixels, PixelModel, TestTime, image_scores, open_pixels
 from foveate.progress import ProgressBar
-from foveate.scores import pixel_scores
-from foveate.training.input.loaders import normalised
-from foveate.training.input.sampler import images_in
+from foveate.training.input.sampler import Batch, images_in
 from foveate.training.input.segmentation import MapLoader
 from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation, collect_counts, measure_counts
-from foveate.whole_images import WholeImage, resized
 
 __all__ = ["Mask", "Masks", "evaluate_segmenter", "palette", "predict_masks"]
 
@@ -148,22 +142,24 @@ class Masks:
 
 
 def predict_masks(
-    network: nn.Module,
+    network: object,
     images: Images,
     *,
     image_size: int | None = None,
     strict: bool = False,
     progress: bool = False,
+    test_time: TestTime | None = None,
 ) -> Masks:
     """Say of which class each pixel of images is. Nothing is computed before the result is read.
 
     Args:
-        network: for segmentation, used in evaluation mode on the device where it is.
+        network: for segmentation, used in evaluation mode on the device where it is; or an exported file.
         images: as ``predict`` takes them.
         image_size: the shorter side of what the network sees, in pixels, instead of the model's own. A mask has the
             size of its image.
         strict: stop at the first image that cannot be read. Without it such images are listed in ``bad``.
         progress: show a bar.
+        test_time: in how many views an image is shown; without it once, whole.
 
     Returns:
         The masks, in the order of the images: iterate, or ``.write("masks/")``.
@@ -173,14 +169,14 @@ def predict_masks(
     """
     inputs = Inputs(images)
     bad: list[tuple[str, str]] = []
-    preprocess = WholeImage.of(network, image_size).preprocess
+    model, shown_as = open_pixels(network, image_size), test_time or TestTime()
 
     def stream() -> Iterator[Mask]:
         with ProgressBar(progress) as bar:
             task = bar.task("predicting", inputs.count() if progress else None)
             for item in inputs:
                 try:
-                    mask = Mask(item.name, *_classes(network, item.load(), preprocess), item.path)
+                    mask = Mask(item.name, *_classes(model, item.load(), shown_as), item.path)
                 except FoveateError as error:
                     if strict:
                         raise
@@ -192,15 +188,13 @@ def predict_masks(
     return Masks(stream(), bad, inputs.folders)
 
 
-def _classes(network: nn.Module, image: Image.Image, preprocess: Preprocess) -> tuple[Tensor, tuple[str, ...]]:
-    device, dtype = device_and_dtype(network)
-    with preserve_state(network, evaluation=True, no_grad=True):
-        pixels = normalised(resized(image, preprocess)[None], preprocess, device).to(dtype)
-        scores = pixel_scores(network(pixels)).float()
-        whole = F.interpolate(scores, (image.height, image.width), mode="bilinear", align_corners=False)
+def _classes(model: PixelModel, image: Image.Image, test_time: TestTime) -> tuple[Tensor, tuple[str, ...]]:
+    with model.running():
+        whole = image_scores(model, image, test_time)
     if not whole.isfinite().all():
         raise FoveateError("the model's scores are NaN or infinite")
-    names = stored_names(network, scores.shape[1]) or tuple(map(str, range(scores.shape[1])))
+    count = whole.shape[1]
+    names = model.names(count) or tuple(map(str, range(count)))
     return whole[0].argmax(0).to(torch.uint8).cpu(), names
 
 
@@ -213,17 +207,19 @@ def evaluate_segmenter(
     batch_size: int = 32,
     workers: int = 0,
     progress: bool = False,
+    test_time: TestTime | None = None,
 ) -> SegmentationEvaluation:
     """Measure a segmentation network on images with label maps, at their own size. The model is left as found.
 
     Args:
-        network: for segmentation.
+        network: for segmentation, or an exported file.
         data: both parts, or one.
         part: of data that is not a part: "val" or "train".
         image_size: as in ``predict_masks``.
-        batch_size: images in a step, as far as they have one size.
-        workers: processes that load images.
+        batch_size: images in a step, as far as they have one size; a file, or several views, take one at a time.
+        workers: processes that load images for a network that is shown each once.
         progress: show a bar.
+        test_time: in how many views an image is shown; without it once, whole.
 
     Raises:
         FoveateError: it has other classes, or an image or a label map cannot be read.
@@ -231,17 +227,34 @@ def evaluate_segmenter(
     """
     if part not in ("val", "train"):
         raise FoveateError(f"part {part!r}: of images with label maps it is 'val' or 'train'")
-    if not isinstance(network, nn.Module):
-        raise FoveateError(f"a segmentation network is a torch.nn.Module, not a {type(network).__name__}")
+    model, shown_as = open_pixels(network, image_size), test_time or TestTime()
     split = data if isinstance(data, SegmentationSplit) else getattr(data, part)
-    names = stored_names(network, len(split.classes))
+    names = model.names(len(split.classes))
     if names and names != split.classes:
         raise FoveateError(
             f"the model's classes ({', '.join(names[:12])}) are not the data's ({', '.join(split.classes[:12])}) in "
             "the same order: give data of the model's classes, or train the model on this data"
         )
-    loader = MapLoader(split, WholeImage.of(network, image_size).preprocess, workers=workers)
-    with preserve_state(network, evaluation=True, no_grad=True), ProgressBar(progress) as bar:
-        shown = bar.track(loader.whole(batch_size), f"evaluating on {split.name}", len(split), images_in)
-        found = collect_counts(lambda inputs: loader.forward(network, inputs), shown, len(split.classes))
+    with model.running(), ProgressBar(progress) as bar:
+        if isinstance(model, NetworkPixels) and shown_as.single:
+            loader = MapLoader(split, model.preparation.preprocess, workers=workers)
+            batches: Iterator[Batch] = loader.whole(batch_size)
+
+            def forward(inputs: Any) -> Tensor:
+                return model.scores(loader.prepared(inputs, model.device))
+        else:
+            batches = _one_by_one(split)
+
+            def forward(inputs: Any) -> Tensor:
+                return image_scores(model, inputs, shown_as)
+
+        shown = bar.track(batches, f"evaluating on {split.name}", len(split), images_in)
+        found = collect_counts(forward, shown, len(split.classes))
     return measure_counts(*found, split.classes)
+
+
+def _one_by_one(split: SegmentationSplit) -> Iterator[Batch]:
+    """Each image, not yet prepared, with its label map (1, H, W)."""
+    for index in range(len(split)):
+        image: Any = split.load(index)
+        yield image, torch.from_numpy(np.array(split.target(index)))[None]

@@ -100,3 +100,23 @@ def test_audit(folder, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert 0 <= found["miou"] <= 100
     assert [row["site"] for row in found["modules"]] == ["backbone.blocks.1.0"]
+
+
+def test_export_and_views(folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    model = fv.create_segmenter("test_efficientnet", "lraspp(width=8)", classes=("0", "1", "2"))
+    model.pretrained_cfg["input_size"] = (3, 32, 32)
+    fv.save(model, tmp_path / "kept")
+    given = ("--data", folder, "--output", tmp_path / "files", "--no-time")
+    assert run("export", tmp_path / "kept", "--to", "onnx", *given, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["status"] == "ok"
+    assert row["miou"] == pytest.approx(row["network_miou"], abs=1e-3)
+    views = ("--flip", "--scales", 1, 1.5, "--window", 24, "--json")
+    found = []
+    for name in (row["path"], tmp_path / "kept"):
+        assert run("evaluate", name, folder, *views) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["miou"] == pytest.approx(found[1]["miou"], abs=2e-3)
+    assert run("predict", row["path"], folder / "images/3.png", *views) == 0
+    assert sum(json.loads(capsys.readouterr().out)["shares"].values()) == pytest.approx(1)
