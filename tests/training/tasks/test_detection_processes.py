@@ -1,0 +1,97 @@
+"""Detection after SIGKILL ends with the same bits; two processes keep one detector and measure all images together."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from foveate.data.detection import open_detection
+from foveate.prediction.evaluate import evaluate
+from foveate.training.fit import fit
+
+pytest.importorskip("faster_coco_eval")
+SCRIPT = Path(__file__).parent / "detection_processes.py"
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """The script as a module: its recipes and networks."""
+    spec = importlib.util.spec_from_file_location("detection_processes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory):
+    """Nine images, three of them for validation, with none to three objects."""
+    folder = tmp_path_factory.mktemp("boxes")
+    annotations, images = [], []
+    (folder / "images").mkdir()
+    for n in range(9):
+        pixels = np.random.default_rng(n).integers(0, 80, (64, 64, 3)).astype(np.uint8)
+        images.append({"id": n, "file_name": f"{n}.png", "width": 64, "height": 64})
+        for k in range(n % 4):
+            x, y = 4 + 20 * k, 6 + 9 * k
+            pixels[y : y + 16, x : x + 16, k % 2] = 240
+            box = {"id": len(annotations), "image_id": n, "category_id": 1 + k % 2, "bbox": [x, y, 16, 16]}
+            annotations.append(box)
+        Image.fromarray(pixels).save(folder / f"images/{n}.png")
+    names = [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]
+    content = {"images": images, "annotations": annotations, "categories": names}
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(boxes, tmp_path_factory):
+    """The folder of what the processes wrote, and how they ended."""
+    place = tmp_path_factory.mktemp("processes")
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(SCRIPT), str(boxes), str(place)]
+    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return place, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_killed_in_the_middle_it_ends_with_the_same_bits(ended, boxes, processes):
+    place, codes, said = ended
+    assert codes[0] == -signal.SIGKILL, said
+    data, recipe = open_detection(boxes), processes.RECIPE.with_(**processes.KILLED)
+    resumed, whole = processes.new_detector(), processes.new_detector()
+    found = fit(resumed, data, recipe, output=place / "killed", resume=True, progress=False)
+    wanted = fit(whole, data, recipe, progress=False)
+    assert [row["eval_map"] for row in found.history] == [row["eval_map"] for row in wanted.history]
+    assert [row["train_loss"] for row in found.history] == [row["train_loss"] for row in wanted.history]
+    other = whole.state_dict()
+    assert all(torch.equal(value, other[key]) for key, value in resumed.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(found.evaluation.found, wanted.evaluation.found, strict=True))
+
+
+def test_two_processes_keep_one_detector_and_measure_all_images(ended, boxes, processes):
+    place, codes, said = ended
+    assert codes[1:] == [0, 0], said
+    weights, found = ([load_file(place / f"{kind}{rank}") for rank in range(2)] for kind in ("weights", "found"))
+    for one in (weights, found):
+        assert one[0].keys() == one[1].keys()
+        assert all(torch.equal(value, one[1][key]) for key, value in one[0].items())
+    model, data = processes.new_detector(), open_detection(boxes)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(weights[0])
+    assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    fit(model, data, processes.RECIPE.with_(epochs=0), progress=False)  # how images are prepared
+    alone = evaluate(model, data, batch_size=1)
+    assert len(alone.found) == len(found[0]) == len(data.val)
+    for n, rows in enumerate(alone.found):
+        assert torch.allclose(found[0][str(n)], rows, atol=1e-3)
