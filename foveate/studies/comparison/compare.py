@@ -140,7 +140,7 @@ def compare(
     names = {label: tuple(job.run.name for job in found) for label, found in jobs.items()}
     size = len(opened.train), len(opened.val)
     described = (maker.name, opened.name, opened.note, opened.licence, *size)
-    setup = Setup(*described, chosen, recipe, names, tuning, margin, families, task.name)
+    setup = Setup(*described, chosen, recipe, names, tuning, margin, families, task.name, opened.classes)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         setup.write(folder)

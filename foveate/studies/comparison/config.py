@@ -45,6 +45,7 @@ class Setup:
         margin: in points: whether a plan is worse by more than that was asked for; None: it was not.
         families: those that were asked for, with the labels of their plans.
         task: what the networks were trained for.
+        classes: of the data.
     """
 
     network: str
@@ -60,6 +61,7 @@ class Setup:
     margin: float | None = None
     families: tuple[FamilyRows, ...] = ()
     task: str = TOP1.task
+    classes: tuple[str, ...] = ()
 
     @property
     def measure(self) -> Measure:
@@ -92,6 +94,7 @@ class Setup:
                     "recipe": Recipe.from_dict(values["recipe"]),
                     "runs": {label: tuple(names) for label, names in values["runs"].items()},
                     "tuning": tuning and Tuning.of(tuning),
+                    "classes": tuple(values.get("classes", ())),
                     "families": tuple(
                         FamilyRows(rows["family"], tuple(rows["labels"])) for rows in values.get("families", ())
                     ),

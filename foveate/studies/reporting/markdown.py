@@ -15,6 +15,7 @@ from foveate.studies.reporting.charts.factor_effects import effect_plot
 from foveate.studies.reporting.charts.scatter import points_of, scatter
 from foveate.studies.reporting.notes import notes
 from foveate.studies.reporting.style import SVG_STYLE
+from foveate.training.tasks.segmentation_metrics import class_ious
 
 __all__ = ["write_page"]
 
@@ -88,6 +89,7 @@ def _text(
         "\n\n".join(f"![{alt[kind]}](images/{file})" for file in pictures if (kind := _kind(file)) in alt),
         "Colours: blue is better, orange is worse, grey is no evidence of a difference.",
         *_factors(comparison, [file for file in pictures if file.endswith("_factors.svg")]),
+        *_classes(comparison),
         "## What the verdicts rest on",
         _table(
             ["plan", "p", "bootstrap [95%]", *counted, "what would be seen"],
@@ -129,6 +131,19 @@ def _factors(comparison: Comparison, pictures: Sequence[str]) -> list[str]:
         _table(["level", "plans", measure.column, "effect [95%]"], rows),
         effects_text(measure),
     ]
+
+
+def _classes(comparison: Comparison) -> list[str]:
+    """Of segmentation the IoU of each class, as the mean of the seeds."""
+    names, counts = comparison.setup.classes, comparison.counts
+    if not names or not counts:
+        return []
+    ious = [100 * class_ious(of.sum(1)).nanmean(0) for of in counts.values()]
+    rows = [
+        [markdown_text(name), *("" if of[k].isnan() else f"{of[k]:.1f}" for of in ious)] for k, name in enumerate(names)
+    ]
+    hint = "Intersection over union over all validation images, in percent, as the mean of the seeds."
+    return ["## Classes", _table(["class", *map(_code, counts)], rows), hint]
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

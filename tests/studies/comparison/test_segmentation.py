@@ -103,6 +103,9 @@ def test_tables_say_miou(found, tmp_path, capsys):
         assert "top-1" not in text.lower()
         assert "accuracy" not in text.replace("pixel accuracy", "").replace("pixel_accuracy", "").lower()
     assert "linearised" in page.read_text()
+    (red,) = [line for line in page.read_text().splitlines() if line.startswith("| red |")]
+    ious = class_ious(found.counts["none"].sum(1))[:, 1]
+    assert red.split("|")[2].strip() == f"{100 * float(ious.mean()):.1f}"
 
 
 def test_a_trunk_by_name_and_a_family_with_learning_rates(maps, capsys):
