@@ -9,7 +9,7 @@ from pathlib import Path
 from foveate.errors import FoveateError
 from foveate.io import markdown_table, write_atomically
 from foveate.studies.reproduction.figures import PICTURES, TABLE, dots, draw
-from foveate.studies.reproduction.paper_tables import COLUMNS, Number, Table, spearman
+from foveate.studies.reproduction.paper_tables import COLUMNS, Claim, Number, Table, spearman
 from foveate.studies.reproduction.results import (
     DIFFERS,
     EQUAL,
@@ -86,7 +86,7 @@ def page(result: Reproduction, command: str = COMMAND) -> str:
         "* – there is no such network here to count.",
         "* Numbers without a mark are the papers' own: accuracies, which need training, and speeds and memory, which",
         "  need the authors' machine; below the table of trade-offs they stand beside those of another machine.",
-        "  What of the claims about accuracy was tested here, and with what result: `docs/reports/evidence.md`.",
+        "  [What was found of the claims about accuracy](#claims-about-accuracy) stands before the tables.",
         "",
         *markdown_table(
             ("table", "cells", "computable", "✓", "✗", "?", "–", "to train", "speed, memory"), _summary(result)
@@ -97,6 +97,7 @@ def page(result: Reproduction, command: str = COMMAND) -> str:
         *markdown_table(("counting", "cells", "rule"), _rules(result)),
         "",
     ]
+    lines += _claims(result)
     for table in result.tables:
         lines += _section(table, result.of(table.name))
     return "\n".join(lines).rstrip() + "\n"
@@ -115,6 +116,21 @@ def _summary(result: Reproduction) -> Iterator[Sequence[str]]:
 def _rules(result: Reproduction) -> Iterator[Sequence[str]]:
     for name, number in result.rules().items():
         yield name, str(number), RULES[name]
+
+
+def _claims(result: Reproduction) -> Iterator[str]:
+    rows = [
+        (f"[{table.name}](#{table.name})", claim.text, _found(claim), claim.because)
+        for table in result.tables
+        for claim in table.claims
+    ]
+    yield from ("## Claims about accuracy", "")
+    yield from ("What the tables' accuracies are printed to show, and what experiments with seeds and intervals found:", "")
+    yield from (*markdown_table(("table", "claim", "found here", "why"), rows), "")
+
+
+def _found(claim: Claim) -> str:
+    return f"[{claim.found}](evidence.md#{claim.section})" if claim.section else claim.found
 
 
 def _section(table: Table, part: Reproduction) -> Iterator[str]:

@@ -21,6 +21,8 @@ from foveate.errors import FoveateError, near
 
 __all__ = [
     "COLUMNS",
+    "FOUND",
+    "Claim",
     "Column",
     "Measured",
     "Number",
@@ -143,6 +145,27 @@ class Row:
         return f"{self.name}, {self.where}" if self.where else self.name
 
 
+FOUND = ("supported", "not supported", "undecided", "not testable here")
+"""What can be found of a claim: with "undecided" and "not testable here" ``because`` says what is missing."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a table's accuracies are printed to show.
+
+    Args:
+        text: the claim in a sentence.
+        found: one of ``FOUND``, of the experiments in docs/reports/evidence.md.
+        because: what was seen, or what is missing.
+        section: of that page, as its address has it; "" where nothing was tried.
+    """
+
+    text: str
+    found: str
+    because: str
+    section: str = ""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table.
@@ -157,6 +180,7 @@ class Table:
         columns: of numbers.
         rows: in their order.
         note: what is needed to read it.
+        claims: about accuracy.
     """
 
     name: str
@@ -168,6 +192,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     note: str = ""
+    claims: tuple[Claim, ...] = ()
 
 
 def names() -> tuple[str, ...]:
@@ -189,7 +214,8 @@ def read_table(name: str) -> Table:
     columns = tuple(Column(**column) for column in data.pop("columns"))
     numbered = enumerate(data.pop("rows"), 1)
     rows = tuple(Row(**{**row, "printed": tuple(row["printed"]), "number": number}) for number, row in numbered)
-    return Table(name, columns=columns, rows=rows, **data)
+    claims = tuple(Claim(**claim) for claim in data.pop("claims", []))
+    return Table(name, columns=columns, rows=rows, claims=claims, **data)
 
 
 COLUMNS = {"speed": "speed_ratio", "memory": "memory_ratio"}

@@ -167,6 +167,9 @@ class Reproduction:
                 console.print(grid)
             for reason, cells in self.reasons().items():
                 console.print(f"[bold]{escape(where(cells))}[/]: {escape(reason)}", highlight=False)
+            for claim in table.claims:
+                text = f"[bold]{escape(claim.text)}[/] Found here: {claim.found}. {escape(claim.because)}"
+                console.print(text, highlight=False)
         else:
             console.print(self._overview())
         console.print(str(self), highlight=False)
