@@ -30,7 +30,7 @@ REGISTERED = forms.FORMS  # importing forms registers them
 
 def jobs_of(protocol: Protocol, data: fv.ImageData) -> list[Job]:
     """The runs of a protocol, the first seed of all plans first."""
-    maker, recipe = Maker(protocol.model, protocol.pretrained, protocol.start), protocol.recipe
+    maker, recipe = Maker(protocol.model, protocol.pretrained, protocol.start, classes=data.classes), protocol.recipe
     labelled, _ = labelled_plans(list(protocol.plans), lambda family: maker.resolve(recipe, 0, family), 64)
     return [
         maker.job(label, plan, recipe.with_(seed=seed), data)

@@ -12,6 +12,7 @@ from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import update_pretrained_config
 from foveate.networks.class_names import class_positions, positions_by_name, stored_names
+from foveate.spec import Plan
 from foveate.surgery.classifier import classifier_of
 from foveate.surgery.record import record_of
 from foveate.surgery.trace import probe
@@ -20,7 +21,7 @@ from foveate.training.input.sampler import mix
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import own_batchnorms
 
-__all__ = ["adapt", "draw_small", "replace_classifier", "write_config"]
+__all__ = ["adapt", "draw_small", "has_classes", "has_layers_for_classes", "replace_classifier", "write_config"]
 
 
 def replace_classifier(model: nn.Module, classes: int) -> None:
@@ -85,6 +86,21 @@ def write_config(model: nn.Module, preprocess: Preprocess, classes: tuple[str, .
         "label_names": classes,
     }
     update_pretrained_config(model, fields)
+
+
+def has_layers_for_classes(plan: Plan) -> bool:
+    """Whether a plan has layers for each class: a head, or a pool with features for each of ``classes``."""
+    return any(
+        at.verb == "as head" or (at.verb == "as pool" and dict(at.spec.options).get("classes") is not None)
+        for at in plan.placements
+    )
+
+
+def has_classes(model: nn.Module, classes: tuple[str, ...]) -> bool:
+    """Whether the classifier of a model without a plan is for these classes, as far as the model says."""
+    count = len(next(model.get_submodule(classifier_of(model)[0]).parameters()))
+    own = stored_names(model, count)
+    return own == classes if own else count == len(classes)
 
 
 def _refuse_plan_for_classes(model: nn.Module, own: int, wanted: int) -> None:

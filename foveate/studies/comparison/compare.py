@@ -15,7 +15,7 @@ from foveate.data import ImageData
 from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.families.family import Family
-from foveate.model_info import pretrained_config
+from foveate.model_info import pretrained_config, update_pretrained_config
 from foveate.networks import create_model
 from foveate.spec import Plan
 from foveate.studies.comparison.config import BASELINE, MOST_PLANS, RUNS, Plans, Setup, labelled_plans
@@ -29,7 +29,9 @@ from foveate.studies.comparison.scheduler import Grid, Job
 from foveate.studies.executors.joining import Executor, joined
 from foveate.surgery.families import resolve_family
 from foveate.surgery.insert import insert
+from foveate.training.classifier import has_classes, has_layers_for_classes, replace_classifier
 from foveate.training.input.feature_cache import FeatureCache
+from foveate.training.input.sampler import mix
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.tasks.choose import AnyData, open_for_task
@@ -127,7 +129,8 @@ def compare(
     if runs is not None and task.name != Classification.name:
         raise FoveateError(f"runs={os.fspath(runs)!r}: a table of runs is for images with one class each; leave it out")
     grid = Grid(folder / RUNS if folder else None, progress=progress, cache=cache or FeatureCache(), task=task)
-    maker = Maker(model, pretrained, start, partial(task.create, data=opened, pretrained=pretrained))
+    classes = opened.classes if task.name == Classification.name else ()
+    maker = Maker(model, pretrained, start, partial(task.create, data=opened, pretrained=pretrained), classes)
     labelled, families = labelled_plans(plans, partial(maker.resolve, recipe, chosen[0]), most_plans)
     for plan in labelled.values():  # a plan that does not fit is found before the first hour of training
         maker.build(plan, recipe, chosen[0])
@@ -169,6 +172,8 @@ class Maker:
         pretrained: as in ``compare``.
         start: as in ``insert``.
         create: makes a network by name; without it ``create_model`` does.
+        classes: of images with one class each. A plan that puts layers for each class into a network of other classes
+            gets the network with a classifier for these.
     """
 
     def __init__(
@@ -177,8 +182,9 @@ class Maker:
         pretrained: bool,
         start: str | None,
         create: Callable[[str], nn.Module] | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
-        self.model, self.pretrained, self.start = model, pretrained, start
+        self.model, self.pretrained, self.start, self.classes = model, pretrained, start, classes
         self._create = create or partial(create_model, pretrained=pretrained)
         self._digests: dict[int, str] = {}
 
@@ -201,7 +207,18 @@ class Maker:
         network = self._plain(seed)
         if plan is None:
             return network
+        if self.classes and recipe.classifier != "keep" and has_layers_for_classes(plan):
+            self._fit_classes(network, seed)
         return insert(network, plan, start=self.start, seed=seed, input_size=recipe.image_size)
+
+    def _fit_classes(self, network: nn.Module, seed: int) -> None:
+        """Give a network a classifier for the data's classes, if its own is for others."""
+        if has_classes(network, self.classes):
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(seed, "classifier"))
+            replace_classifier(network, len(self.classes))
+        update_pretrained_config(network, {"num_classes": len(self.classes), "label_names": self.classes})
 
     def resolve(self, recipe: Recipe, seed: int, family: Family) -> Family:
         """A family with the network's names of sites."""

@@ -125,7 +125,10 @@ def _claims(result: Reproduction) -> Iterator[str]:
         for claim in table.claims
     ]
     yield from ("## Claims about accuracy", "")
-    yield from ("What the tables' accuracies are printed to show, and what experiments with seeds and intervals found:", "")
+    yield from (
+        "What the tables' accuracies are printed to show, and what experiments with seeds found:",
+        "",
+    )
     yield from (*markdown_table(("table", "claim", "found here", "why"), rows), "")
 
 

@@ -125,7 +125,8 @@ def search(
             "search judges plans by the class of each image, and this data has label maps: compare takes them, with "
             "plans or with the whole family"
         )
-    data, maker = open_data(data), Maker(model, pretrained, start)
+    data = open_data(data)
+    maker = Maker(model, pretrained, start, classes=data.classes)
     plain = maker.build(None, recipe, recipe.seed)
     named = resolve_family(plain, family, recipe.image_size)
     with preserve_state():

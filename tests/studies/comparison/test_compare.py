@@ -196,3 +196,17 @@ def test_a_margin_is_kept_and_can_be_asked_for_later(found, folder, tmp_path):
     assert read.setup.margin == 1.5
     page = fv.write_page(read, tmp_path / "page.md")[-1].read_text()
     assert "worse by more than 1.5 points" in page
+
+
+def test_heads_and_pools_for_each_class_are_for_the_classes_of_the_data(folder, tmp_path):
+    model = timm.create_model("test_resnet", num_classes=5)
+    plans = ["ltpa as head on layer3, layer4", "attention_pool(classes=2) as pool", "se after layer2.0"]
+    recipe = RECIPE.with_(batch_size=16)
+    result = fv.compare(model, plans, fv.open_data(folder), recipe, seeds=1, progress=False, output=tmp_path)
+    assert [row.label for row in result.rows] == ["none", *plans]
+    assert fv.plan_of(model) is None
+    trained = result.models[plans[0]]
+    assert trained(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    kept = recipe.with_(classifier="keep")
+    with pytest.raises(FoveateError, match="classifier='keep'"):
+        fv.compare(model, plans[:1], fv.open_data(folder), kept, seeds=1, progress=False)
