@@ -206,7 +206,7 @@ def test_heads_and_pools_for_each_class_are_for_the_classes_of_the_data(folder, 
     assert [row.label for row in result.rows] == ["none", *plans]
     assert fv.plan_of(model) is None
     trained = result.models[plans[0]]
-    assert trained(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    assert trained.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
     kept = recipe.with_(classifier="keep")
     with pytest.raises(FoveateError, match="classifier='keep'"):
         fv.compare(model, plans[:1], fv.open_data(folder), kept, seeds=1, progress=False)
