@@ -20,7 +20,7 @@ from foveate.studies.reporting.charts.labelling import Box
 from foveate.studies.reproduction import figures as reproduce_pictures
 from foveate.studies.reproduction import markdown as reproduce_page
 from foveate.studies.reproduction.counters import count
-from foveate.studies.reproduction.paper_tables import Number, names, read_measured, read_table, spearman
+from foveate.studies.reproduction.paper_tables import FOUND, Number, names, read_measured, read_table, spearman
 from foveate.studies.reproduction.reproduce import reproduce
 
 ROOT = Path(__file__).parents[3]
@@ -116,6 +116,20 @@ def test_what_is_declared_is_what_does_not_come_out(everything):
         for row in table.rows:
             for column in {**row.inconsistent, **row.unpublished}:
                 assert (table.name, row.number, column) in DECLARED, "declared, and yet it comes out"
+
+
+def test_each_table_of_accuracies_says_what_was_found_of_its_claims(everything):
+    page = (Path(__file__).parents[3] / "docs" / "reports" / "evidence.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    sections = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for table in everything.tables:
+        kinds = {cell.kind for cell in everything.of(table.name).cells}
+        assert ("accuracy" in kinds) == bool(table.claims), table.name
+        for claim in table.claims:
+            assert claim.found in FOUND
+            assert claim.text.endswith(".")
+            assert claim.because.endswith(".")
+            assert claim.section in sections if claim.found != "not testable here" else not claim.section
 
 
 def test_every_cell_says_where_it_is_from_and_what_was_counted(everything):
