@@ -217,6 +217,12 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.5, help="of each place, warm-up not counted; 5 rounds at least"
     )
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="processor: the time of the one thread, to which other programs on a busy machine add little",
+    )
     parser.add_argument("--output", type=Path, help="CSV; default benchmarks/mechanisms_DEVICE.csv")
     options = parser.parse_args()
     if options.clock == "processor" and (options.threads != 1 or options.device != "cpu"):

@@ -1,4 +1,4 @@
-"""When SE and CBAM take the passes of ``foveate.kernels.gates.op`` instead of their definition."""
+"""When SE, CBAM and BAM take the passes of ``foveate.kernels.gates.op`` instead of their definition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveate.kernels.dispatch import GATES, Built, Choice, choose, wants_gradients
 
-__all__ = ["choose_gates", "use_fused_path"]
+__all__ = ["choose_gates", "layers_of", "use_fused_path"]
 
 _NOT_HERE = Choice("", "there is no backend for this device")
 _COMPILED = Choice("", "torch.compile joins the steps of the definition with the layers around them")
@@ -18,7 +18,7 @@ def choose_gates(module: nn.Module, x: Tensor, built: Built) -> Choice:
     """The backend with which a module infers, or why there is none: in eval mode without gradients, as it was built.
 
     Args:
-        module: SE or CBAM.
+        module: SE, CBAM or BAM.
         x: its input.
         built: how it was built.
     """
@@ -33,3 +33,9 @@ def choose_gates(module: nn.Module, x: Tensor, built: Built) -> Choice:
 def use_fused_path(module: nn.Module, x: Tensor, built: Built) -> bool:
     """Whether ``choose_gates`` has a backend."""
     return bool(choose_gates(module, x, built).backend)
+
+
+def layers_of(module: nn.Module) -> tuple[Tensor | None, ...]:
+    """Weight and bias of ``fc1`` and ``fc2``, as they are now."""
+    first, second = (module._modules[name]._parameters for name in ("fc1", "fc2"))  # type: ignore[union-attr]  # as built
+    return first.get("weight"), first.get("bias"), second.get("weight"), second.get("bias")

@@ -10,13 +10,19 @@ As in the authors' code: ReLU between the layers, which the paper's formulas lea
 hidden layer; the paper writes one at the end of each branch (``norm="end"``).
 Unlike the authors' code: Mc + Ms, as in the paper, where the code multiplies (``combine="product"``). Their code cannot
 be constructed (a name that does not exist) and pools a square only.
+On a CPU ``forward`` infers in the passes of ``foveate.kernels.gates.op`` around the convolutions; ``attend`` is the
+definition.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from foveate.attention._gates import use_fused_path
 from foveate.errors import FoveateError, near
+from foveate.kernels.dispatch import Built
+from foveate.kernels.gates import op as gates_op
 
 __all__ = ["BAM"]
 
@@ -88,7 +94,16 @@ class BAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The map times x, added to x."""
+        if not torch._jit_internal.is_scripting():
+            fused = x.device.type == "cpu" and use_fused_path(self, x, _BUILT)
+            if fused:
+                return self._infer(x)
         return x + x * self.attend(x)
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """``forward`` with one pass before the branches and one after them."""
+        channels = self.channel(gates_op.pool_positions(x, most=False, mean=True)[:, 0])
+        return gates_op.joint_gate(x, channels, self.spatial(x), product=self.combine == "product")
 
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """Parameters and MACs as the ULSAM paper's table counts them.
@@ -98,3 +113,6 @@ class BAM(nn.Module):
         """
         mlp, convs = 2 * channels**2 // self.reduction, 18 * channels**2 // self.reduction**2
         return 2 * mlp + convs, mlp + (2 * mlp + convs) * height * width
+
+
+_BUILT = Built({}, {"attend": BAM.attend})  # the branches are called as they are

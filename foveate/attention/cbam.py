@@ -8,8 +8,8 @@ Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module, ECCV 2018, ht
 
 As in the authors' code: a batch norm after the spatial convolution, which the paper does not mention.
 The options are the ablations of the paper's tables 1 to 3.
-On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates.op``, with ``spatial="pool"`` and in any order;
-``attend`` is the definition.
+``forward`` infers in the passes of ``foveate.kernels.gates.op`` where there are some, with ``spatial="pool"`` and in any
+order; ``attend`` is the definition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.attention._gates import use_fused_path
+from foveate.attention._gates import layers_of, use_fused_path
 from foveate.errors import FoveateError, near
 from foveate.kernels.dispatch import Built
 from foveate.kernels.gates import op as gates_op
@@ -138,6 +138,9 @@ class CBAM(nn.Module):
 
     def _infer(self, x: Tensor) -> Tensor:
         """``forward`` without writing what lies between: the passes take the scores, whose sigmoids are the maps."""
+        out = self._at_once(x)
+        if out is not None:
+            return out
         channels = positions = None
         if self.order in ("channel", "channel-spatial", "parallel"):
             channels = self._score_channels(x, None)
@@ -147,6 +150,18 @@ class CBAM(nn.Module):
         if self.order == "spatial-channel":
             channels = self._score_channels(x, positions)
         return gates_op.gate(x, channels, positions)
+
+    def _at_once(self, x: Tensor) -> Tensor | None:
+        layers = layers_of(self) if self.order != "spatial" else ()
+        conv: tuple[Tensor | None, ...] = ()
+        eps, pools = 0.0, {"avg": 1, "max": 2, "both": 3}[self.channel_pool]
+        if self.order != "channel":
+            squeezed, norm, size = self.conv, self.bn, self.conv.weight.shape[3]
+            same = (squeezed.stride, squeezed.padding, squeezed.dilation) == ((1, 1), (size // 2,) * 2, (1, 1))
+            if not same or squeezed.bias is not None or squeezed.padding_mode != "zeros" or norm.training:
+                return None
+            conv, eps = (squeezed.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var), norm.eps
+        return gates_op.whole_gate(x, self.order, pools, layers, conv, eps)
 
     def _score_channels(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """What the sigmoid of Mc gets, (B, m); the MLP takes both pools as one batch."""

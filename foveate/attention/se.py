@@ -5,7 +5,7 @@ Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018, https://
     z = mean_hw(x)        s = sigmoid(W2 relu(W1 z))        out = s * x
 
 As in the authors' code: both layers have biases (``bias=False`` gives the paper's printed count, 2 m^2 / r).
-On CUDA ``forward`` infers in the passes of ``foveate.kernels.gates.op``; ``attend`` is the definition.
+``forward`` infers in the passes of ``foveate.kernels.gates.op`` where there are some; ``attend`` is the definition.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.attention._gates import use_fused_path
+from foveate.attention._gates import layers_of, use_fused_path
 from foveate.errors import FoveateError
 from foveate.kernels.dispatch import Built
 from foveate.kernels.gates import op as gates_op
@@ -63,6 +63,9 @@ class SE(nn.Module):
 
     def _infer(self, x: Tensor) -> Tensor:
         """``forward`` in two passes over x."""
+        out = gates_op.whole_gate(x, "channel", 1, layers_of(self))
+        if out is not None:
+            return out
         means = gates_op.pool_positions(x, most=False, mean=True)[:, 0]
         return gates_op.gate(x, self.fc2(F.relu(self.fc1(means))))
 

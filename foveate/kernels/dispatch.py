@@ -45,8 +45,8 @@ __all__ = [
 BACKENDS = {"cpu": "foveate.kernels.ulsam.cpu", "cuda": "foveate.kernels.ulsam.triton_launch"}
 """Device type -> module, for ULSAM."""
 
-GATES = {"cuda": "foveate.kernels.gates.triton_launch"}
-"""Likewise for the gates SE and CBAM. On a CPU the plain definition serves."""
+GATES = {"cpu": "foveate.kernels.gates.cpu", "cuda": "foveate.kernels.gates.triton_launch"}
+"""Likewise for the gates: SE and CBAM; on a CPU BAM, too."""
 
 PLAIN = (Tensor, torch.nn.Parameter)
 """Classes of tensors whose data can be read past torch."""

@@ -3,23 +3,24 @@
     foveate::pool_positions(x, scores, most, mean) -> max and mean over positions of sigmoid(scores) x   (B, 1 or 2, C)
     foveate::pool_channels(x, scores)              -> max and mean over channels of sigmoid(scores) x    (B, 2, h, w)
     foveate::gate(x, channels, positions)          -> sigmoid(channels) sigmoid(positions) x             like x
+    foveate::joint_gate(x, channels, positions, product) -> x + sigmoid(channels + positions) x          like x
 
 No scores: x itself. CBAM is pool_positions, pool_channels and gate: three reads of x and one write, where the plain
 form has six reads and two writes. On a device without a backend (see ``dispatch.GATES``) the operations are the plain
-definitions below. There are no gradients.
+definitions below. There are no gradients. Where a backend has all of a gate in one call, ``whole_gate`` is that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from foveate.kernels.dispatch import GATES, dense, no_active_modes, passes
+from foveate.kernels.dispatch import GATES, PLAIN, dense, no_active_modes, passes
 from foveate.kernels.registration import library, registering
 
-__all__ = ["gate", "pool_channels", "pool_positions"]
+__all__ = ["gate", "joint_gate", "pool_channels", "pool_positions", "whole_gate"]
 
 _library = library()
 with registering("gates"):
@@ -27,6 +28,7 @@ with registering("gates"):
     _define("pool_positions(Tensor x, Tensor? scores, bool most, bool mean) -> Tensor")
     _define("pool_channels(Tensor x, Tensor? scores) -> Tensor")
     _define("gate(Tensor x, Tensor? channels, Tensor? positions) -> Tensor")
+    _define("joint_gate(Tensor x, Tensor channels, Tensor positions, bool product) -> Tensor")
 
 
 # ---- the definitions ----
@@ -50,6 +52,13 @@ def gate_plain(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> 
     if channels is not None:
         x = x * channels.sigmoid()[:, :, None, None].to(x.dtype)
     return x if positions is None else x * positions.sigmoid().to(x.dtype)
+
+
+def joint_gate_plain(x: Tensor, channels: Tensor, positions: Tensor, product: bool) -> Tensor:
+    """The plain definition of ``joint_gate``."""
+    channels = channels[:, :, None, None]
+    scores = channels * positions if product else channels + positions
+    return x + x * scores.sigmoid().to(x.dtype)
 
 
 # ---- the operations ----
@@ -97,6 +106,62 @@ def gate(x: Tensor, channels: Tensor | None = None, positions: Tensor | None = N
     return call(x, channels, positions)
 
 
+def joint_gate(x: Tensor, channels: Tensor, positions: Tensor, *, product: bool) -> Tensor:
+    """x + sigmoid(channels + positions) x.
+
+    Args:
+        x: (B, C, h, w).
+        channels: scores, (B, C).
+        positions: scores, (B, 1, h, w).
+        product: the sigmoid of the scores' product, not of their sum.
+    """
+    call = _joint_gate if no_active_modes() else torch.ops.foveate.joint_gate.default
+    return call(x, channels, positions, product)
+
+
+def whole_gate(
+    x: Tensor,
+    order: str,
+    pools: int,
+    layers: Sequence[Tensor | None] = (),
+    conv: Sequence[Tensor | None] = (),
+    eps: float = 0.0,
+) -> Tensor | None:
+    """A gate from its parameters in one call; None where the backend cannot: then its passes serve.
+
+    Args:
+        x: (B, C, h, w), for which ``choose`` has a backend.
+        order: ``channel``, ``spatial``, ``channel-spatial``, ``spatial-channel`` or ``parallel``.
+        pools: of the channel gate: 1 the mean, 2 the maximum, 3 both.
+        layers: weight and bias of both layers of the channel gate; a bias may be None. () without one.
+        conv: weight of the spatial gate's convolution, and of its batch norm weight, bias, mean and variance. () without.
+        eps: of the batch norm.
+    """
+    at_once = getattr(passes(x, "gates"), "infer", None)
+    if at_once is None or not no_active_modes():
+        return None
+    for tensor in (*layers, *conv):
+        if tensor is not None and (type(tensor) not in PLAIN or tensor.dtype is not x.dtype or not tensor.is_cpu):
+            return None
+    if layers:
+        first, bias, second, other = layers
+        if first is None or second is None or first.shape != second.shape[::-1] or first.shape[1] != x.shape[1]:
+            return None
+        if (bias is not None and bias.shape != first.shape[:1]) or (other is not None and other.shape != x.shape[1:2]):
+            return None
+    if conv:
+        weight, *norm = conv
+        if weight is None or weight.shape[:2] != (1, 2) or weight.shape[2] != weight.shape[3] or weight.shape[3] % 2 == 0:
+            return None
+        if any(t is None or t.numel() != 1 for t in norm):
+            return None
+    out: Tensor = at_once(dense(x), _ORDERS[order], pools, layers, conv, eps)
+    return out
+
+
+_ORDERS = {name: n for n, name in enumerate(("channel", "spatial", "channel-spatial", "spatial-channel", "parallel"))}
+
+
 def _pool_positions(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
     if x.device.type not in GATES:
         return pool_positions_plain(x, scores, most, mean)
@@ -115,6 +180,14 @@ def _gate(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> Tenso
     if x.device.type not in GATES:
         return gate_plain(dense(x), channels, positions)
     out: Tensor = passes(x, "gates").gate(dense(x), _ready(channels), _ready(positions))
+    return out
+
+
+def _joint_gate(x: Tensor, channels: Tensor, positions: Tensor, product: bool) -> Tensor:
+    backend = passes(x, "gates") if x.device.type in GATES else None
+    if not hasattr(backend, "joint_gate"):
+        return joint_gate_plain(dense(x), channels, positions, product)
+    out: Tensor = backend.joint_gate(dense(x), channels, positions, product)  # type: ignore[union-attr]  # hasattr says so
     return out
 
 
@@ -143,6 +216,7 @@ with registering("gates"):
         ("pool_positions", _pool_positions, _pool_positions_shape),
         ("pool_channels", _pool_channels, _pool_channels_shape),
         ("gate", _gate, _gate_shape),
+        ("joint_gate", _joint_gate, _gate_shape),
     ):
         for _device in ("CPU", "CUDA"):
             _implement(_name, _call, _device)

@@ -27,11 +27,14 @@ TYPES = (torch.float32, torch.bfloat16)
 
 _DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float64: "FLOAT64"}
 _FOLDER = Path(__file__).parent
-_FILES = tuple(_FOLDER / name for name in ("cpu.c", "cpu.h", "cpu_gradients.h", "cpu_training.h"))
+_FILES = (
+    *(_FOLDER / name for name in ("cpu.c", "cpu.h", "cpu_gradients.h", "cpu_training.h")),
+    _FOLDER.parent / "cpu_common.h",
+)
 _BLOCK, _LINE, _STRIP = 128, 16, 4096  # as in cpu.h
 
 
-# As in cpu.h. Packed, for objects of ctypes and many arguments take longer than a small input.
+# As in cpu_common.h. Packed, for objects of ctypes and many arguments take longer than a small input.
 _SETTING = "8n3P"  # B, C, g, h, w, last, threads, scratch_bytes; scratch, parallel, number
 _setting = struct.Struct(_SETTING).pack
 _inference = struct.Struct(_SETTING + "4P").pack  # x, out, memory, folded
