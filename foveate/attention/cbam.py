@@ -8,8 +8,8 @@ Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module, ECCV 2018, ht
 
 As in the authors' code: a batch norm after the spatial convolution, which the paper does not mention.
 The options are the ablations of the paper's tables 1 to 3.
-``forward`` infers in the passes of ``foveate.kernels.gates.op`` where there are some, with ``spatial="pool"`` and in any
-order; ``attend`` is the definition.
+``forward`` infers in the passes of ``foveate.kernels.gates.op`` where there are some, with ``spatial="pool"`` and in
+any order; ``attend`` is the definition.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ from torch import nn
 import foveate as fv
 from foveate import registry
 from foveate.attention.ulsam import ULSAM
-from foveate.kernels import dispatch
-from foveate.kernels.gates import op as gates_op
 
 CHANNELS = 8
 
@@ -27,18 +25,6 @@ def nan_memory(monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
-
-
-@pytest.fixture
-def gates_on_the_cpu(monkeypatch):
-    """The passes of the gates, which exist on CUDA only, as their definitions on the CPU."""
-    definitions = {name: getattr(gates_op, f"{name}_plain") for name in ("pool_positions", "pool_channels", "gate")}
-    backend = SimpleNamespace(TYPES=(torch.float32,), why_not=lambda _: "", **definitions)
-    monkeypatch.setitem(sys.modules, "backend_of_the_cpu", backend)
-    monkeypatch.setitem(dispatch.GATES, "cpu", "backend_of_the_cpu")
-    dispatch.ready.cache_clear()
-    yield
-    dispatch.ready.cache_clear()
 
 
 @pytest.fixture
@@ -112,7 +98,7 @@ def _check(spec, kind, disturb, fuse_first):
 
 
 @pytest.fixture
-def disturbed(gates_on_the_cpu):
+def disturbed():
     """``make`` builds a module, ``check`` disturbs it and its double alike and says what differs, or None."""
     return SimpleNamespace(make=_make, check=_check, channels=CHANNELS)
 

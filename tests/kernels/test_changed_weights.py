@@ -19,7 +19,7 @@ MODULES = [
     ("cbam(order='spatial-channel')", "attention"),
     ("attention_pool(classes=3, heads=2)", "pooling"),
 ]
-FUSED = ("ulsam", "se", "cbam", "attention_pool")
+FUSED = ("ulsam", "se", "cbam", "bam", "attention_pool")
 
 
 def children(module):
@@ -139,7 +139,12 @@ def test_computes_what_the_definition_computes(spec, kind, disturbed):
 def test_there_are_fused_paths_to_disturb(disturbed, monkeypatch):
     """Undisturbed, each of them is taken; after a change of a weight, too, so that the tests here are about them."""
     taken = []
-    for place, name in ((ulsam_op, "evaluate"), (gates_op, "gate"), (AttentionPool, "_look")):
+    for place, name in (
+        (ulsam_op, "evaluate"),
+        (gates_op, "whole_gate"),
+        (gates_op, "joint_gate"),
+        (AttentionPool, "_look"),
+    ):
         call = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *a, call=call, **k: [taken.append(1), call(*a, **k)][1])
     for spec, kind in MODULES:

@@ -170,6 +170,8 @@ ELEMENT_OPS: dict[str, Formula] = {
     "foveate::pool_positions": lambda args, _kwargs, out: args[0].numel() * out.shape[1],
     "foveate::pool_channels": _per_input(2),
     "foveate::gate": _gate,
+    # A sum or a product of the scores, its sigmoid, the product with x and the sum with it.
+    "foveate::joint_gate": _per_output(4),
     **{f"aten::{name}": lambda args, _kwargs, _out: args[-1].numel() for name in ("index_add", "scatter_add")},
     **dict.fromkeys(ATTENTION, _pairs),
 }

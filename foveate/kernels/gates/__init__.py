@@ -1,1 +1,1 @@
-"""The passes of SE and CBAM on CUDA."""
+"""The passes of the gates: SE, CBAM and BAM in C, SE and CBAM in Triton."""

@@ -1,4 +1,4 @@
-"""The passes of SE and CBAM in inference, as operations that torch knows; each reads x once.
+"""The passes of SE, CBAM and BAM in inference, as operations that torch knows; each reads x once.
 
     foveate::pool_positions(x, scores, most, mean) -> max and mean over positions of sigmoid(scores) x   (B, 1 or 2, C)
     foveate::pool_channels(x, scores)              -> max and mean over channels of sigmoid(scores) x    (B, 2, h, w)
@@ -134,7 +134,8 @@ def whole_gate(
         order: ``channel``, ``spatial``, ``channel-spatial``, ``spatial-channel`` or ``parallel``.
         pools: of the channel gate: 1 the mean, 2 the maximum, 3 both.
         layers: weight and bias of both layers of the channel gate; a bias may be None. () without one.
-        conv: weight of the spatial gate's convolution, and of its batch norm weight, bias, mean and variance. () without.
+        conv: weight of the spatial gate's convolution, and of its batch norm weight, bias, mean and variance. ()
+            without one.
         eps: of the batch norm.
     """
     at_once = getattr(passes(x, "gates"), "infer", None)
@@ -151,33 +152,38 @@ def whole_gate(
             return None
     if conv:
         weight, *norm = conv
-        if weight is None or weight.shape[:2] != (1, 2) or weight.shape[2] != weight.shape[3] or weight.shape[3] % 2 == 0:
+        if (
+            weight is None
+            or weight.shape[:2] != (1, 2)
+            or weight.shape[2] != weight.shape[3]
+            or weight.shape[3] % 2 == 0
+        ):
             return None
         if any(t is None or t.numel() != 1 for t in norm):
             return None
-    out: Tensor = at_once(dense(x), _ORDERS[order], pools, layers, conv, eps)
+    out: Tensor = at_once(dense(x), _ORDERS.index(order), pools, layers, conv, eps)
     return out
 
 
-_ORDERS = {name: n for n, name in enumerate(("channel", "spatial", "channel-spatial", "spatial-channel", "parallel"))}
+_ORDERS = ("channel", "spatial", "channel-spatial", "spatial-channel", "parallel")
 
 
 def _pool_positions(x: Tensor, scores: Tensor | None, most: bool, mean: bool) -> Tensor:
-    if x.device.type not in GATES:
+    if x.device.type not in GATES or not _fit(x, None, scores):
         return pool_positions_plain(x, scores, most, mean)
     pooled: Tensor = passes(x, "gates").pool_positions(dense(x), _ready(scores), most, mean)
     return pooled
 
 
 def _pool_channels(x: Tensor, scores: Tensor | None) -> Tensor:
-    if x.device.type not in GATES:
+    if x.device.type not in GATES or not _fit(x, scores, None):
         return pool_channels_plain(x, scores)
     pooled: Tensor = passes(x, "gates").pool_channels(dense(x), _ready(scores))
     return pooled
 
 
 def _gate(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> Tensor:
-    if x.device.type not in GATES:
+    if x.device.type not in GATES or not _fit(x, channels, positions):
         return gate_plain(dense(x), channels, positions)
     out: Tensor = passes(x, "gates").gate(dense(x), _ready(channels), _ready(positions))
     return out
@@ -185,10 +191,20 @@ def _gate(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> Tenso
 
 def _joint_gate(x: Tensor, channels: Tensor, positions: Tensor, product: bool) -> Tensor:
     backend = passes(x, "gates") if x.device.type in GATES else None
-    if not hasattr(backend, "joint_gate"):
+    if not hasattr(backend, "joint_gate") or not _fit(x, channels, positions):
         return joint_gate_plain(dense(x), channels, positions, product)
     out: Tensor = backend.joint_gate(dense(x), channels, positions, product)  # type: ignore[union-attr]  # hasattr says so
     return out
+
+
+def _fit(x: Tensor, channels: Tensor | None, positions: Tensor | None) -> bool:
+    """Whether the scores are as many as a backend reads: a convolution that somebody changed gives others.
+
+    Then the definition spreads them over x, or refuses them, as torch does.
+    """
+    of_channels = channels is None or (channels.shape == x.shape[:2] and channels.device == x.device)
+    shape = (x.shape[0], 1, *x.shape[2:])
+    return of_channels and (positions is None or (positions.shape == shape and positions.device == x.device))
 
 
 def _ready(scores: Tensor | None) -> Tensor | None:

@@ -43,7 +43,6 @@ def test_devices_and_types_that_are_taken(asked_for_the_first_time, monkeypatch)
     monkeypatch.setattr(gates_triton, "why_not", lambda dtype: "")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert backends.ready("cuda", dtype, "gates").backend == gates_triton.__name__
-        assert backends.ready("cpu", dtype, "gates") == ("", "there is no backend for cpu, only for cuda")
     assert backends.ready("cuda", torch.float64, "gates").reason.endswith("not float64")
 
 
