@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from foveate.errors import FoveateError, first_line
 from foveate.exporters.format import Arrays, Format, Session
+from foveate.exporters.formats._average_pool import with_matrix_pools
 from foveate.exporters.metadata import from_texts, to_texts
 from foveate.exporters.operations import converting
 from foveate.exporters.program import Program
@@ -79,6 +80,9 @@ def to_onnx(program: Program) -> onnx.ModelProto:
     if program.options.precision == "fp16":
         program = copy.copy(program)
         program.network = copy.deepcopy(program.network).half_precision()
+    if program.options.size == "dynamic":
+        program = copy.copy(program)  # the file is compared with the network that has its own pools
+        program.network = with_matrix_pools(program.network)
 
     def convert(
         graph: torch.export.ExportedProgram, inputs: list[str] | None = None, outputs: list[str] | None = None

@@ -24,6 +24,7 @@ from foveate.exporters.sample_images import SampleSource
 from foveate.html import html_table
 from foveate.io import Row, write_csv
 from foveate.studies.comparison.config import BASELINE
+from foveate.studies.comparison.measure import TOP1
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.reporting.terminal_table import terminal_table
 
@@ -109,6 +110,10 @@ def export_plans(
     Raises:
         FoveateError: a target does not exist, or there is neither a folder nor a network.
     """
+    if comparison.measure is not TOP1:
+        raise FoveateError(
+            "export_plans is for classification: of a segmentation network export comparison.models[PLAN] by fv.export"
+        )
     asked = [target_of(target) for target in targets]
     place = Path(folder) if folder is not None else comparison.folder
     if place is None or not asked or not len(comparison.models):

@@ -122,11 +122,13 @@ def test_a_trunk_by_name_and_a_family_with_learning_rates(maps, capsys):
     assert all(0 <= score <= 100 for scores in rates.setup.tuning.scores.values() for score in scores)
 
 
-def test_what_is_of_classification_is_refused(maps, tmp_path):
+def test_what_is_of_classification_is_refused(found, maps, tmp_path):
     with pytest.raises(FoveateError, match="a table of runs is for images with one class each"):
         fv.compare(network, PLANS, maps, RECIPE, runs=tmp_path / "runs.csv", output=tmp_path, progress=False)
     with pytest.raises(FoveateError, match="search judges plans by the class of each image.*compare takes them"):
         fv.search("test_efficientnet", "se(reduction=2|4) after blocks.1.0", maps, progress=False)
+    with pytest.raises(FoveateError, match="export_plans is for classification"):
+        fv.export_plans(found, fv.open_segmentation(maps), ["onnx"])
     with pytest.raises(FoveateError, match="plans cannot be compared in 'detect'"):
         measure_of("detect")
 
