@@ -52,6 +52,7 @@ from .spec import Spec as Spec
 from .studies.comparison.analysis import Analysis as Analysis
 from .studies.comparison.analysis import analyse as analyse
 from .studies.comparison.compare import compare as compare
+from .studies.comparison.differences.mean_average_precision import map_differences as map_differences
 from .studies.comparison.miou import miou_differences as miou_differences
 from .studies.comparison.protocol.protocol_file import Protocol as Protocol
 from .studies.comparison.protocol.protocol_file import read_protocol as read_protocol

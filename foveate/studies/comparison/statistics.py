@@ -48,7 +48,7 @@ _LEAST_P = 1e-100
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference in accuracy, or in mIoU, in percentage points.
+    """A paired difference in accuracy, mIoU or mAP, in percentage points.
 
     Args:
         mean: plan minus baseline.

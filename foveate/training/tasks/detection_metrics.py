@@ -22,6 +22,7 @@ from foveate.errors import FoveateError
 from foveate.html import html_table
 from foveate.io import JsonObject, write_csv
 from foveate.training.input.sampler import Batch
+from foveate.training.tasks.average_precision import RECALLS, THRESHOLDS
 
 __all__ = ["DetectionEvaluation", "collect_objects", "gathered", "measure_objects", "require_coco"]
 
@@ -206,7 +207,9 @@ def measure_objects(
 
     if not any(bool((~one.ignored).any()) for one in objects):
         raise FoveateError("no image to evaluate on has an object that counts: mAP is of objects")
-    metric = MeanAveragePrecision(backend=_BACKEND, extended_summary=True)
+    # torchmetrics' own are rounded to float32, which COCO's are not: a recall of .1 would count as less than .1.
+    exact = {"iou_thresholds": THRESHOLDS.tolist(), "rec_thresholds": RECALLS.tolist()}
+    metric = MeanAveragePrecision(backend=_BACKEND, extended_summary=True, **exact)
     metric.update(
         [{"boxes": of[:, :4], "scores": of[:, 4], "labels": of[:, 5].long()} for of in found],
         [

@@ -1,0 +1,1 @@
+"""Differences in scores that are no mean over images."""
