@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import foveate as fv
 from foveate.cli.app import app
+from foveate.cli.options import NetworkOptions, SegmenterOptions
 from foveate.errors import FoveateError
 
 
@@ -120,3 +123,16 @@ def test_export_and_views(folder, tmp_path, capsys):
     assert found[0]["miou"] == pytest.approx(found[1]["miou"], abs=2e-3)
     assert run("predict", row["path"], folder / "images/3.png", *views) == 0
     assert sum(json.loads(capsys.readouterr().out)["shares"].values()) == pytest.approx(1)
+
+
+def test_what_makes_the_network_travels_to_other_processes(folder):
+    made = SegmenterOptions(NetworkOptions("test_efficientnet"), "lraspp(width=8)", 16, ("0", "1", "2"))
+    other = pickle.loads(pickle.dumps(made))  # noqa: S301 - our own: what --jobs does
+    networks = []
+    for one in (made, other):
+        torch.manual_seed(3)
+        networks.append(one(3).state_dict())
+    assert all(torch.equal(value, networks[1][key]) for key, value in networks[0].items())
+    untrained = fv.Recipe(epochs=0, image_size=32)
+    found = fv.compare(other, "se after backbone.blocks.1.0", folder, untrained, 1, progress=False)
+    assert found.setup.network == "test_efficientnet, lraspp"
