@@ -93,6 +93,18 @@ def test_what_a_batch_is_filled_up_with_changes_nothing_of_a_smaller_image():
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_a_first_image_that_was_filled_up_changes_nothing_of_later_ones(head):
+    """torchvision's RoI align keeps the strides that it guesses from the first."""
+    fresh, used, image = changed(small(head)), small(head), torch.randn(1, 3, 64, 64)
+    used.load_state_dict(fresh.state_dict())
+    with torch.no_grad():
+        used.eval()(torch.randn(1, 3, 33, 33))
+        expected, found = fresh(image)[0], used(image)[0]
+    assert len(expected["boxes"])
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_costs_are_those_of_any_image_and_nothing_is_unsupported(head):
     costs = [fv.cost(change(small(head)), 64) for change in (nn.Module.eval, changed)]
     assert costs[0] == costs[1]

@@ -7,6 +7,7 @@ https://arxiv.org/abs/1703.06870. The parts, their thresholds and their losses a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_imag
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import initLevelMapper
 
 from foveate.dense.detection.batch import PaddedImages
 from foveate.dense.detection.without_data import align, suppress
@@ -29,6 +31,20 @@ __all__ = ["FasterRCNNDecoder", "MaskRCNNDecoder"]
 _LEVELS = 4
 _RATIOS = (0.5, 1.0, 2.0)
 _BEFORE_NMS, _IN_TRAINING = 1000, 2000  # proposals of each feature map
+
+
+def _pool(size: int, strides: Sequence[int]) -> nn.Module:
+    """RoI align on maps of known strides.
+
+    torchvision's guesses them at its first call, from an image before it was filled up, and keeps them: wrong ones
+    where a small first image was filled up by half.
+    """
+    pool: Any = MultiScaleRoIAlign(list(map(str, range(_LEVELS))), size, 2)
+    levels = [int(math.log2(stride)) for stride in strides]
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = initLevelMapper(levels[0], levels[-1])
+    made: nn.Module = pool
+    return made
 
 
 class FasterRCNNDecoder(nn.Module):
@@ -102,7 +118,7 @@ class FasterRCNNDecoder(nn.Module):
             nms_thresh=0.7,
         )
         self.roi_heads = RoIHeads(
-            MultiScaleRoIAlign(list(map(str, range(_LEVELS))), 7, 2),
+            _pool(7, self.strides),
             TwoMLPHead(width * 7 * 7, hidden),
             FastRCNNPredictor(hidden, classes + 1),
             fg_iou_thresh=0.5,
@@ -113,10 +129,10 @@ class FasterRCNNDecoder(nn.Module):
             score_thresh=threshold,
             nms_thresh=0.5,
             detections_per_img=detections,
-            **self._mask_parts(width, classes),
+            **self._mask_parts(width, classes, self.strides),
         )
 
-    def _mask_parts(self, width: int, classes: int) -> dict[str, nn.Module]:
+    def _mask_parts(self, width: int, classes: int, strides: Sequence[int]) -> dict[str, nn.Module]:
         return {}
 
     def _pyramid(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -203,9 +219,9 @@ class MaskRCNNDecoder(FasterRCNNDecoder):
 
     with_masks = True
 
-    def _mask_parts(self, width: int, classes: int) -> dict[str, nn.Module]:
+    def _mask_parts(self, width: int, classes: int, strides: Sequence[int]) -> dict[str, nn.Module]:
         parts: dict[str, Any] = {  # nn.Module, which torchvision does not annotate
-            "mask_roi_pool": MultiScaleRoIAlign(list(map(str, range(_LEVELS))), 14, 2),
+            "mask_roi_pool": _pool(14, strides),
             "mask_head": MaskRCNNHeads(width, (width,) * 4, 1),
             "mask_predictor": MaskRCNNPredictor(width, width, classes + 1),
         }
