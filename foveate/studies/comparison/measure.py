@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError, near
-from foveate.studies.comparison.miou import image_values, paired_values
+from foveate.studies.comparison.miou import paired_values, seed_values
 from foveate.studies.comparison.statistics import McNemar, Paired, accuracy, bootstrap_interval, mcnemar, paired
 from foveate.training.tasks.segmentation_metrics import class_ious
 
@@ -90,7 +90,7 @@ class Measure:
         raise NotImplementedError
 
     def values(self, predictions: Tensor, labels: Tensor) -> Tensor:
-        """What each image adds to the score: (..., N), bool or float64, from what ``outputs`` gave for each run."""
+        """What each image adds to the score: (S, N), bool or float64, from what ``outputs`` gave for each seed."""
         raise NotImplementedError
 
     def of_images(self, predictions: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class MeanIoU(Measure):
 
     def values(self, predictions: Tensor, labels: Tensor) -> Tensor:
         """See ``miou``."""
-        return image_values(predictions)
+        return seed_values(predictions)
 
     def of_images(self, predictions: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
         """The counts."""

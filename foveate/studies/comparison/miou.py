@@ -10,6 +10,11 @@ whose mean over the N images is the mIoU itself. So v stands where 1 or 0 stands
 ``statistics``: the same analysis of variance over seeds and images, pooled over the plans, and the same intervals. Its
 variance is that of resampled images, to first order; ``benchmarks/miou_intervals.py`` counts how often the intervals
 hold the truth.
+
+With one seed nothing but the images is in the interval, and on few images the first order is too little: rare classes
+are in few of them. There the delete-one jackknife takes its place, the mIoU without each image in turn:
+
+    v_i = mIoU + (N - 1) (mean_j mIoU_(-j) - mIoU_(-i))
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from torch import Tensor
 from foveate.errors import FoveateError, near
 from foveate.studies.comparison.statistics import Difference, Paired, difference_of
 
-__all__ = ["image_values", "miou_differences", "paired_values"]
+__all__ = ["image_values", "jackknife_values", "miou_differences", "paired_values", "seed_values"]
 
 
 def image_values(counts: Tensor) -> Tensor:
@@ -42,6 +47,34 @@ def image_values(counts: Tensor) -> Tensor:
     count = there.sum(-1).clamp(min=1)
     parts = torch.where(there, (right - iou * union) / whole, 0.0).sum(-1) / count
     return iou.sum(-1) / count + counts.shape[-3] * parts
+
+
+def jackknife_values(counts: Tensor) -> Tensor:
+    """The same from the mIoU without each image in turn, (..., N) float64; with a single image as ``image_values``.
+
+    Args:
+        counts: (..., N, K, 3), as there.
+    """
+    images = counts.shape[-3]
+    if images < 2:
+        return image_values(counts)
+    exact = counts.double()
+    total = exact.sum(-3, keepdim=True)
+    without = _miou(total - exact)
+    return _miou(total) + (images - 1) * (without.mean(-1, keepdim=True) - without)
+
+
+def _miou(total: Tensor) -> Tensor:
+    """(...) of counts (..., K, 3); the mean over the classes that are there, and 0 of none."""
+    right, predicted, actual = total.unbind(-1)
+    union = predicted + actual - right
+    there = union > 0
+    return torch.where(there, right / union.clamp(min=1e-300), 0.0).sum(-1) / there.sum(-1).clamp(min=1)
+
+
+def seed_values(counts: Tensor) -> Tensor:
+    """What each image adds to each seed's mIoU, (..., S, N) from (..., S, N, K, 3): with one seed by the jackknife."""
+    return image_values(counts) if counts.shape[-4] > 1 else jackknife_values(counts)
 
 
 def paired_values(values: Tensor) -> Paired:
@@ -90,5 +123,5 @@ def miou_differences(counts: Mapping[str, Tensor], baseline: str = "none") -> di
         found = ", ".join(f"{label!r} {tuple(each.shape)}" for label, each in counts.items())
         raise FoveateError(f"counts need one shape (seeds, images, classes, 3) for two names or more: {found}")
     labels = [label for label in counts if label != baseline]
-    found_pairs = paired_values(torch.stack([image_values(counts[label]) for label in (baseline, *labels)]))
+    found_pairs = paired_values(torch.stack([seed_values(counts[label]) for label in (baseline, *labels)]))
     return {label: difference_of(found_pairs, plan) for plan, label in enumerate(labels)}

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from foveate.errors import FoveateError
-from foveate.studies.comparison.miou import image_values, miou_differences, paired_values
+from foveate.studies.comparison.miou import (
+    image_values,
+    jackknife_values,
+    miou_differences,
+    paired_values,
+    seed_values,
+)
 from foveate.studies.comparison.statistics import paired
 from foveate.training.tasks.segmentation_metrics import class_ious
 
@@ -33,6 +39,20 @@ def test_their_spread_is_that_of_resampled_images():
     bootstrap = class_ious(resampled).nanmean(-1).std()
     linear = image_values(found).std(correction=0) / 60**0.5
     assert float(linear) == pytest.approx(float(bootstrap), rel=0.05)
+
+
+def test_the_jackknife_by_leaving_out_each_image():
+    found = counts(5, images=12)
+    found[..., 3, :] = 0
+    found[:, :11, 2] = 0  # a class that one image alone has
+    for seed in range(3):
+        whole = float(class_ious(found[seed].sum(0)).nanmean())
+        without = [float(class_ious(found[seed].sum(0) - found[seed, i]).nanmean()) for i in range(12)]
+        wanted = [whole + 11 * (np.mean(without) - one) for one in without]
+        assert jackknife_values(found)[seed].tolist() == pytest.approx(wanted)
+    assert torch.equal(seed_values(found), image_values(found))
+    assert torch.equal(seed_values(found[:1]), jackknife_values(found[:1]))
+    assert torch.equal(jackknife_values(found[:, :1]), image_values(found[:, :1]))
 
 
 def test_the_parts_are_those_of_right_and_wrong_images():
