@@ -5,7 +5,10 @@
     python benchmarks/mechanisms.py --threads 1 --output before.csv    # called again it goes on where it was stopped
 
 Each round times each form once, in a random order, for each finds the caches as the one before it left them; a ratio is
-taken within its round, and the table has the median and the quartiles of the ratios. The forms are
+taken within its round, and the table has the median and the quartiles of the ratios.
+
+``mechanisms_cpu.csv`` and, from before the passes of the gates in C, ``mechanisms_cpu_before.csv`` were measured with
+``--threads 1 --clock processor --steps inference`` on a machine that was busy. The forms are
 
     copy      x.clone(), of which ``copies`` are counted
     ours      the module as ``foveate`` builds it with its defaults

@@ -4,11 +4,13 @@ python docs/make_catalogue.py            # write the page
 python docs/make_catalogue.py --check    # exit with 1 when the page is not what the code gives
 
 Nothing is run on data: the modules are built without storage and multiply-adds are counted operation by operation.
+Times are those of benchmarks/mechanisms_cpu.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import difflib
 import functools
 import importlib
@@ -36,6 +38,7 @@ COMMAND = "python docs/make_catalogue.py"
 MAP = (512, 14, 14)  # of the mechanisms and pools
 HEAD_MAPS = ((512, 28, 28), (1024, 14, 14), (2048, 7, 7))
 FEATURES, CLASSES = 2048, 1000
+TIMES = DOCS.parent / "benchmarks" / "mechanisms_cpu.csv"
 COUNTS = ("parameters", "MACs", "parameters, paper", "MACs, paper")
 
 
@@ -104,6 +107,33 @@ def registered(kind: str, sizes: tuple[Any, ...], inputs: tuple[Any, ...]) -> li
     if not any(row[3] for row in costs):
         costs, heads = [[*row[:3], row[5]] for row in costs], [*heads[:3], "source"]
     return [*table(heads, costs), "", *table(["name", "what it does", "options, with their defaults"], options)]
+
+
+def times() -> list[str]:
+    """What inference takes, in copies of the input, as benchmarks/mechanisms.py measured it."""
+    with TIMES.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["step"] == "inference" and row["format"] == "channels_last"]
+    found = {
+        (row["name"], row["form"], f"{row['channels']}@{row['side']}", row["batch"]): f"{float(row['copies']):.3g}"
+        for row in rows
+    }
+    columns = list(dict.fromkeys((size, batch) for _, _, size, batch in found))
+    names = list(dict.fromkeys((name, form) for name, form, *_ in found if form in ("ours", "timm")))
+    first = rows[0]
+    return [
+        "In copies of the input (`x.clone()`), inference: the median of ratios within a round, channels last,",
+        f"{first['device']}, {first['threads']} thread ({first['clock']} time), torch {first['torch']}, from",
+        "`benchmarks/mechanisms_cpu.csv`. Other programs ran beside it. A small map is copied in microseconds: there",
+        "the calls themselves take the time. A head got the same map at each level.",
+        "",
+        *table(
+            ["name", *(f"{size}, batch {batch}" for size, batch in columns)],
+            [
+                [f"`{name}`" + (", timm's" if form == "timm" else ""), *(found[name, form, *c] for c in columns)]
+                for name, form in names
+            ],
+        ),
+    ]
 
 
 def of_timm() -> list[str]:
@@ -207,6 +237,10 @@ def text() -> str:
         f"{FEATURES} pooled features and {CLASSES} classes.",
         "",
         *registered("heads", head_sizes, (head_maps, torch.empty(1, FEATURES, device="meta"))),
+        "",
+        "## Time",
+        "",
+        *times(),
         "",
         "## Networks",
         "",

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from foveate.errors import FoveateError, near
 from foveate.kernels.relu_pairs import relu_pairs
-from foveate.kernels.softmax_attention import flatten_positions, softmax_attention, softmax_map
+from foveate.kernels.softmax_attention import channels_last, flatten_positions, softmax_attention, softmax_map
 
 __all__ = ["NonLocal"]
 
@@ -105,7 +105,10 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, x + BN(W y)."""
-        theta, phi, g = self._project(x)
+        source = x
+        if not torch._jit_internal.is_scripting():
+            source = channels_last(x)
+        theta, phi, g = self._project(source)
         queries, keys, values = flatten_positions(theta), flatten_positions(phi), flatten_positions(g)
         if self.form == "dot":
             y = queries @ (keys.transpose(1, 2) @ (values / keys.shape[1]))

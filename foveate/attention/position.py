@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.kernels.softmax_attention import flatten_positions, softmax_attention, softmax_map
+from foveate.kernels.softmax_attention import channels_last, flatten_positions, softmax_attention, softmax_map
 
 __all__ = ["PositionAttention"]
 
@@ -60,7 +60,10 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, x + gamma y."""
-        queries, keys = flatten_positions(self.query_conv(x)), flatten_positions(self.key_conv(x))
-        values = flatten_positions(self.value_conv(x))
+        source = x
+        if not torch._jit_internal.is_scripting():
+            source = channels_last(x)
+        queries, keys = flatten_positions(self.query_conv(source)), flatten_positions(self.key_conv(source))
+        values = flatten_positions(self.value_conv(source))
         y = softmax_attention(queries, keys, values, 1.0)
         return x + self.gamma * torch.unflatten(y.transpose(1, 2), 2, x.shape[2:])

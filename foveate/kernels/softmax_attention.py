@@ -11,7 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["flatten_positions", "softmax_attention", "softmax_map"]
+from foveate.kernels.dispatch import into_a_graph
+
+__all__ = ["channels_last", "flatten_positions", "softmax_attention", "softmax_map"]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x with its channels last, so that ``flatten_positions`` of its 1x1 convolutions is a view; in a graph x itself.
+
+    Args:
+        x: (B, C, h, w).
+    """
+    if not isinstance(x, Tensor) or x.ndim != 4 or into_a_graph():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def flatten_positions(x: Tensor) -> Tensor:
