@@ -16,7 +16,7 @@ __all__ = ["serve"]
 
 
 def serve(
-    models: Sequence[str] = (),
+    models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     *,
     data: str | None = None,
     pretrained: bool = False,
@@ -29,7 +29,8 @@ def serve(
     """Show networks in the browser: prediction, maps, cost, audit.
 
     Args:
-        models: folders of saved models to choose from. timm's and torchvision's networks can be named on the page.
+        models: one folder of a saved model, or several to choose from. timm's and torchvision's networks can be named
+            on the page.
         data: a data set with labels, for audits, as ``open_data`` takes it.
         pretrained: give timm's and torchvision's networks their ImageNet weights.
         host: the address to listen at. Any other than the loopback lets other machines in: there is no password.
@@ -95,12 +96,17 @@ def _unusable(host: str, port: int, error: Exception) -> FoveateError:
     return FoveateError(f"port {port} at {host} cannot be used: {reason}; give another")
 
 
-def _labels(models: Sequence[str]) -> dict[str, str]:
+def _labels(models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> dict[str, str]:
     """A label for each folder: its name, or as much of its path as tells it from the others."""
+    if isinstance(models, str | os.PathLike):
+        models = [models]
+    if not isinstance(models, Sequence) or not all(isinstance(model, str | os.PathLike) for model in models):
+        given = type(models[0] if isinstance(models, Sequence) else models).__name__
+        raise FoveateError(f"serve takes folders of saved models, not {given}: fv.save it, name the folder")
     paths = [Path(model).resolve() for model in models]
     for model, path in zip(models, paths, strict=True):
         if not path.is_dir():
-            raise FoveateError(f"there is no folder {model!r}: name folders that foveate saved")
+            raise FoveateError(f"there is no folder {os.fspath(model)!r}: name folders that foveate saved")
     # What ``fit`` saves is called "last" or "model_best", in the folder of its run.
     names = ["/".join(path.parts[-2:]) if path.name in ("last", "model_best") else path.name for path in paths]
     return {

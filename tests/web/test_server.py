@@ -11,9 +11,11 @@ import urllib.request
 
 import pytest
 from PIL import Image
+from torch import nn
 
 import foveate as fv
 from foveate.cli import main
+from foveate.errors import FoveateError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="foveate[web] is not installed")
 SERVE = (sys.executable, "-m", "foveate", "serve")
@@ -110,6 +112,17 @@ def test_a_folder_that_is_none(tmp_path):
         fv.serve([str(tmp_path / "nothing")])
     with pytest.raises(fv.FoveateError):
         fv.serve([str(tmp_path)])
+
+
+@pytest.mark.parametrize(("models", "given"), [(nn.Linear(1, 1), "Linear"), ([nn.Linear(1, 1)], "Linear"), (3, "int")])
+def test_what_is_no_folder(models, given):
+    with pytest.raises(FoveateError, match=rf"folders of saved models, not {given}:"):
+        fv.serve(models)
+
+
+def test_one_folder_is_a_folder(tmp_path):
+    with pytest.raises(FoveateError, match=r"there is no folder 'nowhere'"):
+        fv.serve("nowhere")
 
 
 def test_labels_tell_saved_models_apart(tmp_path):

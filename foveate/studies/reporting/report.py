@@ -51,8 +51,12 @@ def report(
         The page.
 
     Raises:
-        FoveateError: neither ``folder`` nor the comparison has a folder.
+        FoveateError: it is not a comparison, or neither ``folder`` nor the comparison has a folder.
     """
+    given: object = comparison
+    if not isinstance(given, Comparison):
+        what = type(given).__name__
+        raise FoveateError(f"report takes a comparison, from compare or read_comparison, not {what}")
     place = Path(folder) if folder is not None else comparison.folder
     if place is None:
         raise FoveateError("report: the comparison has no folder; give report(..., folder=...)")

@@ -154,6 +154,11 @@ def test_report_is_one_page_with_its_pictures(found, data):
     assert len(list((found.folder / "overlays").glob("*.png"))) >= 2
 
 
+def test_report_of_something_else(data):
+    with pytest.raises(FoveateError, match="report takes a comparison, from compare or read_comparison, not ResNet"):
+        fv.report(network(), data)
+
+
 def test_page_with_tables_and_pictures(found, tmp_path):
     files = fv.write_page(found, tmp_path / "docs" / "toy.md", "foveate compare toy")
     assert {file.name for file in files} == {"toy.md", "toy.csv", "toy_runs.csv", "toy_cost.svg", "toy_seeds.svg"}
