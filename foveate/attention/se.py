@@ -56,7 +56,7 @@ class SE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """s * x."""
         if not torch._jit_internal.is_scripting():
-            fused = use_fused_path(self, x, _BUILT)
+            fused = use_fused_path(self, x, _BUILT) and _is_large(x)
             if fused:
                 return self._infer(x)
         return x * self.attend(x)[:, :, None, None]
@@ -72,6 +72,17 @@ class SE(nn.Module):
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """Parameters and MACs as the paper counts them: 2 m^2 / r each."""
         return (2 * channels**2 // self.reduction,) * 2
+
+
+_ELEMENTS, _POSITIONS = 1 << 20, 400
+
+
+def _is_large(x: Tensor) -> bool:
+    """Whether one call of the passes takes less time on a CPU than the definition's steps: benchmarks/mechanisms.py.
+
+    Of a small map the two layers are the larger part, and torch's products of matrices are the faster ones.
+    """
+    return not x.is_cpu or (x.numel() >= _ELEMENTS and x.shape[2] * x.shape[3] >= _POSITIONS)
 
 
 _BUILT = Built({"fc1": nn.Linear, "fc2": nn.Linear}, {"attend": SE.attend})

@@ -122,6 +122,17 @@ def test_modules_are_their_definition(name, layout, called, nan_memory):
         assert called == (["_run", "_run"] if name.startswith("bam") else ["infer"])
 
 
+def test_se_takes_its_passes_for_large_maps_only(monkeypatch):
+    monkeypatch.undo()
+    module = SE(256).eval()
+    taken = []
+    monkeypatch.setattr(SE, "_infer", lambda self, x: taken.append(tuple(x.shape)) or x)
+    with torch.inference_mode():
+        for shape in ((16, 256, 28, 28), (1, 256, 28, 28), (64, 256, 14, 14), (1, 256, 1, 1)):
+            module(torch.ones(shape))
+    assert taken == [(16, 256, 28, 28)]
+
+
 @pytest.mark.parametrize("name", ["se", "channel-spatial", "bam"])
 def test_other_strides_and_bfloat16(name, called):
     for layout in LAYOUTS:
