@@ -48,7 +48,10 @@ def page(name: str, protocol: fv.Protocol, data: fv.ImageData, jobs: list[Job]) 
             options = (
                 f"--protocol benchmarks/evidence/{name}.yaml --runs docs/reports/evidence_runs.csv --seeds {seeds}"
             )
-            fv.write_page(found, DOCS / f"evidence_{name}.md", f"foveate compare path/to/{protocol.data} {options}")
+            command = f"foveate compare path/to/{protocol.data} {options}"
+            if "ulsam_form" in str(protocol.plans):  # which the command line does not know
+                command = f"python benchmarks/evidence/tables.py path/to/{protocol.data}"
+            fv.write_page(found, DOCS / f"evidence_{name}.md", command)
             found.print()
     return done
 
