@@ -129,7 +129,9 @@ class _Scale:
         self.x = low, high + 0.4 * (high - low)  # room for labels on the right, where most plans stand
         heights = [height for p in points for height in p.heights]
         self.y = _padded(heights, 0.08 * (max(heights) - min(heights)), least=0.5)
-        self.xs = _side_by_side([self.x_of(p.macs) for p in points])
+        places = [self.x_of(p.macs) for p in points]
+        self.xs = _side_by_side(places)
+        self.moved = any(abs(x - place) > 2 for x, place in zip(self.xs, places, strict=True))
 
     def x_of(self, macs: float) -> float:
         """Pixels from the left."""
@@ -163,7 +165,8 @@ class _Scale:
             yield f'<line class="grid" x1="{f.left}" x2="{f.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             yield f'<text class="axis" x="{f.left - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>'
         middle_x, middle_y = (f.left + f.right) / 2, (f.top + f.bottom) / 2
-        yield f'<text class="axis" x="{middle_x}" y="{f.bottom + 38:.1f}" text-anchor="middle">MACs{word}</text>'
+        title = f"MACs{word}{'; points at nearly one cost stand side by side' * self.moved}"
+        yield f'<text class="axis" x="{middle_x}" y="{f.bottom + 38:.1f}" text-anchor="middle">{title}</text>'
         turned = f'transform="rotate(-90 14 {middle_y:.1f})" text-anchor="middle"'
         yield f'<text class="axis" x="14" y="{middle_y:.1f}" {turned}>{noun}, %</text>'
 
