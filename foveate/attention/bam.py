@@ -95,7 +95,7 @@ class BAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The map times x, added to x."""
         if not torch._jit_internal.is_scripting():
-            fused = x.device.type == "cpu" and use_fused_path(self, x, _BUILT)
+            fused = use_fused_path(self, x, _BUILT) and x.device.type == "cpu"
             if fused:
                 return self._infer(x)
         return x + x * self.attend(x)

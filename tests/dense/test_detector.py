@@ -9,6 +9,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 import foveate as fv
 from foveate.dense import Detector, create_detector
+from foveate.dense.detection import without_data
 from foveate.dense.detection.batch import PaddedImages
 from foveate.errors import FoveateError
 from foveate.surgery.insert import insert, plan_of
@@ -169,3 +170,9 @@ def test_columns_are_rescaled_and_slips_are_refused(column):
         create_detector("torchvision:resnet18", classes=3)
     with pytest.raises(FoveateError, match="pretrained is for a trunk that is built by name"):
         create_detector(column(), classes=3, pretrained=True)
+
+
+def test_a_torch_that_cannot_count_suppression_is_named(monkeypatch):
+    monkeypatch.setattr(without_data, "_missing", "torch 9 does not register the operation that counts it: no")
+    with pytest.raises(FoveateError, match="regions of a detector cannot be counted: torch 9"):
+        without_data.suppress(torch.empty(3, 4, device="meta"), torch.empty(3, device="meta"), 0.5)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from foveate.kernels.registration import library, registering
+from foveate.errors import FoveateError, first_line
+from foveate.kernels.registration import library
 
 __all__ = ["align", "suppress"]
 
@@ -23,11 +24,14 @@ def _all_of_them(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:  # noqa: 
     return boxes.new_empty(len(boxes), dtype=torch.int64)
 
 
-with registering("regions_kept"):
+_missing = ""
+try:
     _define: Callable[[str], object] = _library.define  # torch does not annotate it
     _implement: Callable[..., object] = _library.impl
     _define("regions_kept(Tensor boxes, Tensor scores, float iou) -> Tensor")
     _implement("regions_kept", _all_of_them, "Meta")
+except Exception as error:  # noqa: BLE001 - the interface is torch's, and a later one may fail in any way
+    _missing = f"torch {torch.__version__} does not register the operation that counts it: {first_line(error)}"
 
 
 def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
@@ -37,7 +41,12 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
         boxes: (n, 4) on device "meta".
         scores: (n,).
         iou: threshold.
+
+    Raises:
+        FoveateError: this torch cannot count it.
     """
+    if _missing:
+        raise FoveateError(f"the regions of a detector cannot be counted: {_missing}")
     kept: Tensor = torch.ops.foveate.regions_kept(boxes, scores, iou)
     return kept
 
