@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.dense.danet import DANetDecoder
+from foveate.dense.decoders import build_decoder, check_parts
 from foveate.dense.lraspp import LRASPPDecoder
 from foveate.dense.taps import find_taps
 from foveate.dense.upernet import UperNetDecoder
-from foveate.errors import FoveateError, first_line, near
 from foveate.spec import Spec
 
 __all__ = ["HEADS", "Segmenter"]
@@ -53,19 +52,13 @@ class Segmenter(nn.Module):
         self, backbone: nn.Module, head: str | Spec = "upernet", *, classes: int, taps: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        spec = Spec.parse(str(head))
-        if spec.name not in HEADS:
-            raise FoveateError(f"no segmentation head is called {spec.name!r}; {near(spec.name, HEADS)}")
-        if not isinstance(backbone, nn.Module):
-            raise FoveateError(f"a segmenter's backbone is a network, not a {type(backbone).__name__}: build it first")
-        if type(classes) is not int or classes < 1:
-            raise FoveateError(f"classes={classes!r}: a segmenter has 1 class or more")
+        spec = check_parts("segmentation segmenter", backbone, head, classes, HEADS)
         decoder = HEADS[spec.name]
         self.taps = find_taps(backbone, decoder.levels, taps, finest=decoder.finest)
         self.num_classes = classes
         self.loss_weights: Mapping[str, float] = decoder.loss_weights
         self.backbone = backbone
-        self.decoder = _build(spec, self.taps.channels, self.taps.strides, classes)
+        self.decoder = build_decoder(spec, HEADS, self.taps, classes)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Scores by name."""
@@ -74,18 +67,3 @@ class Segmenter(nn.Module):
             name: F.interpolate(score, size=x.shape[2:], mode="bilinear", align_corners=False)
             for name, score in scores.items()
         }
-
-
-def _build(spec: Spec, channels: Sequence[int], strides: Sequence[int], classes: int) -> nn.Module:
-    decoder = HEADS[spec.name]
-    parameters = inspect.signature(decoder).parameters.values()
-    options = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for key in spec.kwargs:
-        if key not in options:
-            raise FoveateError(f"{spec.name} has no option {key!r}; {near(key, options)}")
-    try:
-        return decoder(channels, strides, classes, **spec.kwargs)  # type: ignore[arg-type]  # options of a decoder, which checks them
-    except FoveateError:
-        raise
-    except Exception as error:
-        raise FoveateError(f"{spec} cannot be built: {first_line(error)}") from error

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.dense.decoders import build_decoder, check_parts
 from foveate.dense.detection.batch import PaddedImages
 from foveate.dense.detection.rcnn import FasterRCNNDecoder, MaskRCNNDecoder
 from foveate.dense.detection.ssdlite import SSDLiteDecoder
 from foveate.dense.taps import find_taps
-from foveate.errors import FoveateError, first_line, near
+from foveate.errors import FoveateError
 from foveate.spec import Spec
 
 __all__ = ["DETECTORS", "Detector"]
@@ -54,18 +53,12 @@ class Detector(nn.Module):
         self, backbone: nn.Module, head: str | Spec = "faster_rcnn", *, classes: int, taps: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        spec = Spec.parse(str(head))
-        if spec.name not in DETECTORS:
-            raise FoveateError(f"no detection head is called {spec.name!r}; {near(spec.name, DETECTORS)}")
-        if not isinstance(backbone, nn.Module):
-            raise FoveateError(f"a detector's backbone is a network, not a {type(backbone).__name__}: build it first")
-        if type(classes) is not int or classes < 1:
-            raise FoveateError(f"classes={classes!r}: a detector has 1 class or more")
+        spec = check_parts("detection detector", backbone, head, classes, DETECTORS)
         decoder = DETECTORS[spec.name]
         self.taps = find_taps(backbone, decoder.levels, taps, finest=decoder.finest)
         self.num_classes = classes
         self.backbone = backbone
-        self.decoder = _build(spec, self.taps.channels, self.taps.strides, classes)
+        self.decoder = build_decoder(spec, DETECTORS, self.taps, classes)
 
     @property
     def with_masks(self) -> bool:
@@ -86,19 +79,3 @@ class Detector(nn.Module):
             given: dict[str, Tensor] = losses
             return given
         return [{**one, "labels": one["labels"] - 1} for one in found]
-
-
-def _build(spec: Spec, channels: Sequence[int], strides: Sequence[int], classes: int) -> Any:
-    """The decoder, a module."""
-    decoder = DETECTORS[spec.name]
-    parameters = inspect.signature(decoder).parameters.values()
-    options = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for key in spec.kwargs:
-        if key not in options:
-            raise FoveateError(f"{spec.name} has no option {key!r}; {near(key, options)}")
-    try:
-        return decoder(channels, strides, classes, **spec.kwargs)  # type: ignore[arg-type]  # options of a decoder, which checks them
-    except FoveateError as error:
-        raise FoveateError(f"{spec.name}: {error}") from error
-    except Exception as error:
-        raise FoveateError(f"{spec} cannot be built: {first_line(error)}") from error

@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from foveate.data.detection import DetectionData, DetectionSplit
+from foveate.data.detection import DetectionSplit
 from foveate.data.detection.split import Objects
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
-from foveate.training.context import RunContext
-from foveate.training.freeze import Frozen, find_frozen
-from foveate.training.input.loaders import Batches, load_batches, normalised
+from foveate.training.freeze import Frozen
+from foveate.training.input.dense import DensePipeline, Stream, by_size
+from foveate.training.input.loaders import Batches, normalised
 from foveate.training.input.sampler import Batch, Where, mix, seed_draws
 from foveate.training.metrics import Diverged
 
@@ -147,21 +147,7 @@ def _flipped(pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return transform.horizontal_flip(pixels), flipped.as_subclass(Tensor)
 
 
-class _Stream:
-    """Examples in batches, by worker processes when there are any."""
-
-    def __init__(self, examples: _Examples, workers: int) -> None:
-        self.examples, self.workers = examples, workers
-
-    def __call__(self, order: Any) -> Iterator[Batch]:
-        """Batches in an order."""
-        return load_batches(self.examples, order, self.workers, _collate)
-
-
-def _collate(items: list[tuple[Tensor, Target] | FoveateError]) -> Any:  # a batch, or the error among them
-    for item in items:
-        if isinstance(item, FoveateError):
-            return item
+def _collate(items: list[tuple[Tensor, Target]]) -> tuple[DetectionInputs, list[Target]]:
     pixels, targets = (list(of) for of in zip(*items, strict=True))
     known = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
     return DetectionInputs(pixels, known), targets
@@ -184,7 +170,7 @@ class BoxLoader:
         self, split: DetectionSplit, preprocess: Preprocess, kind: str | None = None, seed: int = 0, workers: int = 0
     ) -> None:
         self.split, self.preprocess, self._checked = split, preprocess, False
-        self.batches: Batches = _Stream(_Examples(split, preprocess, kind, seed), workers)
+        self.batches: Batches = Stream(_Examples(split, preprocess, kind, seed), workers, _collate)
 
     @property
     def count(self) -> int:
@@ -194,14 +180,7 @@ class BoxLoader:
     def whole(self, batch_size: int, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
         """All images in order, or every ``processes``-th from number ``rank`` on; those of a batch have one size."""
         self._checked = False
-        order: list[list[Where]] = []
-        for index in range(rank, self.count, processes):
-            last = order[-1] if order else []
-            if last and len(last) < batch_size and self.split.sizes[last[0][1]] == self.split.sizes[index]:
-                last.append((0, index))
-            else:
-                order.append([(0, index)])
-        return self.batches(order)
+        return self.batches(by_size(self.split.sizes, batch_size, rank, processes))
 
     def prepared(self, inputs: Any, device: torch.device) -> Any:
         """Normalised images on the device, with their targets: ``DetectionInputs``."""
@@ -234,39 +213,8 @@ def check_finite(model: nn.Module) -> None:
             )
 
 
-class DetectionPipeline:
-    """The batches of both splits. Nothing is kept between epochs but what the system keeps of files.
-
-    Args:
-        model: adapted to the data; left as found.
-        data: both splits.
-        preprocess: of the model.
-        context: of its recipe, what is frozen and the augmentation.
-        head: dotted names of the modules that "trunk" does not freeze.
-
-    Raises:
-        FoveateError: what the recipe freezes cannot be frozen.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: DetectionData,
-        preprocess: Preprocess,
-        context: RunContext,
-        head: tuple[str, ...],
-    ) -> None:
-        self.data, self.preprocess, self.recipe = data, preprocess, context.recipe
-        sample = torch.zeros(1, len(preprocess.mean), *preprocess.size, device=device_and_dtype(model)[0])
-        self.frozen = find_frozen(model, self.recipe.freeze, sample, head=head)
-
-    def train(self) -> BoxLoader:
-        """The training images, augmented."""
-        return self._loader(self.data.train, self.recipe.augmentation)
-
-    def val(self) -> BoxLoader:
-        """The validation images, never augmented."""
-        return self._loader(self.data.val, None)
+class DetectionPipeline(DensePipeline[BoxLoader]):
+    """The batches of both splits, images with boxes."""
 
     def _loader(self, split: DetectionSplit, kind: str | None) -> BoxLoader:
         return BoxLoader(split, self.preprocess, kind, self.recipe.seed, self.recipe.workers)

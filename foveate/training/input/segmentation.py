@@ -22,8 +22,9 @@ from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
 from foveate.training.context import RunContext
-from foveate.training.freeze import Frozen, find_frozen
-from foveate.training.input.loaders import Batches, load_batches, normalised
+from foveate.training.freeze import Frozen
+from foveate.training.input.dense import DensePipeline, Stream, by_size
+from foveate.training.input.loaders import Batches, normalised
 from foveate.training.input.sampler import Batch, Where, mix, seed_draws
 from foveate.whole_images import resized, scaled_size
 
@@ -106,21 +107,7 @@ class _Pairs(Dataset[Any]):
         return pixels.as_subclass(Tensor), target.as_subclass(Tensor)
 
 
-class _Stream:
-    """Pairs in batches, by worker processes when there are any."""
-
-    def __init__(self, pairs: _Pairs, workers: int) -> None:
-        self.pairs, self.workers = pairs, workers
-
-    def __call__(self, order: Any) -> Iterator[Batch]:
-        """Batches in an order."""
-        return load_batches(self.pairs, order, self.workers, _collate)
-
-
-def _collate(items: list[tuple[Tensor, Tensor] | FoveateError]) -> Batch | FoveateError:
-    for item in items:
-        if isinstance(item, FoveateError):
-            return item
+def _collate(items: list[tuple[Tensor, Tensor]]) -> Batch:
     pixels, targets = zip(*items, strict=True)
     return torch.stack(pixels), torch.stack(targets)
 
@@ -150,7 +137,7 @@ class MapLoader:
         channels_last: bool = False,
     ) -> None:
         self.split, self.preprocess, self.channels_last = split, preprocess, channels_last
-        self.batches: Batches = _Stream(_Pairs(split, preprocess, kind, seed), workers)
+        self.batches: Batches = Stream(_Pairs(split, preprocess, kind, seed), workers, _collate)
 
     @property
     def count(self) -> int:
@@ -159,14 +146,7 @@ class MapLoader:
 
     def whole(self, batch_size: int, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
         """All images in order, or every ``processes``-th from number ``rank`` on; those of a batch have one size."""
-        order: list[list[Where]] = []
-        for index in range(rank, self.count, processes):
-            last = order[-1] if order else []
-            if last and len(last) < batch_size and self.split.sizes[last[0][1]] == self.split.sizes[index]:
-                last.append((0, index))
-            else:
-                order.append([(0, index)])
-        return self.batches(order)
+        return self.batches(by_size(self.split.sizes, batch_size, rank, processes))
 
     def prepared(self, inputs: Tensor, device: torch.device) -> Tensor:
         """Normalised pixels on the device."""
@@ -181,19 +161,8 @@ class MapLoader:
         return self.scores(model, self.prepared(inputs, device_and_dtype(model)[0]))
 
 
-class SegmentationPipeline:
-    """The batches of both splits. Nothing is kept between epochs but what the system keeps of files.
-
-    Args:
-        model: adapted to the data; left as found.
-        data: both splits.
-        preprocess: of the model.
-        context: of its recipe, what is frozen and the augmentation.
-        head: dotted names of the modules that "trunk" does not freeze.
-
-    Raises:
-        FoveateError: what the recipe freezes cannot be frozen.
-    """
+class SegmentationPipeline(DensePipeline[MapLoader]):
+    """The batches of both splits, images with label maps."""
 
     def __init__(
         self,
@@ -203,22 +172,12 @@ class SegmentationPipeline:
         context: RunContext,
         head: tuple[str, ...],
     ) -> None:
-        self.data, self.preprocess, self.recipe = data, preprocess, context.recipe
-        sample = torch.zeros(1, len(preprocess.mean), *preprocess.size, device=device_and_dtype(model)[0])
-        self.frozen = find_frozen(model, self.recipe.freeze, sample, head=head)
+        super().__init__(model, data, preprocess, context, head)
         if self.recipe.cache and self.recipe.freeze:
             context.bar.line(
                 "features of what is frozen are not cached: a segmenter reads several of its maps, in the size of each "
                 "image; it runs in each step, without gradients"
             )
-
-    def train(self) -> MapLoader:
-        """The training images, augmented."""
-        return self._loader(self.data.train, self.recipe.augmentation)
-
-    def val(self) -> MapLoader:
-        """The validation images, never augmented."""
-        return self._loader(self.data.val, None)
 
     def _loader(self, split: SegmentationSplit, kind: str | None) -> MapLoader:
         recipe = self.recipe
