@@ -130,9 +130,9 @@ def _read(root: Path, path: Path) -> tuple[list[Record], tuple[str, ...], tuple[
     for row in content["images"]:
         name, inside = str(row.get("file_name")), _inside(row.get("file_name"), _folder(root))
         size = (row.get("height"), row.get("width"))
-        told = size if all(type(side) is int and side > 0 for side in size) else None
+        stated = size if all(type(side) is int and side > 0 for side in size) else None
         place = base / name if inside else None
-        records.append(Record(name, place, told, tuple(boxes[_key(row.get("id"))])))  # type: ignore[arg-type]  # two whole numbers, as was checked
+        records.append(Record(name, place, stated, tuple(boxes[_key(row.get("id"))])))  # type: ignore[arg-type]  # two whole numbers, as was checked
     return records, tuple(names.values()), tuple(stray)
 
 

@@ -48,7 +48,7 @@ class Found:
     """What a folder holds.
 
     Args:
-        layout: whose it is, in words.
+        layout: whose it is, as text.
         train: images to learn from.
         val: images to be measured on; () where the folder has no such part.
         names: of the classes, where the folder tells them.

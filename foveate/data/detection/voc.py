@@ -77,8 +77,8 @@ def _record(root: Path, name: str, images: dict[str, Path]) -> Record:
         for entry in tree.findall("object")
     )
     # A size of 0 stands in files whose program did not look at the image.
-    told = size is not None and all(math.isfinite(side) and side > 0 for side in size)
-    return Record(shown, image, (int(size[0]), int(size[1])) if size is not None and told else None, boxes)
+    stated = size is not None and all(math.isfinite(side) and side > 0 for side in size)
+    return Record(shown, image, (int(size[0]), int(size[1])) if size is not None and stated else None, boxes)
 
 
 def _numbers(parent: Element | None, names: tuple[str, ...]) -> tuple[float, ...] | None:

@@ -57,7 +57,7 @@ class Found:
     """What a folder holds.
 
     Args:
-        layout: whose it is, in words.
+        layout: whose it is, as text.
         train: pairs to learn from.
         val: pairs to be measured on; () where the folder has no such part.
         names: of the classes by the number in the label maps; None where nothing names them.

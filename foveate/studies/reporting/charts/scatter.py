@@ -165,7 +165,7 @@ class _Scale:
             yield f'<line class="grid" x1="{f.left}" x2="{f.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             yield f'<text class="axis" x="{f.left - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>'
         middle_x, middle_y = (f.left + f.right) / 2, (f.top + f.bottom) / 2
-        title = f"MACs{word}{'; points at nearly one cost stand side by side' * self.moved}"
+        title = f"MACs{word}{'; points at nearly one cost are moved apart' * self.moved}"
         yield f'<text class="axis" x="{middle_x}" y="{f.bottom + 38:.1f}" text-anchor="middle">{title}</text>'
         turned = f'transform="rotate(-90 14 {middle_y:.1f})" text-anchor="middle"'
         yield f'<text class="axis" x="14" y="{middle_y:.1f}" {turned}>{noun}, %</text>'

@@ -35,7 +35,7 @@ def test_what_is_drawn():
     assert len(marks(svg, "whisker")) == 1
     texts = ["".join(node.itertext()) for node in marks(svg, "label")]
     assert texts == ["none", "<b>", "se"]
-    assert "side by side" not in svg
+    assert "moved apart" not in svg
 
 
 def test_costs_that_hardly_differ_do_not_seem_to_differ():
@@ -43,7 +43,7 @@ def test_costs_that_hardly_differ_do_not_seem_to_differ():
     (x0, x1), (y0, y1) = ([float(node.get(key)) for node in marks(svg, "point")] for key in ("cx", "cy"))
     assert 10 < x1 - x0 < 20  # side by side, no more
     assert abs(y1 - y0) < 10
-    assert "points at nearly one cost stand side by side" in svg
+    assert "points at nearly one cost are moved apart" in svg
 
 
 @given(
