@@ -14,7 +14,19 @@ from foveate.networks.class_names import stored_names
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import own_batchnorms
 
-__all__ = ["decoder_of", "fit_to_classes"]
+__all__ = ["decoder_of", "fit_to_classes", "for_classification"]
+
+
+def for_classification(recipe: Recipe, has_teacher: bool) -> dict[str, bool]:
+    """What mixes images, distorts them or changes a classifier -> whether it is asked for: neither task here has it."""
+    return {
+        "mixup": recipe.mixup > 0,
+        "cutmix": recipe.cutmix > 0,
+        "augmentation='randaugment'": recipe.augmentation == "randaugment",
+        "head_init_scale": recipe.head_init_scale is not None,
+        "classifier='new'": recipe.classifier == "new",
+        "a teacher": has_teacher,
+    }
 
 
 def fit_to_classes(

@@ -17,7 +17,7 @@ from foveate.training.context import RunContext
 from foveate.training.input.detection import DetectionPipeline
 from foveate.training.input.sampler import Batch
 from foveate.training.recipes.recipe import Recipe
-from foveate.training.tasks.dense import decoder_of, fit_to_classes
+from foveate.training.tasks.dense import decoder_of, fit_to_classes, for_classification
 from foveate.training.tasks.detection_metrics import (
     DetectionEvaluation,
     collect_objects,
@@ -70,14 +70,9 @@ class Detection:
                 a teacher; or the package that computes mAP is not installed.
         """
         asked = {
-            "mixup": recipe.mixup > 0,
-            "cutmix": recipe.cutmix > 0,
-            "augmentation='randaugment'": recipe.augmentation == "randaugment",
+            **for_classification(recipe, has_teacher),
             f"loss={recipe.loss!r}": recipe.loss != "cross_entropy",
             "label_smoothing": recipe.label_smoothing > 0,
-            "head_init_scale": recipe.head_init_scale is not None,
-            "classifier='new'": recipe.classifier == "new",
-            "a teacher": has_teacher,
         }
         wanted = [name for name, wants in asked.items() if wants]
         if wanted:

@@ -19,7 +19,7 @@ from foveate.training.context import RunContext
 from foveate.training.input.sampler import Batch
 from foveate.training.input.segmentation import SegmentationPipeline
 from foveate.training.recipes.recipe import Recipe
-from foveate.training.tasks.dense import decoder_of, fit_to_classes
+from foveate.training.tasks.dense import decoder_of, fit_to_classes, for_classification
 from foveate.training.tasks.segmentation_loss import SegmentationObjective
 from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation, collect_counts, measure_counts
 from foveate.whole_images import WholeImage
@@ -51,15 +51,7 @@ class Segmentation:
         Raises:
             FoveateError: the recipe mixes images, distorts them or changes a classifier, or there is a teacher.
         """
-        asked = {
-            "mixup": recipe.mixup > 0,
-            "cutmix": recipe.cutmix > 0,
-            "augmentation='randaugment'": recipe.augmentation == "randaugment",
-            "loss='bce'": recipe.loss == "bce",
-            "head_init_scale": recipe.head_init_scale is not None,
-            "classifier='new'": recipe.classifier == "new",
-            "a teacher": has_teacher,
-        }
+        asked = {**for_classification(recipe, has_teacher), "loss='bce'": recipe.loss == "bce"}
         wanted = [name for name, wants in asked.items() if wants]
         if wanted:
             raise FoveateError(
