@@ -27,6 +27,8 @@ def explain(
     target: int | str | None = None,
     layer: str | None = None,
     region: str | None = None,
+    head: int | str | None = None,
+    rollout: bool = False,
     pretrained: bool = False,
     plan: str | None = None,
     image_size: int | None = None,
@@ -45,9 +47,12 @@ def explain(
         images: image files, folders (the images in them and below), or patterns in quotes such as "dogs/*.jpg".
         method: "attention" shows the mechanisms' own maps, the others what speaks for a class.
         target: the class, by index or name; without it the predicted one.
-        layer: the layer for the methods with gradients; without it the last feature map.
+        layer: the layer for the methods with gradients; without it the last feature map. For the attention of a vision
+            transformer a block, as blocks.5.
         region: of a segmentation network, the pixels that are explained: "predicted" as the target, the whole "image",
             or a .png file that is not black where they are.
+        head: of a vision transformer's attention, the number of a head, counted from 1, or "mean"; without it each.
+        rollout: of a vision transformer's attention, through all blocks.
         pretrained: with a model's name, use its ImageNet weights.
         plan: attention to insert first.
         image_size: side of what the network sees, in pixels; without it the model's own.
@@ -68,6 +73,8 @@ def explain(
         batch_size=batch_size,
         progress=True,
         region=_mask(region),
+        head=head,
+        rollout=rollout,
     )
     when_stopped(lambda: kept(output or npz or Path("explained")))
     files = [found.npz(npz)] if npz is not None else []

@@ -13,6 +13,8 @@ from foveate.errors import FoveateError
 from foveate.explanations.axes import class_maps, split_map
 from foveate.explanations.layers import chosen_classes
 from foveate.explanations.result import Map
+from foveate.explanations.transformers.maps import TokenMaps, token_maps
+from foveate.explanations.transformers.networks import has_windows, transformer_of
 from foveate.pooling.gap import GlobalAveragePool
 from foveate.preserve import preserve_state
 from foveate.scores import check_logits
@@ -50,6 +52,8 @@ class Reader:
 def readers(model: nn.Module) -> list[Reader]:
     """The inserted modules that have a map of their own, then those of the network itself with spatial maps.
 
+    Of a vision transformer there may be none: ``attention_maps`` reads its tokens.
+
     Raises:
         FoveateError: there is none.
     """
@@ -69,15 +73,22 @@ def readers(model: nn.Module) -> list[Reader]:
         if spatial and not isinstance(module, GlobalAveragePool) and not f"{name}.".startswith(tuple(taken)):
             found.append(Reader(name, module, module, False))
             taken.append(f"{name}.")
-    if not found:
+    if not found and transformer_of(model) is None:
+        if has_windows(model):
+            raise FoveateError(
+                f"{type(model).__name__} attends inside windows of the image, so no map of its attention is of the "
+                "whole image: use method='gradcam'"
+            )
         raise FoveateError("this model has no inserted attention to look at: insert a plan, or use method='gradcam'")
     return found
 
 
 def attention_maps(
-    model: nn.Module, images: Tensor, target: Sequence[int] | None = None
+    model: nn.Module, images: Tensor, target: Sequence[int] | None = None, wanted: TokenMaps | None = None
 ) -> tuple[Tensor, list[Map], Channels]:
     """Run the model once and read the own map of each attention module, pool and head.
+
+    Of a vision transformer it runs once more for the maps of its tokens, which stand behind the others.
 
     A module's map is ``attend`` of the input that it gets, taken in evaluation mode without gradients. A module that
     runs several times shows its last map; a head that reads several feature maps shows one for each. The name says
@@ -87,6 +98,7 @@ def attention_maps(
         model: a network with attention, inserted or its own.
         images: (B, C, H, W), normalised.
         target: the class of each image, for maps that are one for each class; without it the predicted one.
+        wanted: which maps of a vision transformer's tokens; where it says anything, these alone.
 
     Returns:
         The logits; the spatial maps, each (B, h, w); names and channel weights, each (B, c).
@@ -94,7 +106,13 @@ def attention_maps(
     Raises:
         FoveateError: there is no attention, or none of the modules has a map of its own.
     """
-    found = readers(model)
+    transformer = transformer_of(model)
+    tokens: list[Map] = []
+    found = [] if transformer is not None and wanted is not None and wanted.given else readers(model)
+    if transformer is not None:
+        output, tokens = token_maps(model, transformer, images, wanted or TokenMaps())
+        if not found:
+            return check_logits(output).detach(), tokens, []
     seen: Seen = {}
     of_classes: dict[str, Tensor] = {}
     notes: dict[str, str] = {}
@@ -115,7 +133,7 @@ def attention_maps(
         note = notes.get(one.name, "")
         maps += [Map(plane.name + note, plane.values, plane.module, plane.targets) for plane in planes]
         channels += [(name + note, values) for name, values in weights]
-    return logits, maps, channels
+    return logits, [*maps, *tokens], channels
 
 
 def _keep(one: Reader, seen: Seen, of_classes: dict[str, Tensor]) -> Callable[..., None]:

@@ -21,6 +21,8 @@ from foveate.explanations.layers import check_targets, find_layer
 from foveate.explanations.result import Explanation, Map
 from foveate.explanations.segmentation import Region, predicted_pixels, region_scores
 from foveate.explanations.sources import Images, OneImage
+from foveate.explanations.transformers.maps import TokenMaps
+from foveate.explanations.transformers.networks import transformer_of
 from foveate.networks.class_names import class_index, class_names
 from foveate.progress import track
 from foveate.scores import predicted_classes
@@ -65,6 +67,8 @@ def explain(
     batch_size: int = 8,
     progress: bool = False,
     region: Any = None,
+    head: int | str | None = None,
+    rollout: bool = False,
 ) -> Explanation:
     """Show what a network looks at. The model, its gradients and the random state stay as they are.
 
@@ -72,19 +76,24 @@ def explain(
         model: a classifier that gives (B, classes) logits, or a network of ``create_segmenter``.
         images: a path, a PIL image, the bytes of an image file, or a list of these; or a normalised float tensor
             (B, C, H, W). A path is a file, a folder (the images in it and below), or a pattern such as "dogs/*.jpg".
-        method: "attention": the attention modules' own maps. "gradcam", "gradcam++", "hirescam": of a class, by
-            gradients; "cam": of a class, exactly, for networks that end in global average pooling and one linear layer.
+        method: "attention": the attention modules' own maps; of a vision transformer where its class token looks, or,
+            where its classifier reads the patches, how much each of them is looked at. "gradcam", "gradcam++",
+            "hirescam": of a class, by gradients; "cam": of a class, exactly, for networks that end in global average
+            pooling and one linear layer.
         target: the class to explain, by index or by the name that the model gives it, or one for each image; without it
             the predicted class, of segmentation that of most pixels. For "attention" only where there is a map for each
             class.
-        layer: the dotted name of the layer to look at; without it the last feature map, of segmentation that of the
-            trunk. For methods with gradients.
+        layer: the dotted name of the layer to look at. For methods with gradients; without it the last feature map, of
+            segmentation that of the trunk, of a vision transformer what enters the last block's attention. For the
+            "attention" of a vision transformer a block, as "blocks.5"; without it the last one.
         image_size: the side, in pixels, of what the network sees; without it the model's own.
         batch_size: images in one pass.
         progress: show a bar.
         region: of segmentation, the pixels whose scores of the class are summed, and so explained (Seg-Grad-CAM):
             "predicted", those that are predicted as the class; "image", all; or a mask (H, W), a tensor or array, or
             one for each image.
+        head: of a vision transformer's "attention", the number of a head, counted from 1, or "mean"; without it each.
+        rollout: of a vision transformer's "attention", through all blocks up to ``layer`` instead of in one.
 
     Returns:
         The maps, the predictions and the pictures: ``.save("dog.png")`` draws them, ``.npz("dog.npz")`` keeps the
@@ -99,7 +108,8 @@ def explain(
     if batch_size < 1:
         raise FoveateError(f"batch_size={batch_size}: at least one image goes through at a time")
     model = unwrapped(model)  # hooks do not run inside what torch.compile wraps
-    _check_options(model, method, target, layer)
+    wanted = TokenMaps(layer if method == "attention" else None, head, rollout)
+    _check_options(model, method, target, layer, wanted)
     pixels = isinstance(model, Segmenter)
     if pixels and method == "cam":
         raise FoveateError("cam is for classifiers: of a segmentation network use method='gradcam'")
@@ -113,7 +123,7 @@ def explain(
     pictures: list[Image.Image] = []
     for start in track(range(0, len(given), batch_size), "looking", progress):
         batch, shown = given.part(start, start + batch_size)
-        look = look or _looker(model, method, batch, layer, summed, given.names)
+        look = look or _looker(model, method, batch, layer, summed, given.names, wanted)
         parts.append(look(batch, classes and classes[start : start + batch_size], start))
         pictures += shown
     scores = torch.cat([part.scores.float().cpu() for part in parts])
@@ -159,10 +169,18 @@ def _require_names(target: object, labels: tuple[str, ...], count: int) -> None:
         )
 
 
-def _check_options(model: nn.Module, method: str, target: object, layer: str | None) -> None:
-    if layer is not None and method in ("attention", "cam"):
+def _check_options(model: nn.Module, method: str, target: object, layer: str | None, wanted: TokenMaps) -> None:
+    transformer = transformer_of(model) if wanted.given else None
+    if layer is not None and (method == "cam" or (method == "attention" and transformer is None)):
         what = "a module's own map" if method == "attention" else "CAM, which reads the last feature map"
         raise FoveateError(f"layer= does not change {what}: leave it out, or use method='gradcam'")
+    if wanted.given:
+        if method != "attention" or transformer is None:
+            option = "rollout=" if wanted.head is None else "head="
+            raise FoveateError(
+                f"{option} is for the attention of a vision transformer (method='attention'): leave it out"
+            )
+        wanted.check(transformer)
     if method == "attention" and target is not None and not any(one.per_class for one in readers(model)):
         raise FoveateError("target= does not change a module's own map: leave it out, or use method='gradcam'")
 
@@ -174,6 +192,7 @@ def _looker(
     layer: str | None,
     region: Region | None,
     names: Sequence[str],
+    wanted: TokenMaps,
 ) -> Callable[[Tensor, list[int] | None, int], Found]:
     """The method as a function of a batch, its classes and the number of its first image."""
     where = None
@@ -182,7 +201,7 @@ def _looker(
 
     def look(batch: Tensor, classes: list[int] | None) -> Found:
         if where is None:
-            return Found(*attention_maps(model, batch, classes))
+            return Found(*attention_maps(model, batch, classes, wanted))
         logits, found = OF_A_CLASS[method](model, batch, where, classes)
         return Found(logits, [found], [])
 

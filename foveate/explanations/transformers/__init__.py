@@ -1,0 +1,1 @@
+"""Vision transformers: their tokens as feature maps, and the attention of their class token."""
