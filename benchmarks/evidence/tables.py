@@ -1,9 +1,9 @@
 """The table of all runs of docs/reports/evidence.md, and a page for each protocol with as many seeds as are finished.
 
-    python benchmarks/evidence/tables.py DATA [--folder FOLDER] [--table-only]
+    python benchmarks/evidence/tables.py DATA... [--folder FOLDER...] [--table-only]
 
-``--folder`` is what ``run.py`` filled: its results are first added to docs/reports/evidence_runs.csv. The pages come
-from that table alone; nothing is trained.
+DATA are the data sets' folders; the protocols of others are left out. ``--folder`` is what ``run.py`` filled: its
+results are first added to docs/reports/evidence_runs.csv. The pages come from that table alone; nothing is trained.
 """
 
 from __future__ import annotations
@@ -59,18 +59,21 @@ def page(name: str, protocol: fv.Protocol, data: fv.ImageData, jobs: list[Job]) 
 def main() -> None:
     """Write what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("data", nargs="+", type=Path)
+    parser.add_argument("--folder", nargs="+", type=Path, default=())
     parser.add_argument("--table-only", action="store_true")
     asked = parser.parse_args()
     protocols = {file.stem: fv.read_protocol(file) for file in sorted(HERE.glob("*.yaml"))}
-    opened = {parts: fv.open_data(asked.data, parts=parts) for parts in {each.parts for each in protocols.values()}}
+    folders = {folder.resolve().name: folder for folder in asked.data}
+    protocols = {name: protocol for name, protocol in protocols.items() if protocol.data in folders}
+    parts = {(each.data, each.parts) for each in protocols.values()}
+    opened = {(data, part): fv.open_data(folders[data], parts=part) for data, part in parts}
     for name, protocol in protocols.items():
-        data = opened[protocol.parts]
+        data = opened[protocol.data, protocol.parts]
         protocol.check(data)
         jobs = jobs_of(protocol, data)
-        if asked.folder:
-            add(asked.folder, jobs, len(data.classes))
+        for folder in asked.folder:
+            add(folder, jobs, len(data.classes))
         if not asked.table_only:
             print(page(name, protocol, data, jobs))
 
