@@ -13,10 +13,11 @@ import foveate as fv
 from foveate import FoveateError
 from foveate.cli.options import (
     DataOptions,
+    DenseOptions,
     NetworkOptions,
-    SegmenterOptions,
     check_names,
     is_folder,
+    open_boxes,
     open_images,
     open_label_maps,
     open_network,
@@ -35,7 +36,7 @@ def compare(
     plans: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     network: NetworkOptions | None = None,
     images: DataOptions | None = None,
-    head: str = "lraspp",
+    head: str | None = None,
     output_stride: int = 32,
     recipe: str | None = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*", group=RECIPE_GROUP)] = None,
@@ -59,15 +60,16 @@ def compare(
     Example: `foveate compare path/to/images --plans "se after blocks.4.2" "cbam after blocks.4.2"`
 
     Args:
-        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv"; or images beside label maps,
-            for segmentation, where plans are compared by mIoU.
+        data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv"; images beside label maps,
+            for segmentation, where plans are compared by mIoU; or images with boxes, for detection, and by mAP.
         plans: plans or families, each in quotes: --plans "se after blocks.4.2" "ulsam(groups=1|4) after blocks.4.2".
-        head: of a segmentation network: "lraspp" (compact), "upernet" or "danet", with options.
+        head: of a segmentation network "lraspp" (compact, taken without this), "upernet" or "danet"; of a detector
+            "faster_rcnn" (taken without this) or "ssdlite" (compact); with options, such as "faster_rcnn(anchor=16)".
         output_stride: of its trunk, 8, 16 or 32: pixels of the image for one of the coarsest map.
         recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
         seeds: how many seeds; 3, or as many as the protocol says.
         learning_rates: tried with every plan alike on images held out of the training images; each plan takes its best.
-        margin: also say whether each plan is worse by more than so many points of top-1, or of mIoU.
+        margin: also say whether each plan is worse by more than so many points of top-1, mIoU or mAP.
         most_plans: how many plans a family may have.
         protocol: a .yaml file with data, network, plans, seeds and recipe; --plans adds plans to it.
         runs: a CSV table of finished runs: these are not made again, and those that are made here are added.
@@ -99,14 +101,18 @@ def compare(
     if export:
         fv.check_targets(export)  # before hours of training
     check_names(network, chosen, plans)
-    maps = fv.find_segmentation(data)
-    if maps and (followed or export):
-        given_option = "--protocol" if followed else "--export"
-        raise FoveateError(f"{given_option} is for images with one class each, and this data has label maps")
-    opened = open_label_maps(data, images) if maps else open_images(data, images)
-    model: Any = open_network(network) if is_folder(network.model) else network.model
-    if maps:
-        model = SegmenterOptions(network, head, output_stride, opened.classes)
+    maps, boxes = fv.find_segmentation(data), fv.find_detection(data)
+    model: Any = network.model
+    opened: Any
+    if maps or boxes:
+        if followed or export:
+            given_option, there = "--protocol" if followed else "--export", "label maps" if maps else "boxes"
+            raise FoveateError(f"{given_option} is for images with one class each, and this data has {there}")
+        opened = open_label_maps(data, images) if maps else open_boxes(data, images)
+        model = DenseOptions("segment" if maps else "detect", network, head, output_stride, opened.classes)
+    else:
+        opened = open_images(data, images)
+        model = open_network(network) if is_folder(network.model) else network.model
     if followed:
         followed.check(opened)
     request = {
@@ -145,7 +151,7 @@ def results(
 
     Args:
         folder: the --output of foveate compare.
-        margin: also say whether each plan is worse by more than so many points of top-1, or of mIoU.
+        margin: also say whether each plan is worse by more than so many points of top-1, mIoU or mAP.
         page: write a page of Markdown, with the tables as CSV and the pictures beside it.
         command: the line that made the comparison, to stand on the page.
         json: print the table as JSON.

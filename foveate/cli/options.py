@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,9 +16,9 @@ from foveate.errors import FoveateError, printable
 
 __all__ = [
     "DataOptions",
+    "DenseOptions",
     "ModelOptions",
     "NetworkOptions",
-    "SegmenterOptions",
     "ViewOptions",
     "check_names",
     "is_folder",
@@ -130,18 +130,20 @@ def open_network(options: NetworkOptions, input_size: int | None = None) -> Any:
 
 
 @dataclass(frozen=True)
-class SegmenterOptions:
-    """A segmentation network by its parts: called with a seed, it is made.
+class DenseOptions:
+    """A segmentation or detection network by its parts: called with a seed, it is made.
 
     Args:
+        task: "segment" or "detect".
         network: its trunk, or a folder that foveate saved.
-        head: of ``create_segmenter``.
+        head: None: the usual one.
         output_stride: of the trunk.
         classes: of the data.
     """
 
+    task: Literal["segment", "detect"]
     network: NetworkOptions
-    head: str
+    head: str | None
     output_stride: int
     classes: tuple[str, ...]
 
@@ -151,7 +153,14 @@ class SegmenterOptions:
             return fv.load(self.network.model)
         given: dict[str, Any] = {} if self.output_stride == 32 else {"output_stride": self.output_stride}
         options = {"classes": self.classes, "pretrained": self.network.pretrained, **given}
-        return fv.create_segmenter(self.network.model, self.head, **options)
+        create, usual = _DENSE[self.task]
+        return create(self.network.model, self.head or usual, **options)
+
+
+_DENSE: dict[str, tuple[Callable[..., Any], str]] = {
+    "segment": (lambda *parts, **options: fv.create_segmenter(*parts, **options), "lraspp"),
+    "detect": (lambda *parts, **options: fv.create_detector(*parts, **options), "faster_rcnn"),
+}
 
 
 def check_names(network: NetworkOptions, recipe: fv.Recipe, plans: Sequence[str]) -> None:

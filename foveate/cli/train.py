@@ -15,9 +15,8 @@ from cyclopts import Group, Parameter
 import foveate as fv
 from foveate.cli.options import (
     DataOptions,
+    DenseOptions,
     ModelOptions,
-    SegmenterOptions,
-    is_folder,
     open_boxes,
     open_images,
     open_label_maps,
@@ -79,26 +78,15 @@ def chosen_recipe(source: str | None, options: Any) -> fv.Recipe:
     return fv.open_recipe(source, **given) if source is not None else fv.Recipe(**given)
 
 
-def _segmenter(network: Any, head: str, output_stride: int, classes: tuple[str, ...], image_size: int | None) -> Any:
-    """The segmentation network that the options name, with the plan."""
-    model = SegmenterOptions(network, head, output_stride, classes)()
-    if network.plan is not None:
+def _dense(options: DenseOptions, image_size: int | None) -> Any:
+    """The segmentation or detection network that the options name, with the plan."""
+    model, network = options(), options.network
+    if isinstance(network, ModelOptions) and network.plan is not None:
         fv.insert(model, network.plan, start=network.start, input_size=image_size)
     return model
 
 
-def _detector(network: Any, head: str, output_stride: int, classes: tuple[str, ...], image_size: int | None) -> Any:
-    """The detection network that the options name, with the plan."""
-    if is_folder(network.model):
-        return open_network(network, image_size)
-    given: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
-    model = fv.create_detector(network.model, head, classes=classes, pretrained=network.pretrained, **given)
-    if network.plan is not None:
-        fv.insert(model, network.plan, start=network.start, input_size=image_size)
-    return model
-
-
-def _task_of(data: str) -> str:
+def _task_of(data: str) -> Literal["classify", "segment", "detect"]:
     """What the data are for."""
     return "segment" if fv.find_segmentation(data) else "detect" if fv.find_detection(data) else "classify"
 
@@ -149,18 +137,18 @@ def train(
 
     chosen.check()
     torch.manual_seed(chosen.seed)  # random weights are the seed's, too
-    wanted = task or _task_of(data)
+    wanted: Literal["classify", "segment", "detect"] = task or _task_of(data)
     if wanted == "detect":
         say("training for detection, the objects in images" + ("" if task else ": the data have boxes (--task)"))
         opened = open_boxes(data, images or DataOptions())
-        model = _detector(network, head or "faster_rcnn", output_stride, opened.classes, chosen.image_size)
+        model = _dense(DenseOptions(wanted, network, head, output_stride, opened.classes), chosen.image_size)
     elif wanted == "segment":
         say(
             "training for segmentation, the class of each pixel"
             + ("" if task else ": the data are label maps (--task)")
         )
         opened = open_label_maps(data, images or DataOptions())
-        model = _segmenter(network, head or "lraspp", output_stride, opened.classes, chosen.image_size)
+        model = _dense(DenseOptions(wanted, network, head, output_stride, opened.classes), chosen.image_size)
     else:
         model = open_network(network, chosen.image_size)  # a slip in a name is found before much data is scanned
         opened = open_images(data, images or DataOptions())

@@ -1,4 +1,4 @@
-"""The classes of pixels in colour over a picture, with a legend of the classes that are there."""
+"""The classes of pixels in colour over a picture, or boxes in it, with a legend of the classes that are there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.errors import printable
 from foveate.explanations.overlay import CELL, GAP, font
 
-__all__ = ["IGNORED", "draw_classes", "legend", "palette", "with_classes"]
+__all__ = ["IGNORED", "draw_boxes", "draw_classes", "legend", "palette", "with_classes"]
 
 IGNORED = 255  # the number of a pixel that does not count; it stays as it is
 _GOLDEN = 0.618033988749895  # steps of the hue by it come nowhere near an earlier one
@@ -41,6 +41,23 @@ def draw_classes(picture: Image.Image, classes: Tensor, opacity: float = _OPACIT
     grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None].repeat(3, 2)
     mixed = np.where((chosen == IGNORED)[..., None], grey, opacity * table[chosen] + (1 - opacity) * grey)
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def draw_boxes(picture: Image.Image, boxes: Tensor, classes: Tensor) -> Image.Image:
+    """A copy of a picture with boxes in the colours of their classes, those of the highest scores on top.
+
+    Args:
+        picture: of any size.
+        boxes: (n, 4) left, top, right, bottom in pixels of the picture, the highest score first.
+        classes: (n,) whole numbers, 0 to 255.
+    """
+    drawn, colours = picture.convert("RGB"), palette(256)
+    drawn = drawn.copy() if drawn is picture else drawn
+    pen, width = ImageDraw.Draw(drawn), max(1, round(min(picture.size) / 200))
+    for box, label in reversed(list(zip(boxes.tolist(), classes.tolist(), strict=True))):
+        red, green, blue = colours[3 * label : 3 * label + 3]
+        pen.rectangle([round(side) for side in box], outline=(red, green, blue), width=width)
+    return drawn
 
 
 def legend(present: Sequence[int], names: Sequence[str], width: int) -> Image.Image:

@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from foveate.errors import FoveateError, printable
+from foveate.explanations.mask_overlay import draw_boxes, palette
 from foveate.html import html_lines
 from foveate.io import JsonObject, json_text, write_atomically
 from foveate.prediction.inputs import Item
-from foveate.prediction.segmentation import palette
 
 __all__ = ["Detections", "ImageDetections"]
 
@@ -77,18 +77,10 @@ class ImageDetections:
         """
         if self.item is None:
             raise FoveateError(f"{self.name}: there is no image to draw on")
-        image = self.item.load().convert("RGB")
+        sure = self.scores >= threshold
+        image = draw_boxes(self.item.load(), self.boxes[sure], self.classes[sure])
         colours = palette(len(self.labels))
-        width = max(1, round(min(image.size) / 200))
-        draw = ImageDraw.Draw(image)
-        shown: Counter[int] = Counter()
-        for box, score, label in zip(self.boxes.tolist(), self.scores.tolist(), self.classes.tolist(), strict=True):
-            if score < threshold:
-                continue
-            shown[label] += 1
-            draw.rectangle(
-                [round(side) for side in box], outline=tuple(colours[3 * label : 3 * label + 3]), width=width
-            )
+        shown: Counter[int] = Counter(self.classes[sure].tolist())
         lines = [(label, f"{self.labels[label]} ({count})") for label, count in shown.most_common()]
         page = Image.new("RGB", (image.width, image.height + (len(lines) or 1) * (_LINE + 4) + 4), "white")
         page.paste(image)

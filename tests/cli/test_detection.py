@@ -88,3 +88,18 @@ def test_train_evaluate_predict(folder, tmp_path, capsys):
     ):
         assert run("predict", kept, folder / "images", *words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_compare(folder, tmp_path, capsys):
+    pytest.importorskip("faster_coco_eval")
+    options = ("--model", "test_efficientnet", "--head", "ssdlite(width=0.1)", "--epochs", 1, "--image-size", 32)
+    plans = ("--seeds", 1, "--plans", "se after backbone.blocks.1.0", "--on-bad-image", "skip", "--output", tmp_path)
+    assert run("compare", folder, *options, *plans, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["plan"] for row in rows] == ["none", "se after backbone.blocks.1.0"]
+    assert all(0 <= row["map"] <= 100 and "top1" not in row for row in rows)
+    assert "mAP" in (tmp_path / "report.html").read_text()
+    assert run("results", tmp_path) == 0
+    assert "points of mAP" in " ".join(capsys.readouterr().out.split())
+    assert run("compare", folder, *options, *plans, "--export", "onnx") == 2
+    assert "--export is for images with one class each, and this data has boxes" in capsys.readouterr().err

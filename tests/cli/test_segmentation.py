@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.cli.app import app
-from foveate.cli.options import NetworkOptions, SegmenterOptions
+from foveate.cli.options import DenseOptions, NetworkOptions
 from foveate.errors import FoveateError
 
 
@@ -126,7 +126,7 @@ def test_export_and_views(folder, tmp_path, capsys):
 
 
 def test_what_makes_the_network_travels_to_other_processes(folder):
-    made = SegmenterOptions(NetworkOptions("test_efficientnet"), "lraspp(width=8)", 16, ("0", "1", "2"))
+    made = DenseOptions("segment", NetworkOptions("test_efficientnet"), "lraspp(width=8)", 16, ("0", "1", "2"))
     other = pickle.loads(pickle.dumps(made))  # noqa: S301 - our own: what --jobs does
     networks = []
     for one in (made, other):

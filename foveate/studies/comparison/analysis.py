@@ -175,12 +175,13 @@ def analyse_runs(
     if obstacle is None:
         p_holm = holm({label: difference.p for label, difference in zip(others, differences, strict=True)})
     accuracies = {label: measure.scores(of, labels) for label, of in predictions.items()}
+    bootstrap = measure.bootstrap(predictions, baseline, labels)
     rows = [
         PlanAnalysis(
             label,
             difference,
             tuple(a - b for a, b in zip(accuracies[label], accuracies[baseline], strict=True)),
-            measure.bootstrap(of, base, labels),
+            bootstrap[label],
             measure.mcnemar(of, base, labels),
             p_holm.get(label),
             found.plans,

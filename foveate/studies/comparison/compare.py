@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from foveate.data import ImageData
-from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.families.family import Family
 from foveate.model_info import pretrained_config, update_pretrained_config
@@ -34,13 +32,12 @@ from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.input.sampler import mix
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
-from foveate.training.tasks.choose import AnyData, open_for_task
+from foveate.training.tasks.choose import AnyData, OpenedData, open_for_task
 from foveate.training.tasks.classification import Classification
 
 __all__ = ["BASELINE", "Comparison", "Maker", "Row", "compare"]
 
 Model = str | nn.Module | Callable[[int], nn.Module]
-AnyOpened = ImageData | SegmentationData
 
 
 def compare(
@@ -72,8 +69,8 @@ def compare(
     other runs beside these.
 
     Args:
-        model: a name for ``create_model``, or of a trunk for ``create_segmenter`` where the data are label maps; a
-            network (copied, never changed), or a function seed -> network.
+        model: a name for ``create_model``, or of a trunk for ``create_segmenter`` where the data are label maps and for
+            ``create_detector`` where they are boxes; a network (copied, never changed), or a function seed -> network.
         plans: one plan or family, several, or label -> plan or family. The network without attention is always the
             first row, ``none``. What varies in a family is analysed as factors, too: ``factors`` of the result.
         data: whatever ``fit`` takes.
@@ -83,7 +80,7 @@ def compare(
         pretrained: with a model's name, start from its ImageNet weights.
         learning_rates: tried with every plan alike, with the first seed, on images held out of the training images;
             each plan is then trained with its best. Without them all plans have the recipe's.
-        margin: in points of top-1, or of mIoU: also say whether each plan is worse by more than that.
+        margin: in points of top-1, of mIoU or of mAP: also say whether each plan is worse by more than that.
         most_plans: how many plans a family may have.
         output: folder for the runs, grid.json, comparison.csv, runs.csv, timing.csv and, of families, factors.csv.
         runs: a CSV table of finished runs: those that it has are not made again, though there are no weights of them,
@@ -196,7 +193,7 @@ class Maker:
         network = self.model if isinstance(self.model, nn.Module) else self._plain(0)
         return str(pretrained_config(network).get("architecture") or type(network).__name__)
 
-    def job(self, label: str, plan: Plan | None, recipe: Recipe, data: AnyOpened) -> Job:
+    def job(self, label: str, plan: Plan | None, recipe: Recipe, data: OpenedData) -> Job:
         """A run of the grid."""
         words, start = (str(plan), self.start) if plan else (BASELINE, None)
         run = Run(self._identity(recipe.seed), words, start, recipe, data.fingerprint)
@@ -250,7 +247,7 @@ def _tune(
     grid: Grid,
     maker: Maker,
     labelled: Mapping[str, Plan | None],
-    data: AnyOpened,
+    data: OpenedData,
     recipe: Recipe,
     rates: tuple[float, ...],
 ) -> Tuning:

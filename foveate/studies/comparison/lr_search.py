@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from foveate.data import ImageData
 from foveate.data.division import stratified
-from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.studies.comparison.run import RunResult
+from foveate.training.tasks.choose import OpenedData
 from foveate.training.tasks.classification import Classification
 from foveate.training.tasks.task import Data, Task
 
@@ -22,7 +21,7 @@ __all__ = ["Tuning", "check_learning_rates", "choose", "tuning_data"]
 
 _FRACTION = 0.2
 
-DataT = TypeVar("DataT", bound=ImageData | SegmentationData)
+DataT = TypeVar("DataT", bound=OpenedData)
 
 
 @dataclass(frozen=True)

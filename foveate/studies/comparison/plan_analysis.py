@@ -43,7 +43,7 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class PlanAnalysis:
-    """One plan against the baseline, in points of what they are compared by: top-1 accuracy, or mIoU.
+    """One plan against the baseline, in points of what they are compared by: top-1 accuracy, mIoU or mAP.
 
     Args:
         label: the plan.

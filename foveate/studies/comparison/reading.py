@@ -13,7 +13,7 @@ from torch import nn
 from foveate.errors import FoveateError
 from foveate.studies.comparison.analysis import analyse_runs
 from foveate.studies.comparison.config import BASELINE, RUNS, Setup
-from foveate.studies.comparison.factors.analysis import analyse_factors
+from foveate.studies.comparison.factors.analysis import FactorAnalysis, analyse_factors
 from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.results import Comparison, Row
 from foveate.studies.comparison.run import RunResult, read_result
@@ -28,8 +28,7 @@ def collect(
     of_label = {label: [results[name] for name in names] for label, names in setup.runs.items()}
     measure, labels = setup.measure, results[setup.runs[BASELINE][0]].labels
     predictions = {label: torch.stack([r.predictions for r in found]) for label, found in of_label.items()}
-    classes = len(set(labels.tolist())) if len(labels) else None
-    analysis = analyse_runs(measure, predictions, labels, BASELINE, setup.margin, classes)
+    analysis = analyse_runs(measure, predictions, labels, BASELINE, setup.margin, measure.classes_in(labels))
     analyses = {row.label: row for row in analysis.rows}
     rows = []
     for label, found in of_label.items():
@@ -47,8 +46,10 @@ def collect(
     )
     kinds = {json.dumps(dict(r.made_with), sort_keys=True): r.made_with for found in of_label.values() for r in found}
     obstacle = analysis.rows[0].obstacle
-    values = {label: measure.values(of, labels) for label, of in predictions.items()}
-    factors = analyse_factors(setup.families, values, BASELINE, obstacle, measure)
+    factors: tuple[FactorAnalysis, ...] = ()
+    if setup.families:
+        values = {label: measure.values(of, labels) for label, of in predictions.items()}
+        factors = analyse_factors(setup.families, values, BASELINE, obstacle, measure)
     kept = measure.of_images(predictions, labels)
     return Comparison(
         tuple(rows), setup, folder, models, made_with=tuple(kinds.values()), timing=timing, factors=factors, **kept

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -37,7 +38,7 @@ class Row:
         label: the plan as the user wrote it; ``none`` is the network without attention.
         cost: of the network with the plan, at the recipe's image size.
         learning_rate: of its runs.
-        scores: name -> a value for each seed; shares, such as accuracies, mIoU, F1 and ECE, in percent.
+        scores: name -> a value for each seed; shares, such as accuracies, mIoU, mAP, F1 and ECE, in percent.
         seconds: wall time of the training, one for each seed.
         analysis: against the baseline; None for the baseline itself.
         measure: what the plans are compared by.
@@ -53,12 +54,12 @@ class Row:
 
     @property
     def score(self) -> tuple[float, ...]:
-        """What the plans are compared by, in percent, one for each seed: top-1, or mIoU of segmentation."""
+        """What the plans are compared by, in percent, one for each seed: top-1, mIoU or mAP."""
         return self.scores[self.measure.key]
 
     @property
     def second(self) -> tuple[float, ...]:
-        """Another score that is shown beside it, in percent, one for each seed: macro-F1, or pixel accuracy."""
+        """Another score that is shown beside it, in percent, one for each seed: macro-F1, pixel accuracy or mAP50."""
         return self.scores[self.measure.second[0]]
 
     @property
@@ -111,7 +112,7 @@ class Comparison:
         folder: where runs, tables and report are, or None.
         models: for each label the trained network of the first seed; empty when read by ``read_comparison``.
         correct: for each label (S, N) bool, whether each validation image was right with each seed; empty where images
-            are neither right nor wrong, as in segmentation.
+            are neither right nor wrong, as in segmentation and detection.
         made_with: the different versions, machines and numbers of threads that the runs were made with.
         timing: a row for each run: where it was made and how long it took.
         factors: what varies in the families that were compared, with its effect; empty without families.
@@ -119,6 +120,10 @@ class Comparison:
         labels: (N,) int, the true classes; None without runs.
         counts: of segmentation, for each label (S, N, K, 3) int: of each image and class the pixels that are right,
             predicted and actual, as in ``SegmentationEvaluation.counts``.
+        boxes: of detection, for each label (S, N, 100, 8): of each image the boxes, as left, top, right, bottom, score,
+            class (-1 where there is no box) and two numbers that say at which thresholds of intersection over union
+            they are right and count.
+        objects: of detection (N, K) int, how many objects of each class that count are in each image.
     """
 
     rows: tuple[Row, ...]
@@ -132,6 +137,8 @@ class Comparison:
     predictions: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     labels: Tensor | None = field(default=None, repr=False)
     counts: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    boxes: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    objects: Tensor | None = field(default=None, repr=False)
 
     @property
     def measure(self) -> Measure:
@@ -147,6 +154,14 @@ class Comparison:
     def recipe(self) -> Recipe:
         """Of every run, but for the seed and, with tuning, the learning rate."""
         return self.setup.recipe
+
+    def class_scores(self, plans: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each of these plans what its classes have of the score, (S, K), and the images of each class, (K,).
+
+        Of segmentation and detection: see ``Measure.class_scores``.
+        """
+        kept, labels = self.counts or self.boxes, self.objects if self.objects is not None else torch.empty(0)
+        return {label: self.measure.class_scores(kept[label], labels) for label in plans}
 
     def as_dicts(self) -> list[JsonObject]:
         """The table as plain values, one dict for each plan."""

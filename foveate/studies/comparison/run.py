@@ -5,7 +5,8 @@ data. Another recipe or other data are therefore other runs, in other folders. W
 number of workers, how often a checkpoint is written) is not in the hash.
 
 result.json               the scores, the cost, where and how long; it is written last: a run that has it is finished
-predictions.safetensors   predictions and labels of every validation image, (N,) each; of segmentation, its counts
+predictions.safetensors   predictions and labels of every validation image, (N,) each; of segmentation its counts, of
+                          detection its boxes
 attempt.N/                what ``fit`` writes; N is the number of the claim that finished it
 claim.N                   who worked on it
 """
@@ -80,7 +81,7 @@ class RunResult:
         scores: every number of its evaluation, by the name that it has there; empty when it diverged.
         cost: of the trained network at the recipe's image size.
         predictions: (N, ...), what the measure keeps of each validation image: its class, int32.
-        labels: (N,) int32, the true classes; (0,) where the predictions have all.
+        labels: (N,) int32, the true classes; of segmentation (0,), of detection (N, K), its objects of each class.
         seconds: wall time of the training.
         images_per_second: training images per second of training steps.
         made_with: versions, machine, threads.

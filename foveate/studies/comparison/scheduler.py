@@ -21,8 +21,6 @@ from torch import nn
 
 from foveate import __version__
 from foveate.accounting.cost import Cost, cost
-from foveate.data import ImageData
-from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
 from foveate.studies.comparison.lock import RunLocks
@@ -33,6 +31,7 @@ from foveate.surgery.saving.checkpoint import load
 from foveate.training.fit import fit
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.metrics import Diverged
+from foveate.training.tasks.choose import OpenedData
 from foveate.training.tasks.classification import Classification
 from foveate.training.tasks.task import Task
 
@@ -56,7 +55,7 @@ class Job:
 
     run: Run
     label: str
-    data: ImageData | SegmentationData
+    data: OpenedData
     build: Callable[[], nn.Module]
     until_epoch: int | None = None
     cost: Cost | None = None

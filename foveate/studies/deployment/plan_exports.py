@@ -112,7 +112,8 @@ def export_plans(
     """
     if comparison.measure is not TOP1:
         raise FoveateError(
-            "export_plans is for classification: of a segmentation network export comparison.models[PLAN] by fv.export"
+            f"export_plans is for classification: of a {comparison.measure.task} network export "
+            "comparison.models[PLAN] by fv.export"
         )
     asked = [target_of(target) for target in targets]
     place = Path(folder) if folder is not None else comparison.folder

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from foveate.studies.comparison.results import Comparison
 from foveate.studies.reporting.tables import Cell, PlanTable, signed
-from foveate.training.tasks.segmentation_metrics import class_ious
 
 __all__ = [
-    *("MOST_CLASSES", "changed_images", "class_table", "confusion_of", "confusion_table", "hardest_images", "iou_table")
+    *("MOST_CLASSES", "changed_images", "class_table", "confusion_of", "confusion_table", "hardest_images"),
+    "score_table",
 ]
 
 MOST_CLASSES = 24  # rows of a table
@@ -34,19 +35,20 @@ def class_table(classes: Sequence[str], labels: Tensor, predictions: Mapping[str
     return _table(classes, images, recalls, list(predictions))
 
 
-def iou_table(classes: Sequence[str], counts: Mapping[str, Tensor]) -> tuple[PlanTable, str]:
-    """The intersection over union of each class, and each plan's difference to the first one.
+def score_table(comparison: Comparison, classes: Sequence[str], plans: Sequence[str]) -> tuple[PlanTable, str]:
+    """What each class has of the score, such as its IoU, and each plan's difference to the first one.
 
     Args:
+        comparison: of segmentation or detection.
         classes: their names.
-        counts: for each plan (S, N, K, 3), as ``SegmentationEvaluation.counts`` of S seeds.
+        plans: those to be shown.
 
     Returns:
         The table, and which classes it leaves out, as ``class_table`` gives them.
     """
-    ious = torch.stack([class_ious(of.sum(1)).nanmean(0) for of in counts.values()])  # (plans, classes)
-    images = (next(iter(counts.values()))[0, ..., 2] > 0).sum(0)
-    return _table(classes, images, ious, list(counts))
+    found = comparison.class_scores(plans)
+    values = torch.stack([of.nanmean(0) for of, _ in found.values()])  # (plans, classes)
+    return _table(classes, found[plans[0]][1], values, list(plans))
 
 
 def _table(classes: Sequence[str], images: Tensor, values: Tensor, plans: Sequence[str]) -> tuple[PlanTable, str]:

@@ -15,7 +15,6 @@ from foveate.studies.reporting.charts.factor_effects import effect_plot
 from foveate.studies.reporting.charts.scatter import points_of, scatter
 from foveate.studies.reporting.notes import notes
 from foveate.studies.reporting.style import SVG_STYLE
-from foveate.training.tasks.segmentation_metrics import class_ious
 
 __all__ = ["write_page"]
 
@@ -134,16 +133,18 @@ def _factors(comparison: Comparison, pictures: Sequence[str]) -> list[str]:
 
 
 def _classes(comparison: Comparison) -> list[str]:
-    """Of segmentation the IoU of each class, as the mean of the seeds."""
-    names, counts = comparison.setup.classes, comparison.counts
-    if not names or not counts:
+    """Of segmentation and detection what each class has of the score, as the mean of the seeds."""
+    names, plans = comparison.setup.classes, list(comparison.counts or comparison.boxes)
+    if not names or not plans:
         return []
-    ious = [100 * class_ious(of.sum(1)).nanmean(0) for of in counts.values()]
+    found = [100 * of.nanmean(0) for of, _ in comparison.class_scores(plans).values()]
     rows = [
-        [markdown_text(name), *("" if of[k].isnan() else f"{of[k]:.1f}" for of in ious)] for k, name in enumerate(names)
+        [markdown_text(name), *("" if of[k].isnan() else f"{of[k]:.1f}" for of in found)]
+        for k, name in enumerate(names)
     ]
-    hint = "Intersection over union over all validation images, in percent, as the mean of the seeds."
-    return ["## Classes", _table(["class", *map(_code, counts)], rows), hint]
+    what = comparison.measure.of_class
+    hint = f"{what[0].upper()}{what[1:]} over all validation images, in percent, as the mean of the seeds."
+    return ["## Classes", _table(["class", *map(_code, plans)], rows), hint]
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -11,24 +11,29 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foveate.data.detection import DetectionData
 from foveate.data.segmentation import SegmentationData
 from foveate.data.split import ImageData
 from foveate.errors import FoveateError
-from foveate.explanations.mask_overlay import IGNORED, draw_classes, legend
+from foveate.explanations.mask_overlay import IGNORED, draw_boxes, draw_classes, legend
 from foveate.prediction.segmentation import predict_masks
-from foveate.studies.comparison.measure import MIOU, TOP1
+from foveate.studies.comparison.differences.mean_average_precision import unpacked
+from foveate.studies.comparison.measure import MAP, MIOU, TOP1
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.evaluation.audit import audit
 from foveate.studies.evaluation.audit_result import Audit
-from foveate.studies.reporting.class_results import class_table, confusion_table, iou_table
+from foveate.studies.reporting.class_results import class_table, confusion_table, score_table
 from foveate.studies.reporting.report_images import Gallery, changes, confusions, looked_at, spread_over_classes
 from foveate.studies.reporting.tables import PlanTable
 from foveate.surgery.insert import plan_of
+from foveate.training.tasks.average_precision import average_precision
+from foveate.training.tasks.choose import OpenedData
 from foveate.training.tasks.segmentation_metrics import class_ious
 
 __all__ = ["Parts", "parts_of"]
 
 _SIDE = 256  # pixels of a picture's longer side
+_SURE = 0.5  # score of a box that is drawn
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def _of_classes(
     return Parts(_class_tables(comparison, data.classes, shown), galleries, _audits(comparison, data, audited))
 
 
-def _audits(comparison: Comparison, data: ImageData | SegmentationData, audited: int) -> dict[str, Audit]:
+def _audits(comparison: Comparison, data: Any, audited: int) -> dict[str, Audit]:
     return {
         label: audit(model, data, limit=audited, image_size=comparison.recipe.image_size)
         for label, model in comparison.models.items()
@@ -114,18 +119,77 @@ def _of_pixels(
     audited: int,
     overlays: Path,
 ) -> Parts:
-    table, left_out = iou_table(data.classes, {label: comparison.counts[label] for label in shown})
-    hint = (
-        "The intersection over union of each class over all validation images, in percent, as the mean of the seeds; "
-        f"below it the difference to the first plan, in points. {left_out}{_more(comparison, shown)}"
-    )
     worst = list(_worst(comparison, data, shown, images, overlays))
+    return _dense(comparison, data, shown, audited, worst)
+
+
+def _of_boxes(
+    comparison: Comparison, data: DetectionData, shown: Sequence[str], images: int, audited: int, overlays: Path
+) -> Parts:
+    worst = list(_worst_boxes(comparison, data, shown, images, overlays))
+    return _dense(comparison, data, shown, audited, worst)
+
+
+def _dense(
+    comparison: Comparison, data: OpenedData, shown: Sequence[str], audited: int, galleries: Sequence[Gallery]
+) -> Parts:
+    """What segmentation and detection have alike."""
+    table, left_out = score_table(comparison, data.classes, shown)
+    hint = (
+        f"The {comparison.measure.of_class} of each class over all validation images, in percent, as the mean of the "
+        f"seeds; below it the difference to the first plan, in points. {left_out}{_more(comparison, shown)}"
+    )
     said: tuple[str, ...] = ()
     try:
         audits = _audits(comparison, data, audited)
     except FoveateError as error:  # such as no two images of one size
         audits, said = {}, (f"There is no audit: {error}.",)
-    return Parts([(table, hint.strip())], worst, audits, said)
+    return Parts([(table, hint.strip())], galleries, audits, said)
+
+
+def _worst_boxes(
+    comparison: Comparison, data: DetectionData, shown: Sequence[str], images: int, overlays: Path
+) -> Iterator[Gallery]:
+    """The images with the lowest mAP of their own: their objects, and what the first seed's network of each plan finds.
+
+    The boxes are those that the runs kept.
+    """
+    objects = comparison.objects
+    if objects is None or not images:
+        return
+    each = torch.eye(len(objects))  # one image at a time
+    own = [
+        average_precision(unpacked(of_seed, objects), each).nanmean(1)
+        for label in shown
+        for of_seed in comparison.boxes[label]
+    ]
+    per_image = torch.stack(own).mean(0)
+    # An image without an object has no mAP.
+    order = [index for index in per_image.argsort().tolist() if not per_image[index].isnan()][:images]
+    gallery: list[tuple[str, Image.Image]] = []
+    for k, index in enumerate(order):
+        small = data.val.load(index).convert("RGB")
+        width = small.width
+        small.thumbnail((_SIDE, _SIDE))
+        scale = small.width / width
+        there = data.val.objects[index]
+        every = [(torch.from_numpy(there.boxes), torch.from_numpy(there.labels))]
+        for label in shown:
+            rows = comparison.boxes[label][0, index]
+            sure = rows[(rows[:, 5] >= 0) & (rows[:, 4] >= _SURE)]
+            every.append((sure[:, :4], sure[:, 5].long()))
+        drawn = [small, *(draw_boxes(small, boxes * scale, labels) for boxes, labels in every)]
+        present = sorted(set().union(*(labels.tolist() for _, labels in every)))
+        sheet = _beside(drawn, legend(present, data.classes, len(drawn) * (small.width + 4)))
+        sheet.save(overlays / f"worst_{k}.png")
+        names = ", ".join(("image", "objects", *shown))
+        gallery.append((f"{data.val.names[index]}, mAP {100 * float(per_image[index]):.1f}%: {names}", sheet))
+    if gallery:
+        how = f"of each plan the boxes of its first seed with a score of {_SURE:g} or more"
+        yield (
+            f"The worst images: those with the lowest mAP of their own, as the mean of plans and seeds; {how}",
+            gallery,
+        )
 
 
 def _worst(
@@ -169,4 +233,5 @@ def _beside(pictures: Sequence[Image.Image], below: Image.Image) -> Image.Image:
 _PARTS: Mapping[str, Callable[[Comparison, Any, Sequence[str], int, int, Path], Parts]] = {
     TOP1.task: _of_classes,
     MIOU.task: _of_pixels,
+    MAP.task: _of_boxes,
 }

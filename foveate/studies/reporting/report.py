@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-from foveate.data import ImageData
-from foveate.data.segmentation import SegmentationData
 from foveate.errors import FoveateError
 from foveate.io import Row
 from foveate.studies.comparison.config import RUNS
@@ -19,6 +17,7 @@ from foveate.studies.deployment.plan_exports import read_plan_exports
 from foveate.studies.reporting.html import write_report
 from foveate.studies.reporting.notes import notes
 from foveate.studies.reporting.parts import parts_of
+from foveate.training.tasks.choose import OpenedData
 
 __all__ = ["report"]
 
@@ -27,7 +26,7 @@ _PLANS = 6  # whose classes and images are shown
 
 def report(
     comparison: Comparison,
-    data: ImageData | SegmentationData,
+    data: OpenedData,
     *,
     folder: str | Path | None = None,
     images: int = 4,
@@ -43,7 +42,8 @@ def report(
         data: what it was made on; pictures are taken from its validation part.
         folder: where to write; without it the comparison's own.
         images: how many images are looked at, spread over the classes; and at most so many of those that a plan gains
-            or loses. Of segmentation: how many of the worst images are shown, with their masks.
+            or loses. Of segmentation and detection: how many of the worst images are shown, with their
+            masks or boxes.
         audited: at most so many validation images for the audit of each plan's network; 0: no audit.
         commands: the lines that made the comparison, to be shown.
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from foveate.accounting.latency import latency
 from foveate.data import ImageData, open_data
+from foveate.data.detection import DetectionData, find_detection
 from foveate.data.segmentation import SegmentationData, find_segmentation
 from foveate.errors import FoveateError, near
 from foveate.families.family import Family
@@ -120,10 +121,11 @@ def search(
             return search(**request, progress=progress, cache=cache)  # type: ignore[arg-type]  # they are its own
     began, recipe = time.perf_counter(), recipe or Recipe()
     _check(recipe, trials, finalists, seeds, sampler)
-    if isinstance(data, SegmentationData) or find_segmentation(data):
+    maps = isinstance(data, SegmentationData) or find_segmentation(data)
+    if maps or isinstance(data, DetectionData) or find_detection(data):
         raise FoveateError(
-            "search judges plans by the class of each image, and this data has label maps: compare takes them, with "
-            "plans or with the whole family"
+            f"search judges plans by the class of each image, and this data has {'label maps' if maps else 'boxes'}: "
+            "compare takes them, with plans or with the whole family"
         )
     data = open_data(data)
     maker = Maker(model, pretrained, start, classes=data.classes)

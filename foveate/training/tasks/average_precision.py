@@ -74,22 +74,25 @@ def match_objects(found: Sequence[Tensor], objects: Sequence[Objects], classes: 
 
 def _matched(boxes: Tensor, objects: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
     """Whether each box, the highest score first, has an object, and whether it counts; (n, 10) each."""
-    order = ignored.long().argsort(stable=True)  # those that are ignored last
-    objects, ignored = objects[order].double(), ignored[order]
-    overlap = _overlap(boxes.double(), objects, ignored)
-    right = torch.zeros(len(boxes), len(THRESHOLDS), dtype=torch.bool)
-    counted = torch.ones_like(right)
-    for at, threshold in enumerate(THRESHOLDS.tolist()):
-        free = torch.ones(len(objects), dtype=torch.bool)
-        for box in range(len(boxes)):
-            for choice in (free & ~ignored, free & ignored):  # one that is ignored where no other is near enough
-                value = torch.where(choice, overlap[box], -1.0)
-                if len(value) and float(value.max()) >= min(threshold, 1 - 1e-10):
-                    best = int((value == value.max()).nonzero()[-1])  # of equal ones the last, as COCO's loop has it
-                    right[box, at], counted[box, at] = True, not bool(ignored[best])
-                    free[best] = bool(ignored[best])  # a crowd may have several
-                    break
-    return right, counted
+    right = np.zeros((len(boxes), len(THRESHOLDS)), dtype=bool)
+    counted = np.ones_like(right)
+    if not len(objects):
+        return torch.from_numpy(right), torch.from_numpy(counted)
+    overlap, crowd = _overlap(boxes.double(), objects.double(), ignored).numpy(), ignored.numpy()
+    least = np.minimum(THRESHOLDS.numpy(), 1 - 1e-10)
+    every = np.arange(len(least))
+    free = np.ones((len(least), len(crowd)), dtype=bool)
+    for box, row in enumerate(overlap):
+        if row.max() < least[0]:
+            continue
+        for kind in (~crowd, crowd):  # one that is ignored where no other is near enough
+            values = np.where(free & kind, row, -1.0)
+            best = values.shape[1] - 1 - values[:, ::-1].argmax(1)  # of equal ones the last, as COCO's loop has it
+            taken = (values[every, best] >= least) & ~right[box]
+            right[box] |= taken
+            counted[box] &= ~(taken & crowd[best])
+            free[every[taken], best[taken]] &= crowd[best[taken]]  # a crowd may have several
+    return torch.from_numpy(right), torch.from_numpy(counted)
 
 
 def _overlap(boxes: Tensor, objects: Tensor, ignored: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from foveate.training.tasks.detection import Detection
 from foveate.training.tasks.segmentation import Segmentation
 from foveate.training.tasks.task import Task
 
-__all__ = ["AnyData", "open_for_task"]
+__all__ = ["AnyData", "OpenedData", "open_for_task"]
 
-AnyData = ImageData | SegmentationData | DetectionData | str | os.PathLike[str]
+OpenedData = ImageData | SegmentationData | DetectionData
+AnyData = OpenedData | str | os.PathLike[str]
 
 
 def open_for_task(data: AnyData) -> tuple[Any, Task]:

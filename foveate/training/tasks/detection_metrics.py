@@ -24,9 +24,9 @@ from foveate.io import JsonObject, write_csv
 from foveate.training.input.sampler import Batch
 from foveate.training.tasks.average_precision import RECALLS, THRESHOLDS
 
-__all__ = ["DetectionEvaluation", "collect_objects", "gathered", "measure_objects", "require_coco"]
+__all__ = ["MOST", "DetectionEvaluation", "collect_objects", "gathered", "measure_objects", "require_coco"]
 
-_MOST = 100  # objects of an image that count
+MOST = 100  # objects of an image that count
 _BACKEND = "faster_coco_eval"
 
 
@@ -141,7 +141,7 @@ def collect_objects(forward: Callable[[Any], Any], batches: Iterable[Batch]) -> 
     with torch.no_grad():
         for inputs, targets in batches:
             for one, target in zip(forward(inputs), targets, strict=True):
-                found.append(in_pixels_of_the_file(one, target.size, target.input_size)[:_MOST])
+                found.append(in_pixels_of_the_file(one, target.size, target.input_size)[:MOST])
                 objects.append(target.objects)
     return found, objects
 

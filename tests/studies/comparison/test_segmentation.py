@@ -140,14 +140,14 @@ def test_the_interval_is_like_the_bootstrap_and_holds_for_equal_networks():
     counts = torch.from_numpy(np.stack([right, right + random.integers(0, 90, right.shape), actual], -1))
     scores = MIOU.scores(counts[0], torch.empty(0))
     assert scores == pytest.approx([100 * float(class_ious(each.sum(0)).nanmean()) for each in counts[0]])
-    low, high = MIOU.bootstrap(counts[0], counts[1], torch.empty(0))
+    low, high = MIOU.bootstrap({"none": counts[1], "plan": counts[0]}, "none", torch.empty(0))["plan"]
     mean = sum(scores) / 3 - sum(MIOU.scores(counts[1], torch.empty(0))) / 3
     assert low < mean < high
     alone = counts[:, :1]  # with one seed both speak of the images alone
-    low, high = MIOU.bootstrap(alone[0], alone[1], torch.empty(0))
+    low, high = MIOU.bootstrap({"none": alone[1], "plan": alone[0]}, "none", torch.empty(0))["plan"]
     linear = fv.miou_differences({"none": alone[1], "plan": alone[0]})["plan"]
     assert high - low == pytest.approx(linear.high - linear.low, rel=0.1)
-    assert MIOU.bootstrap(counts[0], counts[0], torch.empty(0)) == (0, 0)
+    assert MIOU.bootstrap({"none": counts[0], "plan": counts[0]}, "none", torch.empty(0)) == {"plan": (0, 0)}
     assert image_values(counts).shape == (2, 3, 80)
     assert (TOP1.short_title, MIOU.short_title, TOP1.heading, MIOU.heading) == ("Accuracy", "mIoU", "Top-1 %", "mIoU %")
 

@@ -18,15 +18,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.data.detection.split import Objects
 from foveate.errors import FoveateError, near
 from foveate.studies.comparison.miou import paired_values
 from foveate.studies.comparison.statistics import Difference, difference_of
-from foveate.training.tasks.average_precision import Matches, average_precision, match_objects
-from foveate.training.tasks.detection_metrics import DetectionEvaluation
+from foveate.training.tasks.average_precision import THRESHOLDS, Matches, average_precision, match_objects
+from foveate.training.tasks.detection_metrics import MOST, DetectionEvaluation
 
-__all__ = ["image_parts", "map_differences"]
+__all__ = ["image_parts", "map_differences", "packed", "resampled_map", "unpacked"]
 
 _AT_ONCE = 64  # weight vectors
+_BITS = 2 ** torch.arange(len(THRESHOLDS))
+
+
+def packed(found: Sequence[Tensor], objects: Sequence[Objects], classes: int) -> tuple[Tensor, Tensor]:
+    """What a run found in N images of K classes, and what is there, as tensors of equal shapes for all runs.
+
+    Args:
+        found: of each image (n, 6), as ``DetectionEvaluation.found``.
+        objects: of each image.
+        classes: K.
+
+    Returns:
+        (N, 100, 8) float32: left, top, right, bottom, score, class; and as bits, one for each threshold of intersection
+        over union, whether the box has an object, and whether that counts. Rows without a box have the class -1. And
+        (N, K) int64, the objects of each class that are not ignored.
+    """
+    matches = match_objects(found, objects, classes)
+    rows = torch.zeros(len(found), MOST, 8)
+    rows[..., 5] = -1
+    bits = [(of.long() * _BITS).sum(1).float() for of in (matches.right, matches.counted)]
+    start = 0
+    for image, of in enumerate(found):
+        # In the order of ``match_objects``: by class, the highest score first.
+        order = of[of[:, 4].argsort(descending=True, stable=True)]
+        order = order[order[:, 5].argsort(stable=True)]
+        part = slice(start, start + len(of))
+        rows[image, : len(of)] = torch.cat([order, *(one[part, None] for one in bits)], 1)
+        start += len(of)
+    return rows, matches.present
+
+
+def unpacked(rows: Tensor, present: Tensor) -> Matches:
+    """The matches of a run from what :func:`packed` gave.
+
+    Args:
+        rows: (N, 100, 8).
+        present: (N, K).
+    """
+    image, place = (rows[..., 5] >= 0).nonzero(as_tuple=True)
+    own = rows[image, place]
+    right, counted = (own[:, at, None].long() & _BITS > 0 for at in (6, 7))
+    return Matches(image, own[:, 5].long(), own[:, 4], right, counted, present)
+
+
+def resampled_map(matches: Matches, times: Tensor) -> Tensor:
+    """(draws,) float64, the mAP with each image as often as ``times`` (draws, N) says; NaN of no object counts as 0."""
+    parts = [average_precision(matches, some).nanmean(1) for some in torch.split(times, _AT_ONCE)]
+    return torch.cat(parts).nan_to_num(nan=0.0)
 
 
 def image_parts(matches: Matches) -> Tensor:
