@@ -1,9 +1,11 @@
-"""Training speed with threads that spin (torch's default) or sleep while they wait, alone and beside another program.
+"""Training speed with threads that spin (torch's default), sleep, or do what is decided anew each second.
 
     python benchmarks/waiting.py > benchmarks/waiting.csv
 
-OMP_WAIT_POLICY is read once when torch is loaded, so each measurement is a process of its own; the two policies take
-turns, and the medians of their ratios are printed to stderr.
+Alone, and beside one program that keeps one core busy. OMP_WAIT_POLICY is read once when torch is loaded, so each
+measurement is a process of its own; the three take turns, and the medians of their ratios are printed to stderr. The
+load, as /proc/stat has it, is that of other programs in the second before a measurement, in cores: the machine is quiet
+only where it is near 0.
 """
 
 import csv
@@ -12,48 +14,77 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-ROUNDS = 3
+ROUNDS = 5
+POLICIES = ("default", "PASSIVE", "decided")
 STEPS = """
-import time, timm, torch
+import sys, time, timm, torch
+from foveate.kernels.waiting import SharedCores
 model = timm.create_model("mobilenetv2_050", num_classes=10).to(memory_format=torch.channels_last).train()
 images = torch.randn(32, 3, 64, 64).contiguous(memory_format=torch.channels_last)
 optimiser = torch.optim.AdamW(model.parameters())
-def step():
+class Never:
+    def look(self): pass
+def step(cores):
+    cores.look()
     model(images).square().mean().backward(); optimiser.step(); optimiser.zero_grad()
-for _ in range(3): step()
-began, count = time.perf_counter(), 0
-while time.perf_counter() - began < 4: step(); count += 1
-print(32 * count / (time.perf_counter() - began), torch.__version__, torch.get_num_threads())
+def measure(cores):
+    step(cores)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < 6: step(cores); count += 1
+    print(32 * count / (time.perf_counter() - began), torch.__version__, torch.get_num_threads())
+if sys.argv[1] == "decided":
+    with SharedCores() as cores: measure(cores)
+else: measure(Never())
 """
 
 
 def measure(policy):
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    if policy != "default":
+    if policy == "PASSIVE":
         environment["OMP_WAIT_POLICY"] = policy
     return subprocess.run(
-        [sys.executable, "-c", STEPS], env=environment, check=True, capture_output=True, text=True
+        [sys.executable, "-c", STEPS, policy], env=environment, check=True, capture_output=True, text=True
     ).stdout.split()
+
+
+def busy_cores(seconds=1.0):
+    def ticks():
+        found = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(found) - found[3] - found[4]
+
+    before = ticks()
+    time.sleep(seconds)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
 
 
 def main():
     writer = csv.writer(sys.stdout)
-    writer.writerow(["beside", "policy", "round", "images_per_second", "torch", "threads", "machine"])
+    columns = ["beside", "waiting", "round", "images_per_second", "load", "torch", "threads", "machine"]
+    writer.writerow(columns)
     for beside in ("nothing", "one busy process"):
-        ratios = []
+        ratios = {policy: [] for policy in POLICIES}
         for number in range(ROUNDS):
-            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside != "nothing" else None
-            try:
-                found = {policy: measure(policy) for policy in ("default", "PASSIVE")}
-            finally:
-                if busy is not None:
-                    busy.kill()
-                    busy.wait()
-            for policy, (speed, torch, threads) in found.items():
-                writer.writerow([beside, policy, number, f"{float(speed):.1f}", torch, threads, platform.machine()])
-            ratios.append(float(found["PASSIVE"][0]) / float(found["default"][0]))
-        print(f"beside {beside}: PASSIVE / default = {statistics.median(ratios):.2f}", file=sys.stderr)
+            found = {}
+            for policy in POLICIES:
+                load = busy_cores()
+                busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside != "nothing" else None
+                try:
+                    speed, torch, threads = measure(policy)
+                finally:
+                    if busy is not None:
+                        busy.kill()
+                        busy.wait()
+                found[policy] = float(speed)
+                written = [beside, policy, number, f"{found[policy]:.1f}", f"{load:.2f}", torch, threads]
+                writer.writerow([*written, platform.machine()])
+                sys.stdout.flush()
+            for policy in POLICIES:
+                ratios[policy].append(found[policy] / found["default"])
+        for policy in POLICIES[1:]:
+            print(f"beside {beside}: {policy} / default = {statistics.median(ratios[policy]):.2f}", file=sys.stderr)
 
 
 if __name__ == "__main__":

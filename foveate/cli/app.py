@@ -162,7 +162,8 @@ app.register_install_completion_command()
 
 _COMMANDS = sorted(name for name in app if not name.startswith("-"))
 _TRAIN = ("demo", "train", "compare")
-_COMPUTE = (*_TRAIN, "predict", "evaluate", "audit", "explain", "serve")
+_LOOPS = (*_TRAIN, "predict", "evaluate", "explain")  # on Linux they decide themselves, again and again
+_COMPUTE = (*_LOOPS, "audit", "serve")
 _STAT = Path("/proc/stat")
 
 
@@ -220,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
     _show_every_name()
     given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in _COMPUTE:
+    if given and given[0] in _COMPUTE and not (sys.platform == "linux" and given[0] in _LOOPS):
         _share_the_cores()
     if arguments is None and given and given[0] in _TRAIN:  # a process of our own
         keep_freed_memory()

@@ -23,6 +23,7 @@ from foveate.explanations.segmentation import Region, predicted_pixels, region_s
 from foveate.explanations.sources import Images, OneImage
 from foveate.explanations.transformers.maps import TokenMaps
 from foveate.explanations.transformers.networks import transformer_of
+from foveate.kernels.waiting import SharedCores
 from foveate.networks.class_names import class_index, class_names
 from foveate.progress import track
 from foveate.scores import predicted_classes
@@ -121,11 +122,13 @@ def explain(
     look: Callable[[Tensor, list[int] | None, int], Found] | None = None
     parts: list[Found] = []
     pictures: list[Image.Image] = []
-    for start in track(range(0, len(given), batch_size), "looking", progress):
-        batch, shown = given.part(start, start + batch_size)
-        look = look or _looker(model, method, batch, layer, summed, given.names, wanted)
-        parts.append(look(batch, classes and classes[start : start + batch_size], start))
-        pictures += shown
+    with SharedCores() as cores:
+        for start in track(range(0, len(given), batch_size), "looking", progress):
+            cores.look()
+            batch, shown = given.part(start, start + batch_size)
+            look = look or _looker(model, method, batch, layer, summed, given.names, wanted)
+            parts.append(look(batch, classes and classes[start : start + batch_size], start))
+            pictures += shown
     scores = torch.cat([part.scores.float().cpu() for part in parts])
     predictions = predicted_classes(scores)
     scores = scores if pixels else scores.softmax(dim=1)

@@ -16,6 +16,7 @@ from foveate.data.segmentation import SegmentationData, SegmentationSplit, find_
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
 from foveate.images import Preprocess
+from foveate.kernels.waiting import SharedCores
 from foveate.networks.class_names import output_positions, to_outputs
 from foveate.prediction.detection import evaluate_detector
 from foveate.prediction.opening import AnyModel, device_of, open_classifier, open_model
@@ -143,10 +144,15 @@ def evaluate(
     classifier = open_classifier(model, preprocess=preprocess, image_size=image_size)
     source, device = Source(split, "", classifier.preprocess, workers), device_of(classifier)
     outputs = _Outputs(classifier, split.classes)
-    with ProgressBar(progress) as bar:
+    with ProgressBar(progress) as bar, SharedCores() as cores:
         batches = source.stream()(of_whole(len(split), batch_size))
         shown = bar.track(batches, f"evaluating on {split.name}", len(split), images_in)
-        scores, labels = collect_scores(lambda inputs: outputs.scores(source.normalised(inputs, device)), shown)
+
+        def forward(inputs: Tensor) -> Tensor:
+            cores.look()
+            return outputs.scores(source.normalised(inputs, device))
+
+        scores, labels = collect_scores(forward, shown)
         found = measure(scores, to_outputs(labels, outputs.positions))
     return replace(found, classes=tuple(classifier.classes or split.classes))
 

@@ -14,6 +14,7 @@ from foveate.classifier_protocol import batched_logits
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.opened import ExportedSegmenter
+from foveate.kernels.waiting import SharedCores
 from foveate.prediction.decoding import decoded
 from foveate.prediction.detection import predict_objects
 from foveate.prediction.detection_result import Detections
@@ -123,9 +124,10 @@ def predict(
     def stream(result: Predictions) -> Iterator[Prediction]:
         total = inputs.count() if progress else None
         ready = decoded(inputs, classifier.preprocess, batch_size + (threads or 4), threads)
-        with closing(ready), ProgressBar(progress) as bar:
+        with closing(ready), ProgressBar(progress) as bar, SharedCores() as cores:
             task = bar.task("predicting", total)
             for names, pixels in _batches(ready, batch_size, bad, strict):
+                cores.look()
                 logits = batched_logits(classifier, normalised(pixels, classifier.preprocess, device_of(classifier)))
                 if not result.has_classes:
                     result.set_classes(classifier.classes, logits.shape[1])

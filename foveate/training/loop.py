@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 
 from foveate.html import html_curves, html_lines
 from foveate.io import state_digest
+from foveate.kernels.waiting import SharedCores
 from foveate.model_info import pretrained_config
 from foveate.preserve import preserve_state
 from foveate.surgery.insert import plan_of
@@ -104,6 +105,7 @@ class Run:
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
         self.modules = {"model": model, **({"ema": self.ema.module} if self.ema else {})}
         self.judged: nn.Module = self.ema.module if self.ema else model
+        self.cores = SharedCores()
         self.described = {
             "model": pretrained_config(model).get("architecture") or type(model).__name__,
             "plan": str(plan_of(model) or ""),
@@ -129,7 +131,7 @@ class Run:
             self.train_step = TrainStep(self.model, train, self.context, self.prepared, *shared)
             stream, done = train.batches(order), position.epoch * order.images_per_epoch + position.images
             task = self.bar.task("", order.images_per_epoch * recipe.epochs, done)
-            with compiled(self.model, recipe.compile):
+            with compiled(self.model, recipe.compile), self.cores:
                 while position.epoch < until:
                     self.train_epoch(stream, position, order, task)
                     evaluation = self.end_epoch(position, val, order)
@@ -199,6 +201,7 @@ class Run:
 
     def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:
         """One step of the optimiser; returns the loss ()."""
+        self.cores.look()
         return self.train_step.step(stream, order, epoch, at)
 
     def evaluate(self, val: Loader) -> Any:
@@ -209,11 +212,16 @@ class Run:
         with preserve_state(self.judged, evaluation=True):
             shown = self.bar.track(batches, "evaluating", -(-val.count // group.count), images_in)
             return self.task.evaluate(
-                lambda inputs: val.forward(self.judged, inputs),
+                lambda inputs: self.scores(val, inputs),
                 shown,
                 lambda rows: group.gather(rows, val.count),
                 self.classes,
             )
+
+    def scores(self, val: Loader, inputs: Tensor) -> Any:
+        """What the judged weights give for a batch of the validation images."""
+        self.cores.look()
+        return val.forward(self.judged, inputs)
 
     def end_epoch(self, position: Position, val: Loader, order: Order) -> Any:
         """Evaluate where it is due, write a row of history, and keep what is worth keeping."""

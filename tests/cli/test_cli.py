@@ -190,8 +190,19 @@ def test_threads_sleep_while_they_wait_on_a_busy_machine(monkeypatch, run, busy,
         monkeypatch.delenv("OMP_WAIT_POLICY")
     run("sites", "--help")  # computes nothing
     assert os.environ.get("OMP_WAIT_POLICY") == own
-    run("train", "--help")
+    monkeypatch.setattr(sys, "platform", "linux")
+    run("train", "--help")  # decides in its loop
+    assert os.environ.get("OMP_WAIT_POLICY") == own
+    run("audit", "--help")
     assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
+def test_where_the_system_does_not_count_waits_a_command_decides_at_its_start(monkeypatch, run):
+    monkeypatch.setattr(cli_app, "_busy", lambda: 0.5)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    run("train", "--help")
+    assert os.environ.get("OMP_WAIT_POLICY") == "PASSIVE"
 
 
 def test_how_busy_the_cores_are(monkeypatch, tmp_path):

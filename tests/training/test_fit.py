@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import timm
@@ -9,6 +10,8 @@ from torch import nn
 
 from foveate.data import ImageData, Split
 from foveate.errors import FoveateError
+from foveate.kernels import waiting
+from foveate.kernels.waiting import SharedCores
 from foveate.prediction.evaluate import evaluate
 from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.saving.checkpoint import load
@@ -51,6 +54,28 @@ def test_same_seed_same_bits_for_any_number_of_workers_and_any_global_state(data
     other = new_net(classes=7)
     fit(other, data, recipe.with_(seed=2), progress=False)
     assert not same(weights(other), found[0])
+
+
+def test_no_bit_depends_on_how_threads_wait(data, new_net, recipe, monkeypatch):
+    found, decided = [], []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    seconds = itertools.count(step=100.0)
+    monkeypatch.setattr(waiting.time, "perf_counter", lambda: next(seconds))
+    look = SharedCores.look
+    monkeypatch.setattr(SharedCores, "look", lambda cores: (look(cores), decided.append(cores.sleeping)))
+    for busy in (0, 1):  # the second time every look finds another machine than the look before
+        shares = itertools.cycle((0, busy))
+        monkeypatch.setattr(waiting, "_share", lambda before, after, shares=shares: next(shares))
+        model = new_net()
+        fit(model, data, recipe.with_(epochs=2), progress=False)
+        found.append(weights(model))
+        assert set(decided) == ({False, True} if busy else {False})
+        decided.clear()
+    torch.set_num_threads(threads)
+    assert same(*found)
 
 
 @pytest.mark.parametrize("amp", ["no", "bf16"])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.arguments import checked_class
 from foveate.io import state_digest
+from foveate.kernels.waiting import SharedCores
 from foveate.model_info import device_and_dtype
 from foveate.progress import ProgressBar
 from foveate.training.freeze import Frozen, trunk_features
@@ -162,7 +163,8 @@ def hold_features(
     if not cache.fits(key, views * len(split) * like[0].numel() * torch.float32.itemsize):
         return None
 
-    def both_views(pixels: Tensor) -> Tensor:
+    def both_views(cores: SharedCores, pixels: Tensor) -> Tensor:
+        cores.look()
         images = source.normalised(pixels, device).contiguous(memory_format=torch.channels_last)
         made = [trunk_features(model, frozen, view) for view in (images, images.flip(-1))[:views]]
         return torch.stack([features.float().cpu() for features in made])
@@ -170,6 +172,7 @@ def hold_features(
     def compute() -> Tensor:
         batches = source.stream()(of_whole(len(split), _BATCH))
         shown = bar.track(batches, f"features of the {split.name} images, once", len(split), images_in)
-        return _gather((both_views(pixels) for pixels, _ in shown), len(split))
+        with SharedCores() as cores:
+            return _gather((both_views(cores, pixels) for pixels, _ in shown), len(split))
 
     return cache.get(key, compute)

@@ -1,0 +1,195 @@
+"""Whether waiting threads spin or sleep, decided by what the system says of a thread's wait for a core."""
+
+import contextlib
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from foveate.kernels import waiting
+from foveate.kernels.waiting import SharedCores
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone counts a thread's wait for a core")
+
+
+class Machine:
+    """A clock and a scheduler's count that a test sets."""
+
+    def __init__(self, busy=0.0):
+        self.seconds, self.ran, self.waited = 100.0, 1_000_000, int(1_000_000 * busy)
+
+    def go_on(self, seconds, busy):
+        self.seconds += seconds
+        self.ran += int(seconds * 1e9 * (1 - busy))
+        self.waited += int(seconds * 1e9 * busy)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    found = Machine()
+    monkeypatch.setattr(waiting, "_schedule", lambda: (found.ran, found.waited))
+    monkeypatch.setattr(waiting.time, "perf_counter", lambda: found.seconds)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield found
+    torch.set_num_threads(before)
+
+
+def wait_for(condition):
+    """The system ends threads when it comes to it."""
+    for _ in range(10_000):
+        if condition():
+            return
+        os.sched_yield()
+        threading.Event().wait(0.001)
+    raise AssertionError("it does not come")
+
+
+def threads():
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_threads_sleep_beside_another_program_and_spin_without_it(machine):
+    torch.ones(1 << 17)  # this thread's own team
+    quiet = threads()
+    with SharedCores() as cores:
+        assert not cores.sleeping
+        machine.go_on(0.5, busy=0.9)
+        cores.look()
+        assert not cores.sleeping  # too early
+        machine.go_on(1, busy=0.4)
+        cores.look()
+        assert cores.sleeping
+        asleep = threads()
+        assert asleep > quiet
+        machine.go_on(1.5, busy=0)
+        cores.look()
+        assert cores.sleeping  # for the two seconds that one decision holds
+        machine.go_on(1, busy=0)
+        cores.look()
+        assert not cores.sleeping
+        wait_for(lambda: threads() <= asleep - 2)  # the team's, too: with them OpenMP would go on sleeping
+        machine.go_on(1.5, busy=0.04)
+        cores.look()
+        assert not cores.sleeping
+        machine.go_on(1.5, busy=0.06)
+        cores.look()
+        assert cores.sleeping
+    assert not cores.sleeping
+    wait_for(lambda: threads() <= asleep - 2)
+
+
+def test_spinning_is_tried_more_and_more_seldom_where_it_does_not_pay(machine):
+    with SharedCores() as cores:
+        for seconds in (2, 4, 8, 16, 32, 64, 64):
+            machine.go_on(1.1, busy=0.5)  # while they spin
+            cores.look()
+            assert cores.sleeping
+            machine.go_on(seconds - 0.1, busy=0)
+            cores.look()
+            assert cores.sleeping
+            machine.go_on(0.2, busy=0)
+            cores.look()
+            assert not cores.sleeping
+        machine.go_on(1.1, busy=0)  # it pays now: the next time starts anew
+        cores.look()
+        machine.go_on(1.1, busy=0.5)
+        cores.look()
+        machine.go_on(2.1, busy=0)
+        cores.look()
+        assert not cores.sleeping
+
+
+def test_what_was_before_the_loop_decides_its_start(machine):
+    machine.waited = machine.ran
+    with SharedCores() as cores:
+        assert cores.sleeping
+        other = SharedCores()
+        with contextlib.suppress(KeyError), other:
+            assert other.sleeping
+            raise KeyError
+        assert not other.sleeping
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_a_users_setting_stands(machine, monkeypatch, name):
+    monkeypatch.setenv(name, "ACTIVE")
+    machine.waited = machine.ran
+    with SharedCores() as cores:
+        assert not cores.sleeping
+
+
+def test_nothing_is_done_where_nothing_is_known_or_nobody_waits(machine, monkeypatch):
+    machine.waited = machine.ran
+    torch.set_num_threads(1)
+    with SharedCores() as cores:
+        assert not cores.sleeping
+    torch.set_num_threads(2)
+    monkeypatch.setattr(waiting, "_LINUX", False)
+    with SharedCores() as cores:
+        assert not cores.sleeping
+    monkeypatch.setattr(waiting, "_LINUX", True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(10_000))
+    with SharedCores() as cores:
+        assert not cores.sleeping  # thousands of threads that do nothing are too many
+    monkeypatch.setattr(waiting, "_schedule", lambda: None)
+    with SharedCores() as cores:
+        cores.look()
+        assert not cores.sleeping
+
+
+def test_teams_make_more_threads_than_cores(machine, monkeypatch):
+    for cores, count, teams in ((2, 2, 1), (1, 2, 1), (4, 2, 3), (8, 4, 2), (64, 8, 9)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: range(cores))
+        torch.set_num_threads(count)
+        found = SharedCores()._teams()
+        assert found == teams
+        assert count + found * (count - 1) > cores >= count + (found - 1) * (count - 1) or found == 1
+
+
+def test_the_systems_count():
+    first = waiting._schedule()
+    assert first is not None
+    assert sum(range(300_000)) > 0
+    assert waiting._schedule()[0] > first[0]
+
+
+def test_the_system_says_nothing(monkeypatch):
+    for text in ("", "one two", "1"):
+        monkeypatch.setattr(waiting.Path, "read_text", lambda _, text=text: text)
+        assert waiting._schedule() is None
+    assert waiting._share((0, 0), (0, 0)) == 0
+
+
+def test_results_are_the_same_bit_for_bit(machine):
+    x = torch.randn(8, 64, 28, 28)
+    convolution = torch.nn.Conv2d(64, 64, 3, padding=1)
+
+    def gradients():
+        convolution.zero_grad()
+        convolution(x).square().sum().backward()
+        return convolution.weight.grad.clone()
+
+    spinning = gradients()
+    machine.waited = machine.ran
+    with SharedCores() as cores:
+        assert cores.sleeping
+        assert torch.equal(gradients(), spinning)
+    assert torch.equal(gradients(), spinning)
+
+
+def test_no_threads_are_to_be_had(machine, monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(waiting.threading.Thread, "start", start)
+    machine.waited = machine.ran
+    with SharedCores() as cores:
+        machine.go_on(5, busy=0)
+        cores.look()
+    assert not cores.sleeping
