@@ -18,7 +18,7 @@ from foveate.data import ImageData, Split
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.networks.class_names import class_positions
-from foveate.training.distillation import Teacher
+from foveate.training.teacher.distillation import Teacher
 
 COLOURS = ("red", "green", "blue")
 

@@ -15,7 +15,6 @@ from foveate.errors import FoveateError
 from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
 from foveate.training.context import RunContext
-from foveate.training.distillation import open_teacher
 from foveate.training.distributed import ProcessGroup, accelerated, rank_and_count
 from foveate.training.freeze import freeze_parameters
 from foveate.training.input.feature_cache import FeatureCache
@@ -26,6 +25,7 @@ from foveate.training.restore import memory_advice, restored_afterwards, synchro
 from foveate.training.run_folder import RunFolder
 from foveate.training.tasks.choose import AnyData, open_for_task
 from foveate.training.tasks.task import Data
+from foveate.training.teacher.distillation import open_teacher
 
 if TYPE_CHECKING:
     from foveate.data.detection import DetectionData

@@ -24,7 +24,6 @@ from foveate.preserve import preserve_state
 from foveate.surgery.insert import plan_of
 from foveate.training.checkpoint import Position, read_state, save_state
 from foveate.training.context import RunContext
-from foveate.training.distillation import Teacher
 from foveate.training.input.protocols import Loader, Pipeline
 from foveate.training.input.sampler import Batch, Order, images_in
 from foveate.training.metrics import Diverged, Evaluation
@@ -32,6 +31,8 @@ from foveate.training.optimizer import create_optimiser, learning_rate_factor, s
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import compiled
 from foveate.training.tasks.task import Data, Task
+from foveate.training.teacher.distillation import Teacher
+from foveate.training.teacher.matching import match_replaced, pairs_of
 from foveate.training.train_step import TrainStep
 
 __all__ = ["Fit", "Run"]
@@ -125,6 +126,8 @@ class Run:
         if position.epoch < until:
             start = (position.epoch, position.step)
             train = self.pipeline.train()
+            if recipe.matching_steps and start == (0, 0):
+                self.match(train)
             sizes = {"accumulate": recipe.accumulate, "rank": group.rank, "processes": group.count}
             order = Order(train.count, recipe.batch_size, recipe.seed, recipe.epochs, start, **sizes)
             shared = (self.task, len(self.classes), self.ema, self.teacher)
@@ -149,6 +152,15 @@ class Run:
             recipe=recipe,
             notes=self.task.notes(evaluation),
         )
+
+    def match(self, train: Loader) -> None:
+        """Bring attention in a block's place near to the block, before the first step."""
+        pairs = pairs_of(self.model)
+        for match in match_replaced(self.model, pairs, train, self.recipe) if pairs else ():
+            self.bar.line(str(match))
+        self.group.broadcast([self.model])
+        if self.ema is not None:
+            self.ema.set(self.model)
 
     def begin(self) -> Position:
         """Where the run stands, read from the folder; what the run is, written to it."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.model_info import device_and_dtype
 from foveate.training.context import RunContext
-from foveate.training.distillation import Teacher
 from foveate.training.input.protocols import Loader
 from foveate.training.input.sampler import Batch, Order, mix, seed_draws
 from foveate.training.tasks.task import Task
+from foveate.training.teacher.distillation import Teacher
 
 __all__ = ["TrainStep"]
 

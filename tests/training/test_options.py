@@ -19,7 +19,6 @@ from foveate.images import Preprocess
 from foveate.io import state_digest
 from foveate.prediction.evaluate import evaluate
 from foveate.progress import ProgressBar
-from foveate.training.distillation import Teacher
 from foveate.training.fit import fit
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.input.image_cache import decode
@@ -28,6 +27,7 @@ from foveate.training.loss import Objective
 from foveate.training.recipes.named import open_recipe
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import OutOfMemory, compiled, memory_advice
+from foveate.training.teacher.distillation import Teacher
 
 PLAIN = Preprocess((16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -35,6 +35,7 @@ from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["Networks", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
 
+_BEFORE = {"classifier": "by name", "matching_steps": 0}
 _FREE = ("workers", "checkpoint_every", "evaluate_every")
 _RESULT, _PREDICTIONS = "result{}.json", "predictions{}.safetensors"
 
@@ -61,8 +62,9 @@ class Run:
     def identity(self) -> JsonObject:
         """The run as plain values, which the hash is over."""
         recipe = {key: value for key, value in self.recipe.to_dict().items() if key not in _FREE}
-        if recipe["classifier"] == "by name":
-            del recipe["classifier"]  # as runs were described before there was a choice
+        for name, before in _BEFORE.items():
+            if recipe[name] == before:
+                del recipe[name]  # as runs were described before there was a choice
         return {"network": self.network, "plan": self.plan, "start": self.start, "recipe": recipe, "data": self.data}
 
     @property

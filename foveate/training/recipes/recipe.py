@@ -50,6 +50,7 @@ _BOUNDS: dict[str, tuple[float, bool, float]] = {
     "accumulate": (1, True, math.inf),
     "distillation": (0, True, 1),
     "temperature": (0, False, math.inf),
+    "matching_steps": (0, True, math.inf),
 }
 
 
@@ -112,6 +113,8 @@ class Recipe:
         teacher: a model's name or a folder that foveate saved, to learn from; "" learns from the labels alone.
         distillation: the teacher's share of the loss, 0 to 1.
         temperature: of the softmax over the teacher's and the student's scores.
+        matching_steps: steps before training in which attention in a block's place (``replacing``) learns to
+            give what the block gave, and nothing else changes; 0 has none.
 
     Raises:
         FoveateError: a value has the wrong type or is out of its range.
@@ -153,6 +156,7 @@ class Recipe:
     teacher: str = ""
     distillation: float = 0.5
     temperature: float = 1.0
+    matching_steps: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
