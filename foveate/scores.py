@@ -22,7 +22,7 @@ def check_logits(output: object) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         given = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         if isinstance(logits, list) and logits and isinstance(logits[0], Mapping) and "boxes" in logits[0]:
-            given = "boxes: this is a detector, which fit, evaluate, predict, cost and save take"
+            given = "boxes: this is a detector, which fit, evaluate, predict, explain, cost and save take"
         raise FoveateError(f"the model must give (B, classes) logits of two classes or more, not {given}")
     return logits
 

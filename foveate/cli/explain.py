@@ -27,6 +27,7 @@ def explain(
     target: int | str | None = None,
     layer: str | None = None,
     region: str | None = None,
+    box: int | str | None = None,
     head: int | str | None = None,
     rollout: bool = False,
     pretrained: bool = False,
@@ -51,6 +52,8 @@ def explain(
             transformer a block, as blocks.5.
         region: of a segmentation network, the pixels that are explained: "predicted" as the target, the whole "image",
             or a .png file that is not black where they are.
+        box: of a detector, the box whose score is explained: its number in the order of the scores, counted from 1,
+            or "all"; without it the best one, with a target the best one of that class.
         head: of a vision transformer's attention, the number of a head, counted from 1, or "mean"; without it each.
         rollout: of a vision transformer's attention, through all blocks.
         pretrained: with a model's name, use its ImageNet weights.
@@ -73,6 +76,7 @@ def explain(
         batch_size=batch_size,
         progress=True,
         region=_mask(region),
+        box=box,
         head=head,
         rollout=rollout,
     )
@@ -80,7 +84,7 @@ def explain(
     files = [found.npz(npz)] if npz is not None else []
     if output is not None or npz is None:
         files += found.save(output or "explained", progress=True, smooth=not cells)
-    share = _SHARE if found.masks is None else "share_of_pixels"
+    share = "score" if found.objects else _SHARE if found.masks is None else "share_of_pixels"
     rows: list[JsonObject] = [
         {"image": str(image), "prediction": found.label(int(index)), share: float(probability)}
         for image, index, probability in zip(found.sources, found.predictions, found.probabilities, strict=True)
@@ -89,7 +93,7 @@ def explain(
         print(json_format.dumps({"predictions": rows, "files": [str(file) for file in files]}, indent=2))
         return
     for line in rows:
-        of = "" if share == _SHARE else " of the pixels"
+        of = {_SHARE: "", "score": " of the best object"}.get(share, " of the pixels")
         print(printable(f"{line['image']}: {line['prediction']} ({line[share]:.0%}{of})"))
     print(printable(f"written: {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}"))
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from foveate.dense import Segmenter
+from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError, near
-from foveate.explanations.attention import attention_maps, readers
-from foveate.explanations.cam import cam
-from foveate.explanations.gradcam import gradcam
-from foveate.explanations.gradcam_pp import gradcam_pp
-from foveate.explanations.hirescam import hirescam
-from foveate.explanations.layers import check_targets, find_layer
+from foveate.explanations.attention import readers
+from foveate.explanations.dense.detection import Boxes
+from foveate.explanations.dense.objects import ImageObjects
+from foveate.explanations.dense.segmentation import Region
+from foveate.explanations.layers import Layer
+from foveate.explanations.looking import METHODS, OF_A_CLASS, Found, Looker
 from foveate.explanations.result import Explanation, Map
-from foveate.explanations.segmentation import Region, predicted_pixels, region_scores
 from foveate.explanations.sources import Images, OneImage
 from foveate.explanations.transformers.maps import TokenMaps
 from foveate.explanations.transformers.networks import transformer_of
@@ -30,31 +28,6 @@ from foveate.scores import predicted_classes
 from foveate.surgery.record import unwrapped
 
 __all__ = ["METHODS", "OF_A_CLASS", "explain"]
-
-OF_A_CLASS: dict[str, Callable[..., tuple[Tensor, Map]]] = {
-    "cam": cam,
-    "gradcam": gradcam,
-    "gradcam++": gradcam_pp,
-    "hirescam": hirescam,
-}
-METHODS = ("attention", *OF_A_CLASS)
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Of one batch.
-
-    Args:
-        scores: (B, classes), logits, or of pixels the share of each class.
-        maps: each (B, h, w).
-        channels: names and channel weights, each (B, c).
-        masks: (B, h, w), of pixels the classes.
-    """
-
-    scores: Tensor
-    maps: list[Map]
-    channels: list[tuple[str, Tensor]]
-    masks: Tensor | None = None
 
 
 def explain(
@@ -68,13 +41,14 @@ def explain(
     batch_size: int = 8,
     progress: bool = False,
     region: Any = None,
+    box: int | str | Sequence[int] | None = None,
     head: int | str | None = None,
     rollout: bool = False,
 ) -> Explanation:
     """Show what a network looks at. The model, its gradients and the random state stay as they are.
 
     Args:
-        model: a classifier that gives (B, classes) logits, or a network of ``create_segmenter``.
+        model: a classifier that gives (B, classes) logits, or a network of ``create_segmenter`` or ``create_detector``.
         images: a path, a PIL image, the bytes of an image file, or a list of these; or a normalised float tensor
             (B, C, H, W). A path is a file, a folder (the images in it and below), or a pattern such as "dogs/*.jpg".
         method: "attention": the attention modules' own maps; of a vision transformer where its class token looks, or,
@@ -82,8 +56,8 @@ def explain(
             "hirescam": of a class, by gradients; "cam": of a class, exactly, for networks that end in global average
             pooling and one linear layer.
         target: the class to explain, by index or by the name that the model gives it, or one for each image; without it
-            the predicted class, of segmentation that of most pixels. For "attention" only where there is a map for each
-            class.
+            the predicted class, of segmentation that of most pixels, of detection that of the best box. For "attention"
+            only where there is a map for each class.
         layer: the dotted name of the layer to look at. For methods with gradients; without it the last feature map, of
             segmentation that of the trunk, of a vision transformer what enters the last block's attention. For the
             "attention" of a vision transformer a block, as "blocks.5"; without it the last one.
@@ -93,6 +67,9 @@ def explain(
         region: of segmentation, the pixels whose scores of the class are summed, and so explained (Seg-Grad-CAM):
             "predicted", those that are predicted as the class; "image", all; or a mask (H, W), a tensor or array, or
             one for each image.
+        box: of detection, the box whose score is explained: its number in the order of the scores, counted from 1, or
+            one for each image; "all", the sum over those with a score of 0.5 or more. Without it the best one, with
+            ``target`` the best one of that class.
         head: of a vision transformer's "attention", the number of a head, counted from 1, or "mean"; without it each.
         rollout: of a vision transformer's "attention", through all blocks up to ``layer`` instead of in one.
 
@@ -111,29 +88,45 @@ def explain(
     model = unwrapped(model)  # hooks do not run inside what torch.compile wraps
     wanted = TokenMaps(layer if method == "attention" else None, head, rollout)
     _check_options(model, method, target, layer, wanted)
-    pixels = isinstance(model, Segmenter)
-    if pixels and method == "cam":
-        raise FoveateError("cam is for classifiers: of a segmentation network use method='gradcam'")
+    pixels, objects = isinstance(model, Segmenter), isinstance(model, Detector)
+    if method == "cam" and (pixels or objects):
+        what = "segmentation network" if pixels else "detector"
+        raise FoveateError(f"cam is for classifiers: of a {what} use method='gradcam'")
     if region is not None and not (pixels and method in OF_A_CLASS):
         raise FoveateError("region= is for the gradients of a segmentation network (create_segmenter): leave it out")
-    given = Images(model, images, image_size, whole=pixels)
+    if box is not None and not (objects and method in OF_A_CLASS):
+        raise FoveateError("box= is for the gradients of a detector (create_detector): leave it out")
+    divisor = int(model.decoder.divisor) if isinstance(model, Detector) else 1
+    given = Images(model, images, image_size, whole=pixels or objects, for_boxes=objects, divisor=divisor)
     classes = _one_for_each(model, target, len(given))
-    summed = Region(region, len(given)) if pixels else None
-    look: Callable[[Tensor, list[int] | None, int], Found] | None = None
+    looker = Looker(
+        model,
+        method,
+        layer,
+        given.names,
+        wanted,
+        Region(region, len(given)) if pixels else None,
+        Boxes(box, target is not None, len(given)) if objects else None,
+    )
+    where: Layer | None = None
     parts: list[Found] = []
     pictures: list[Image.Image] = []
     with SharedCores() as cores:
         for start in track(range(0, len(given), batch_size), "looking", progress):
             cores.look()
             batch, shown = given.part(start, start + batch_size)
-            look = look or _looker(model, method, batch, layer, summed, given.names, wanted)
-            parts.append(look(batch, classes and classes[start : start + batch_size], start))
+            where = where if parts else looker.where(batch)
+            parts.append(looker.look(batch, where, classes and classes[start : start + batch_size], start))
             pictures += shown
     scores = torch.cat([part.scores.float().cpu() for part in parts])
     predictions = predicted_classes(scores)
-    scores = scores if pixels else scores.softmax(dim=1)
+    scores = scores if pixels or objects else scores.softmax(dim=1)
     probabilities = scores.gather(1, predictions[:, None])[:, 0]
-    chosen = predictions if classes is None else torch.tensor(classes)
+    chosen: Tensor | None = predictions if classes is None else torch.tensor(classes)
+    detected = tuple(one for part in parts for one in part.objects)
+    if objects:
+        predictions = torch.where(probabilities > 0, predictions, -1)  # of an image without an object
+        chosen = _classes_of(detected)
     maps = [_joined(same) for same in zip(*(part.maps for part in parts), strict=True)]
     if method != "attention":
         maps = [Map(one.name, one.values, one.module, chosen) for one in maps]
@@ -158,7 +151,14 @@ def explain(
         sources=given.files,
         scores=scores,
         masks=torch.cat(masks) if masks else None,
+        objects=detected,
     )
+
+
+def _classes_of(objects: Sequence[ImageObjects]) -> Tensor | None:
+    """The class of what is explained in each image; None where it is not one class everywhere."""
+    of_images = [set(one.classes[list(one.explained)].tolist()) for one in objects]
+    return torch.tensor([one.pop() for one in of_images]) if all(len(one) == 1 for one in of_images) else None
 
 
 def _require_names(target: object, labels: tuple[str, ...], count: int) -> None:
@@ -186,42 +186,6 @@ def _check_options(model: nn.Module, method: str, target: object, layer: str | N
         wanted.check(transformer)
     if method == "attention" and target is not None and not any(one.per_class for one in readers(model)):
         raise FoveateError("target= does not change a module's own map: leave it out, or use method='gradcam'")
-
-
-def _looker(
-    model: nn.Module,
-    method: str,
-    first: Tensor,
-    layer: str | None,
-    region: Region | None,
-    names: Sequence[str],
-    wanted: TokenMaps,
-) -> Callable[[Tensor, list[int] | None, int], Found]:
-    """The method as a function of a batch, its classes and the number of its first image."""
-    where = None
-    if method != "attention":
-        where = find_layer(model, first, layer, within="" if region is None else "backbone")
-
-    def look(batch: Tensor, classes: list[int] | None) -> Found:
-        if where is None:
-            return Found(*attention_maps(model, batch, classes, wanted))
-        logits, found = OF_A_CLASS[method](model, batch, where, classes)
-        return Found(logits, [found], [])
-
-    def look_at_pixels(batch: Tensor, classes: list[int] | None, start: int) -> Found:
-        assert region is not None  # noqa: S101 - for the type checker
-        predicted, shares = predicted_pixels(model, batch)
-        chosen = classes or shares.argmax(1).tolist()
-        check_targets(chosen, shares.shape[1])
-        region_or_all = region if where is not None else Region("image", 1)  # own maps depend on no region
-        with region_scores(model, region_or_all, predicted, chosen, start, names[start : start + len(batch)]):
-            found = look(batch, chosen)
-        maps = found.maps
-        if where is not None:
-            maps = [replace(one, name=f"{one.name}, {region.text}") for one in maps]
-        return Found(shares, maps, found.channels, predicted.to(torch.uint8).cpu())
-
-    return look_at_pixels if region is not None else lambda batch, classes, _: look(batch, classes)
 
 
 def _joined(same: tuple[Map, ...]) -> Map:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +11,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from foveate.errors import printable
+from foveate.explanations.dense.objects import ImageObjects
 from foveate.explanations.overlay import CELL, GAP, font
 
-__all__ = ["IGNORED", "draw_boxes", "draw_classes", "legend", "palette", "with_classes"]
+__all__ = ["IGNORED", "SURE", "draw_boxes", "draw_classes", "labelled", "legend", "objects_in", "palette", "under"]
 
+SURE = 0.5  # the least score of a box that is shown
 IGNORED = 255  # the number of a pixel that does not count; it stays as it is
 _GOLDEN = 0.618033988749895  # steps of the hue by it come nowhere near an earlier one
 _OPACITY = 0.55
@@ -86,21 +89,71 @@ def legend(present: Sequence[int], names: Sequence[str], width: int) -> Image.Im
     return block
 
 
-def with_classes(sheet: Image.Image, picture: Image.Image, classes: Tensor, names: Sequence[str]) -> Image.Image:
-    """A sheet with one more row: the picture with its classes in colour, and the legend.
+def labelled(picture: Image.Image, classes: Tensor, names: Sequence[str]) -> Image.Image:
+    """A picture with the class of each pixel in colour, and a legend below it.
 
     Args:
-        sheet: what stands above.
         picture: the image.
         classes: (h, w) of its pixels.
         names: of all classes.
     """
-    width = min(max(picture.width, CELL[0]), CELL[1])
-    larger = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.BICUBIC)
-    drawn = draw_classes(larger, classes)
-    names_below = legend(sorted(set(classes.flatten().tolist()) - {IGNORED}), names, sheet.width - 2 * GAP)
-    more = Image.new("RGB", (sheet.width, sheet.height + drawn.height + names_below.height + 2 * GAP), "white")
+    drawn = draw_classes(_sized(picture), classes)
+    return _over(drawn, legend(sorted(set(classes.flatten().tolist()) - {IGNORED}), names, drawn.width))
+
+
+def objects_in(picture: Image.Image, objects: ImageObjects, names: Sequence[str], sure: float = SURE) -> Image.Image:
+    """A picture with boxes in the colours of their classes, each with its number, and a legend below it.
+
+    Args:
+        picture: the image.
+        objects: what was found in it.
+        names: of all classes.
+        sure: the least score of a box that is shown, unless it is explained.
+    """
+    shown = [n for n, score in enumerate(objects.scores.tolist()) if score >= sure or n in objects.explained]
+    large = _sized(picture)
+    boxes, classes = objects.boxes[shown] * (large.width / picture.width), objects.classes[shown]
+    drawn, letters, colours = draw_boxes(large, boxes, classes), font(_LETTER), palette(256)
+    pen = ImageDraw.Draw(drawn)
+    for number, box, label in reversed(list(zip(shown, boxes.tolist(), classes.tolist(), strict=True))):
+        text, (left, top) = str(number + 1), (round(side) for side in box[:2])
+        wide = round(letters.getlength(text)) + 4
+        left, top = max(0, min(left, drawn.width - wide)), max(0, min(top, drawn.height - _LETTER - 2))
+        red, green, blue = colours[3 * label : 3 * label + 3]
+        pen.rectangle((left, top, left + wide, top + _LETTER + 1), fill=(red, green, blue))
+        bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
+        pen.text((left + 2, top + _LETTER / 2 + 1), text, "black" if bright else "white", letters, "lm")
+    counts = Counter(classes.tolist())
+    texts = {label: f"{_name(names, label)} ({count})" for label, count in counts.items()}
+    known = [texts.get(label, "") for label in range(max(counts, default=-1) + 1)]
+    if not shown:
+        none = Image.new("RGB", (drawn.width, _LETTER + _GAP), "white")
+        ImageDraw.Draw(none).text((0, 0), f"nothing with a score of {sure:g} or more", "black", letters)
+        return _over(drawn, none)
+    return _over(drawn, legend(sorted(counts), known, drawn.width))
+
+
+def under(sheet: Image.Image, picture: Image.Image) -> Image.Image:
+    """A sheet with one more row: a picture."""
+    more = Image.new("RGB", (max(sheet.width, picture.width + 2 * GAP), sheet.height + picture.height + GAP), "white")
     more.paste(sheet, (0, 0))
-    more.paste(drawn, (GAP, sheet.height))
-    more.paste(names_below, (GAP, sheet.height + drawn.height + GAP // 2))
+    more.paste(picture, (GAP, sheet.height))
     return more
+
+
+def _name(names: Sequence[str], label: int) -> str:
+    return names[label] if label < len(names) else str(label)
+
+
+def _sized(picture: Image.Image) -> Image.Image:
+    """As large as it is beside maps."""
+    width = min(max(picture.width, CELL[0]), CELL[1])
+    height = round(width * picture.height / picture.width)
+    return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _over(drawn: Image.Image, below: Image.Image) -> Image.Image:
+    both = Image.new("RGB", (drawn.width, drawn.height + below.height + GAP // 2), "white")
+    both.paste(drawn, (0, 0))
+    both.paste(below, (0, drawn.height + GAP // 2))
+    return both

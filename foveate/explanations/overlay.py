@@ -8,7 +8,7 @@ relative range of ``FLAT`` it is not stretched over the colours.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ MOST = 16  # maps drawn of one site: those that vary most; all are in the number
 # In pixels: the least and the most width of a cell, the space between cells, the letters of titles and of legends.
 CELL, GAP, TITLE, LEGEND = (280, 400), 14, 15, 13
 LINE = 1.3  # height of a line of text, in letters
+Mark = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ def draw(
     channels: Sequence[tuple[str, Tensor]] = (),
     *,
     smooth: bool = True,
+    mark: Mark = lambda picture: picture,
 ) -> Image.Image:
     """Draw a picture, maps over it, and channel weights below.
 
@@ -67,6 +69,7 @@ def draw(
         panels: the maps.
         channels: names and channel weights, each (c,).
         smooth: as in ``colours``.
+        mark: draws on the picture and on each map over it, as boxes.
 
     Returns:
         An RGB picture. Its size depends on the number of maps.
@@ -75,7 +78,7 @@ def draw(
     width = min(max(picture.width, CELL[0]), CELL[1])
     picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.BICUBIC)
     cells, note = _grid(panels)
-    blocks = [_row(picture, caption, cell_row, smooth=smooth) for cell_row in cells]
+    blocks = [_row(picture, caption, cell_row, mark, smooth=smooth) for cell_row in cells]
     across = max([block.width for block in blocks] + [3 * width if channels else 0])
     blocks += [_bars(name, weights, across) for name, weights in channels]
     if note:
@@ -217,7 +220,9 @@ def _text(lines: Sequence[str], width: int, size: int, *, side: str = "middle", 
     return block
 
 
-def _row(picture: Image.Image, caption: Sequence[str], cells: Sequence[Panel | None], *, smooth: bool) -> Image.Image:
+def _row(
+    picture: Image.Image, caption: Sequence[str], cells: Sequence[Panel | None], mark: Mark, *, smooth: bool
+) -> Image.Image:
     """The picture and maps in one row: titles above, scales below."""
     width, height = picture.size
     titles = [_title(cell, caption, width) for cell in cells]
@@ -229,9 +234,9 @@ def _row(picture: Image.Image, caption: Sequence[str], cells: Sequence[Panel | N
         written = _text(title, width, TITLE, bold=cell is None)
         row.paste(written, (left, above - 4 - written.height))
         if cell is None:
-            row.paste(picture, (left, above))
+            row.paste(mark(picture), (left, above))
             continue
-        row.paste(picture_of(colours(picture, cell.values, smooth=smooth)), (left, above))
+        row.paste(mark(picture_of(colours(picture, cell.values, smooth=smooth))), (left, above))
         row.paste(_scale(cell.values, width, softmax=cell.softmax), (left, above + height + 6))
     return row
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.explanations.dense.objects import ImageObjects, object_arrays
 from foveate.html import html_lines, html_picture
 from foveate.io import write_atomically
 from foveate.progress import track
@@ -63,6 +65,8 @@ class Explanation:
         scores: (B, classes) the softmax probability of each class.
         masks: of a segmentation network, (B, h, w) uint8, the class of each pixel. ``scores`` are then the shares of
             the pixels of each class, ``predictions`` the class of most pixels, and ``probabilities`` its share.
+        objects: of a detector, what it found in each image. ``scores`` are then the best score of each class, 0 without
+            an object, ``predictions`` the class of the best object, -1 without one, and ``probabilities`` its score.
     """
 
     method: str
@@ -77,15 +81,21 @@ class Explanation:
     sources: tuple[str, ...] = ()
     scores: Tensor | None = None
     masks: Tensor | None = None
+    objects: tuple[ImageObjects, ...] = ()
 
     def label(self, index: int) -> str:
-        """The name of a class, or "class N" when the model does not tell."""
+        """The name of a class, or "class N" when the model does not tell; of -1, "nothing"."""
+        if index < 0:
+            return "nothing"
         return self.labels[index] if index < len(self.labels) else f"class {index}"
 
     def top(self, index: int = 0, most: int = 5) -> dict[str, float]:
         """The classes of the largest probabilities in one image, and these, the largest first."""
         if self.scores is None:
             return {self.label(int(self.predictions[index])): float(self.probabilities[index])}
+        if self.objects:
+            found = sorted(zip(self.scores[index].tolist(), range(self.scores.shape[1]), strict=True), reverse=True)
+            return {self.label(number): score for score, number in found[:most] if score > 0}
         first = int(self.predictions[index])  # softmax may have rounded its lead away
         others = [number for number in top_classes(self.scores[index : index + 1], most)[0].tolist() if number != first]
         chosen = [first, *others][: min(most, self.scores.shape[1])]
@@ -111,7 +121,31 @@ class Explanation:
         if not 0 <= opacity <= 1:
             raise FoveateError(f"opacity={opacity}: give a number from 0, the image alone, to 1, the map alone")
         values = self.maps[number].values[index]
-        return picture_of(colours(self.pictures[index], values, opacity, smooth=smooth))
+        return self._marked(index, picture_of(colours(self.pictures[index], values, opacity, smooth=smooth)))
+
+    def _marked(self, index: int, picture: Image.Image) -> Image.Image:
+        """A picture of an image, of any size, with the boxes that are explained."""
+        if not self.objects or not self.objects[index].explained:
+            return picture
+        from foveate.explanations.mask_overlay import draw_boxes
+
+        found = self.objects[index]
+        chosen = list(found.explained)
+        scale = picture.width / self.pictures[index].width
+        return draw_boxes(picture, found.boxes[chosen] * scale, found.classes[chosen])
+
+    def layer_of_classes(self, index: int = 0) -> Image.Image | None:
+        """One image with what a network of pixels or objects found in it, in colour, and a legend; else None.
+
+        Of pixels the class of each; of objects the boxes with a score of 0.5 or more and those that are explained,
+        each with its number in the order of the scores.
+        """
+        from foveate.explanations.mask_overlay import labelled, objects_in
+
+        picture = self.pictures[index]
+        if self.masks is not None:
+            return labelled(picture, self.masks[index], self.labels)
+        return objects_in(picture, self.objects[index], self.labels) if self.objects else None
 
     def draw(self, index: int = 0, *, true: str = "", smooth: bool = True) -> Image.Image:
         """One image with all its maps laid over it, and its channel weights as bars.
@@ -131,7 +165,11 @@ class Explanation:
         predicted = self.label(int(self.predictions[index]))
         truth = [f"true: {true}"] * bool(true)
         mark = f" ({'right' if predicted == true else 'wrong'})" if true else ""
-        what = ("predicted", "probability") if self.masks is None else ("most pixels", "share of the pixels")
+        what = ("predicted", "probability")
+        if self.masks is not None:
+            what = ("most pixels", "share of the pixels")
+        elif self.objects:
+            what = ("best object", "score")
         caption = (f"{what[0]}: {predicted}{mark}", f"{what[1]} {float(self.probabilities[index]):.3f}", *truth)
         panels = [
             Panel(
@@ -144,12 +182,14 @@ class Explanation:
             for found in self.maps
         ]
         channels = [(name, weights[index]) for name, weights in self.channels]
-        sheet = draw(self.pictures[index], caption, panels, channels, smooth=smooth)
-        if self.masks is None:
+        marked = functools.partial(self._marked, index)
+        sheet = draw(self.pictures[index], caption, panels, channels, smooth=smooth, mark=marked)
+        below = self.layer_of_classes(index)
+        if below is None:
             return sheet
-        from foveate.explanations.mask_overlay import with_classes
+        from foveate.explanations.mask_overlay import under
 
-        return with_classes(sheet, self.pictures[index], self.masks[index], self.labels)
+        return under(sheet, below)
 
     def _repr_html_(self) -> str:
         shown = range(min(len(self.pictures), _SHOWN))
@@ -197,7 +237,8 @@ class Explanation:
         """Write the numbers as NumPy arrays, to be read with ``np.load(path, allow_pickle=False)``.
 
         The arrays: "map: NAME" (B, h, w) for each map, "channels: NAME" (B, c), "predictions", "probabilities",
-        "targets" (B,), "names" (B,), "labels" (classes,), "method"; of a segmentation network "masks" (B, h, w).
+        "targets" (B,), "names" (B,), "labels" (classes,), "method"; of a segmentation network "masks" (B, h, w); of a
+        detector all objects in a row: "boxes" (n, 4), "box scores", "box classes", "box images", "explained" (n,).
 
         Raises:
             FoveateError: the name does not end in .npz, or cannot be written.
@@ -212,6 +253,8 @@ class Explanation:
             arrays["targets"] = self.targets.numpy()
         if self.masks is not None:
             arrays["masks"] = self.masks.numpy()
+        if self.objects:
+            arrays |= object_arrays(self.objects)
         arrays |= {"names": np.array(self.names), "method": np.array(self.method)}
         arrays["labels"] = np.array(self.labels, dtype=np.str_)
         data = io.BytesIO()

@@ -30,14 +30,26 @@ class Images:
         images: a path (a file, a folder, a pattern), a PIL image, bytes, or a list of these; or a tensor (B, C, H, W).
         image_size: side of what the network sees; without it the model's own.
         whole: nothing is cut off: ``image_size`` is the shorter side.
+        for_boxes: the longer side is limited, as for detectors.
+        divisor: of the height and the width that the network fills images up to, to the right and below; so are the
+            pictures, for its maps are of all of it.
 
     Attributes:
         names: one for each image: the file's name without its ending, or "image".
         files: the whole path of each, or "image".
     """
 
-    def __init__(self, model: nn.Module, images: object, image_size: int | None, *, whole: bool = False) -> None:
-        prepare: Any = WholeImage if whole else Preprocess
+    def __init__(
+        self,
+        model: nn.Module,
+        images: object,
+        image_size: int | None,
+        *,
+        whole: bool = False,
+        for_boxes: bool = False,
+        divisor: int = 1,
+    ) -> None:
+        self.divisor = divisor
         self.device, self.dtype = device_and_dtype(model)
         self.tensor: Tensor | None = None
         self.preprocess: Any = None  # of a tensor without pictures there is none
@@ -58,7 +70,10 @@ class Images:
                 raise FoveateError("there is no image to explain: the list is empty; give a path or a list of paths")
             self.names = tuple(source.stem if isinstance(source, Path) else "image" for source in self.sources)
             self.files = tuple(str(source) if isinstance(source, Path) else "image" for source in self.sources)
-            self.preprocess = prepare.of(model, image_size)
+            if whole:
+                self.preprocess = WholeImage.of(model, image_size, for_boxes=for_boxes)
+            else:
+                self.preprocess = Preprocess.of(model, image_size)
             self._first: tuple[str, torch.Size] | None = None
 
     def __len__(self) -> int:
@@ -72,7 +87,8 @@ class Images:
         """
         if self.tensor is not None:
             batch = self.tensor[start:stop]
-            return batch.to(self.device, self.dtype), _pictures(self.preprocess, batch.float().cpu())
+            shown = _pictures(self.preprocess, batch.float().cpu())
+            return batch.to(self.device, self.dtype), tuple(map(self._filled_up, shown))
         opened = [open_image(source) for source in self.sources[start:stop]]
         prepared = [self.preprocess(image) for image in opened]
         for name, one in zip(self.files[start:stop], prepared, strict=True):
@@ -83,7 +99,20 @@ class Images:
                     "explain images of one shape at a time"
                 )
         batch = torch.stack(prepared)
-        return batch.to(self.device, self.dtype), tuple(self.preprocess.view(image) for image in opened)
+        return batch.to(self.device, self.dtype), tuple(
+            self._filled_up(self.preprocess.view(image)) for image in opened
+        )
+
+    def _filled_up(self, picture: Image.Image) -> Image.Image:
+        """A picture up to the size that the network fills it up to, in the mean colour, as normalised zeros are."""
+        width, height = (-(-side // self.divisor) * self.divisor for side in picture.size)
+        if (width, height) == picture.size:
+            return picture
+        mean = (self.preprocess.mean if self.preprocess is not None else (0.5,)) * 3
+        red, green, blue = (round(255 * value) for value in mean[:3])
+        whole = Image.new("RGB", (width, height), (red, green, blue))
+        whole.paste(picture, (0, 0))
+        return whole
 
 
 def _check_tensor(model: nn.Module, images: Tensor) -> None:

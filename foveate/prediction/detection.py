@@ -14,7 +14,7 @@ from foveate.prediction.detection_result import Detections, ImageDetections
 from foveate.prediction.inputs import Images, Inputs, Item
 from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
-from foveate.training.input.detection import BoxLoader, check_finite, resized_for_boxes
+from foveate.training.input.detection import BoxLoader, check_finite
 from foveate.training.input.loaders import normalised
 from foveate.training.input.sampler import images_in
 from foveate.training.tasks.detection_metrics import (
@@ -23,7 +23,7 @@ from foveate.training.tasks.detection_metrics import (
     in_pixels_of_the_file,
     measure_objects,
 )
-from foveate.whole_images import WholeImage
+from foveate.whole_images import WholeImage, resized_for_boxes
 
 __all__ = ["evaluate_detector", "predict_objects"]
 

@@ -73,3 +73,18 @@ def test_one_line_for_an_error(run, pictures):
         assert (code, out) == (2, "")
         assert words in err
         assert "Traceback" not in err
+
+
+def test_the_class_token_of_a_vision_transformer(run, pictures, tmp_path):
+    out = ("--output", tmp_path / "x.png", "--npz", tmp_path / "x.npz")
+    for options, names in (
+        (("--head", "2", "--layer", "blocks.0"), ["map: blocks.0.attn class token head 2/2"]),
+        (("--rollout",), ["map: rollout to blocks.5.attn class token"]),
+    ):
+        code, _, err = run("explain", "test_vit", pictures / "a.png", *options, *out)
+        assert code == 0, err
+        with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
+            assert [name for name in arrays if name.startswith("map: ")] == names
+    code, _, err = run("explain", "test_vit", pictures / "a.png", "--head", "last", *out)
+    assert code == 2
+    assert "head='last': give the number of a head" in err

@@ -78,6 +78,16 @@ def test_train_evaluate_predict(folder, tmp_path, capsys):
     assert run("predict", kept, folder / "images", "--output", boxes, "--pictures", tmp_path / "drawn") == 0
     assert "objects of 5 images written" in capsys.readouterr().err
     assert len(json.loads(boxes.read_text())["images"]) == len(list((tmp_path / "drawn").iterdir())) == 5
+    seen = tmp_path / "seen.png"
+    words = ("--method", "hirescam", "--box", 1, "--output", seen, "--json")
+    assert run("explain", kept, folder / "images" / "0.png", *words) == 0
+    (row,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert row["prediction"] in ("cat", "dog")
+    assert 0 < row["score"] < 1
+    with Image.open(seen) as drawn:
+        assert drawn.height > 300
+    assert run("explain", kept, folder / "images" / "0.png", "--method", "gradcam", "--box", 999) == 2
+    assert "objects were found, counted from 1 by their score" in capsys.readouterr().err
     assert run("predict", kept, folder / "images/3.png", "--json") == 0
     assert set(json.loads(capsys.readouterr().out)) == {"path", "objects"}
     for words, message in (

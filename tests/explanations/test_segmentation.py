@@ -8,8 +8,8 @@ from PIL import Image
 import foveate as fv
 from foveate.dense import create_segmenter
 from foveate.errors import FoveateError
+from foveate.explanations.dense.segmentation import predicted_pixels
 from foveate.explanations.mask_overlay import draw_classes, legend, palette
-from foveate.explanations.segmentation import predicted_pixels
 
 NAMES = ("road", "car", "sky")
 LAYER = "backbone.blocks.4.0"

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -27,6 +26,7 @@ from foveate.training.input.dense import DensePipeline, Stream, by_size
 from foveate.training.input.loaders import Batches, normalised
 from foveate.training.input.sampler import Batch, Where, mix, seed_draws
 from foveate.training.metrics import Diverged
+from foveate.whole_images import resized_for_boxes
 
 __all__ = [
     "BoxLoader",
@@ -34,12 +34,9 @@ __all__ = [
     "DetectionPipeline",
     "Target",
     "check_finite",
-    "detection_size",
-    "resized_for_boxes",
 ]
 
 _SCALES = 0.8, 1.2  # of the shorter side
-_LONGEST = 1333 / 800  # of the longer side, for one of the shorter
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,28 +63,6 @@ class DetectionInputs(NamedTuple):
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
-
-
-def detection_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Height and width of an image as the network sees it, in the same proportions.
-
-    Args:
-        size: height and width of the file.
-        shorter: side of the network.
-    """
-    scale = min(shorter / min(size), _LONGEST * shorter / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def resized_for_boxes(image: Image.Image, preprocess: Preprocess, shorter: int | None = None) -> Tensor:
-    """An RGB image as the network sees it: uint8 (C, h, w)."""
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as transform
-
-    size = detection_size((image.height, image.width), shorter or preprocess.size[0])
-    image = transform.resize(image, list(size), InterpolationMode(preprocess.interpolation))
-    pixels: Tensor = transform.pil_to_tensor(image.convert("L") if len(preprocess.mean) == 1 else image)
-    return pixels
 
 
 class _Examples(Dataset[Any]):

@@ -19,12 +19,13 @@ from foveate.prediction.evaluate import evaluate
 from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.saving.checkpoint import load, save
 from foveate.training.fit import fit
-from foveate.training.input.detection import BoxLoader, detection_size
+from foveate.training.input.detection import BoxLoader
 from foveate.training.loop import Run
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.tasks import detection_metrics
 from foveate.training.tasks.detection_metrics import gathered, measure_objects
+from foveate.whole_images import detection_size
 
 pytest.importorskip("faster_coco_eval")
 RECIPE = Recipe(epochs=2, batch_size=3, image_size=64, learning_rate=1e-2, optimiser="adamw", seed=1)

@@ -1,0 +1,1 @@
+"""Networks of pixels and of objects, seen as classifiers, and their drawings."""
