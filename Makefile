@@ -15,11 +15,11 @@ demo: $(VENV)/.demo  ## the main job on real input: a pretrained network, real s
 # One thread a process, one process for each processor: threads beyond that wait for each other.
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
-test: $(VENV)/.test  ## all tests but the slow ones
-	$(TESTS) -m "not slow"
+test: $(VENV)/.test  ## all tests, the slow ones where what they guard has changed since the commit SINCE, the last one
+	$(TESTS) --guarded-since $(or $(SINCE),HEAD)
 
-test-slow: $(VENV)/.test  ## the slow tests; with SINCE=COMMIT those that guard what changed since then
-	$(TESTS) $(if $(SINCE),--slow-since $(SINCE),-m slow)
+test-slow: $(VENV)/.test  ## the slow tests, all of them
+	$(TESTS) -m slow
 
 test-versions:  ## all tests with every set of versions in tests/versions/sets.toml, in environments of their own
 	$(PYTHON) tests/versions $(VERSIONS)

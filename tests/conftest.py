@@ -1,9 +1,8 @@
 """A small data set that a small network learns in a second; and which tests are slow.
 
 ``@pytest.mark.slow(reason="...", guards=("foveate/room/", "foveate/file.py"))`` marks a test that is only worth running
-when something that it guards has changed. ``make test`` leaves these out, ``make test-slow`` runs them, ``pytest``
-alone runs all, and ``pytest --slow-since COMMIT`` runs those slow tests alone whose guards, or own file, differ from
-that commit: what CI does.
+when something that it guards has changed. ``pytest`` alone runs all, ``pytest --guarded-since COMMIT`` leaves out those
+slow tests whose guards and own file are as in that commit: for ``make test`` the last one, for CI one that it has seen.
 """
 
 import gc
@@ -27,7 +26,7 @@ settings.load_profile("foveate")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow-since", metavar="COMMIT", help="run only slow tests that guard what changed since then")
+    parser.addoption("--guarded-since", metavar="COMMIT", help="leave out slow tests of what did not change since then")
 
 
 def changed_files(root, commit):
@@ -47,9 +46,11 @@ def changed_files(root, commit):
 def pytest_collection_modifyitems(config, items):
     # The longest tests first, so that no process is left with one at the end.
     items.sort(key=lambda item: item.path.name != "test_snippets.py")
-    root, since = config.rootpath, config.getoption("--slow-since")
+    root, since = config.rootpath, config.getoption("--guarded-since")
     changed = changed_files(root, since) if since else []
-    chosen = []
+    if changed is None and since == "HEAD":
+        changed = []  # without git nothing is known to have changed
+    left_out = []
     for item in items:
         mark = item.get_closest_marker("slow")
         if not mark:
@@ -62,11 +63,12 @@ def pytest_collection_modifyitems(config, items):
                 f"(with / at the end); not there: {missing or 'none'}"
             )
         own = Path(item.path).relative_to(root).as_posix()
-        if changed is None or any(file.startswith((*guards, own)) for file in changed):
-            chosen.append(item)
-    if since:
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+        if changed is not None and not any(file.startswith((*guards, own)) for file in changed):
+            left_out.append(item)
+    if since and left_out:
+        gone = set(left_out)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in gone]
 
 
 def pytest_collection_finish(session):
@@ -81,7 +83,7 @@ def pytest_collection_finish(session):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    if session.config.getoption("--slow-since") and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+    if session.config.getoption("--guarded-since") and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK  # nothing that a slow test guards has changed
 
 

@@ -1,5 +1,6 @@
 """Slow tests: each says why and what it guards, and runs where that has changed."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -56,8 +57,10 @@ def test_slow_tests_run_where_what_they_guard_has_changed(project):
     assert run(project) == (["test_quick", "test_slow"], 0)
     assert run(project, "-m", "not slow") == (["test_quick"], 1)
     assert run(project, "-m", "slow") == (["test_slow"], 1)
-    assert run(project, "--slow-since", "HEAD") == ([], 2)
-    assert run(project, "--slow-since", "HEAD~1") == (["test_slow"], 1)  # there is no such commit: nothing is known
+    assert run(project, "--guarded-since", "HEAD") == (["test_quick"], 1)
+    assert run(project, "-m", "slow", "--guarded-since", "HEAD") == ([], 2)
+    both = (["test_quick", "test_slow"], 0)
+    assert run(project, "--guarded-since", "HEAD~1") == both  # there is no such commit: nothing is known
     for number, (file, slow) in enumerate(
         [
             ("product/two.py", False),
@@ -66,14 +69,21 @@ def test_slow_tests_run_where_what_they_guard_has_changed(project):
             ("product/room/4.py", True),
         ]
     ):
+        expected = both if slow else (["test_quick"], 1)
         (project.path / file).write_text(f"x = {number}")
-        assert run(project, "--slow-since", "HEAD")[0] == ["test_slow"] * slow, file
+        assert run(project, "--guarded-since", "HEAD") == expected, file
         commit(project)
-        assert run(project, "--slow-since", "HEAD~1")[0] == ["test_slow"] * slow, file
-        assert run(project, "--slow-since", "HEAD")[0] == []
+        assert run(project, "--guarded-since", "HEAD~1") == expected, file
+        assert run(project, "--guarded-since", "HEAD") == (["test_quick"], 1)
     (file,) = project.path.glob("test_*.py")
     file.write_text(TESTS + "\n")
-    assert run(project, "--slow-since", "HEAD")[0] == ["test_slow"]
+    assert run(project, "--guarded-since", "HEAD") == both
+
+
+def test_without_git_nothing_has_changed(project):
+    shutil.rmtree(project.path / ".git")
+    assert run(project, "--guarded-since", "HEAD") == (["test_quick"], 1)
+    assert run(project, "--guarded-since", "abcdef")[0] == ["test_quick", "test_slow"]
 
 
 @pytest.mark.parametrize(

@@ -202,15 +202,28 @@ def workplace(pictures, tmp_path, monkeypatch):
     return tmp_path
 
 
+FILES = ("foveate/exporters/", "foveate/studies/deployment/", "foveate/cli/export.py")
+STUDIES = ("foveate/studies/", "foveate/training/", "foveate/families/", "foveate/cli/compare.py")
+LONG = {
+    "docs/export.md": ("ten files of a real network; the same calls are tested in tests/exporters", FILES),
+    "docs/export_int8.md": ("it quantizes real networks; the same calls are tested in tests/exporters", FILES),
+    "docs/guides/compare.md": ("it trains for each block; the same calls are tested in tests/studies", STUDIES),
+    "docs/guides/search.md": ("it trains for each block; the same calls are tested in tests/studies", STUDIES),
+    "docs/tutorials/ship_to_a_phone.md": (
+        "it trains and exports real networks, as the tests of both do",
+        FILES + STUDIES,
+    ),
+    "docs/tutorials/which_attention.md": ("it trains six plans; the same calls are tested in tests/studies", STUDIES),
+}
+
+
 def marks(page):
     """Of a page that takes too long for every change: it runs when it, or what it is about, has changed."""
-    if page.name != "export.md":
+    name = page.relative_to(ROOT).as_posix()
+    if name not in LONG:
         return ()
-    guards = ("foveate/exporters/", "foveate/studies/deployment/", "foveate/cli/export.py")
-    return pytest.mark.slow(
-        reason="ten files of a real network; the same calls are tested on small ones in tests/exporters",
-        guards=(page.relative_to(ROOT).as_posix(), *guards),
-    )
+    reason, guards = LONG[name]
+    return pytest.mark.slow(reason=reason, guards=(name, *guards))
 
 
 def blocks(page):

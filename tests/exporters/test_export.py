@@ -51,6 +51,10 @@ def everywhere(blocks, randomised):
 AXES = [("onnx", {"size": "dynamic"}), ("onnx", {"size": SIZE, "batch": 1}), ("pt2", {"size": SIZE})]
 
 
+@pytest.mark.slow(
+    reason="three files of a network with every mechanism, half a minute",
+    guards=("foveate/exporters/", "foveate/attention/", "foveate/kernels/", "foveate/surgery/"),
+)
 @pytest.mark.parametrize("form, axes", AXES, ids=str)
 def test_every_mechanism(everywhere, form, axes, tmp_path):
     made = fv.export(everywhere, form, tmp_path, images=3, time=False, **axes)

@@ -16,6 +16,16 @@ from foveate.attention import se
 from foveate.attention.ulsam import ULSAM
 
 CHANNELS = 8
+MODULES = [
+    *((name, kind) for kind in ("attention", "pooling") for name in registry.names(kind)),
+    ("cbam(order='spatial-channel')", "attention"),
+    ("attention_pool(classes=3, heads=2)", "pooling"),
+]
+FUSED = ("ulsam", "se", "cbam", "bam", "attention_pool")
+UNFUSED = pytest.mark.slow(
+    reason="nothing but the definition can run of these: they are checked where kernels or definitions change",
+    guards=("foveate/kernels/", "foveate/attention/", "foveate/pooling/", "tests/kernels/conftest.py"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +118,18 @@ def _check(spec, kind, disturb, fuse_first):
 @pytest.fixture
 def disturbed():
     """``make`` builds a module, ``check`` disturbs it and its double alike and says what differs, or None."""
-    return SimpleNamespace(make=_make, check=_check, channels=CHANNELS)
+    return SimpleNamespace(make=_make, check=_check, channels=CHANNELS, modules=MODULES, fused=FUSED)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((spec, kind), id=spec, marks=() if spec.split("(")[0] in FUSED else UNFUSED)
+        for spec, kind in MODULES
+    ]
+)
+def any_module(request):
+    """Spec and kind of every attention mechanism and pool."""
+    return request.param
 
 
 PROBE = """

@@ -2,24 +2,14 @@
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import foveate as fv
-from foveate import registry
 from foveate.kernels.gates import op as gates_op
 from foveate.kernels.ulsam import op as ulsam_op
 from foveate.pooling.attention_pool import AttentionPool
-
-MODULES = [
-    *((name, "attention") for name in registry.names("attention")),
-    *((name, "pooling") for name in registry.names("pooling")),
-    ("cbam(order='spatial-channel')", "attention"),
-    ("attention_pool(classes=3, heads=2)", "pooling"),
-]
-FUSED = ("ulsam", "se", "cbam", "bam", "attention_pool")
 
 
 def children(module):
@@ -130,9 +120,8 @@ def to_half_and_back(module):
     module.to(torch.bfloat16).to(kind)
 
 
-@pytest.mark.parametrize("spec,kind", MODULES, ids=[spec for spec, _ in MODULES])
-def test_computes_what_the_definition_computes(spec, kind, disturbed):
-    found = [disturbed.check(spec, kind, disturb, first) for disturb in DISTURBANCES for first in (True, False)]
+def test_computes_what_the_definition_computes(any_module, disturbed):
+    found = [disturbed.check(*any_module, disturb, first) for disturb in DISTURBANCES for first in (True, False)]
     assert not [each for each in found if each]
 
 
@@ -147,8 +136,8 @@ def test_there_are_fused_paths_to_disturb(disturbed, monkeypatch):
     ):
         call = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *a, call=call, **k: [taken.append(1), call(*a, **k)][1])
-    for spec, kind in MODULES:
-        if spec.split("(")[0] not in FUSED:
+    for spec, kind in disturbed.modules:
+        if spec.split("(")[0] not in disturbed.fused:
             continue
         for change in (lambda _: None, through_data, weight_pruned_and_removed, parametrized_and_removed, in_place):
             taken.clear()
@@ -160,7 +149,7 @@ def test_there_are_fused_paths_to_disturb(disturbed, monkeypatch):
 
 
 def test_functional_call_and_ensembles_see_the_given_weights(disturbed):
-    for spec, kind in MODULES:
+    for spec, kind in disturbed.modules:
         module = disturbed.make(spec, kind)
         x = torch.randn(2, disturbed.channels, 5, 6)
         fv.fuse(module)

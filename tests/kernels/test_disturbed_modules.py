@@ -6,19 +6,9 @@ gradients and statistics are compared in evaluation and in training, before and 
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
-
-from foveate import registry
-
-MODULES = [
-    *((name, "attention") for name in registry.names("attention")),
-    *((name, "pooling") for name in registry.names("pooling")),
-    ("cbam(order='spatial-channel')", "attention"),
-    ("attention_pool(classes=3, heads=2)", "pooling"),
-]
 
 
 def children(module, *names):
@@ -243,14 +233,13 @@ def attend_replaced(module):
         module.attend = lambda *given: 0.5 * attend(*given)
 
 
-@pytest.mark.parametrize("spec,kind", MODULES, ids=[spec for spec, _ in MODULES])
-def test_computes_what_the_definition_computes(spec, kind, disturbed):
-    found = [disturbed.check(spec, kind, disturb, first) for disturb in DISTURBANCES for first in (True, False)]
+def test_computes_what_the_definition_computes(any_module, disturbed):
+    found = [disturbed.check(*any_module, disturb, first) for disturb in DISTURBANCES for first in (True, False)]
     assert not [each for each in found if each]
 
 
 def test_a_hook_for_all_modules_sees_the_children(disturbed):
-    for spec, kind in MODULES:
+    for spec, kind in disturbed.modules:
         module, names = disturbed.make(spec, kind), []
         with torch.no_grad():
             module(torch.randn(2, disturbed.channels, 5, 6))

@@ -73,6 +73,10 @@ def test_what_a_run_and_a_comparison_keep(tmp_path):
     )
 
 
+@pytest.mark.slow(
+    reason="it starts a process for each signal; the messages are tested above, the codes in tests/cli",
+    guards=("foveate/cli/process/", "foveate/cli/train.py", "foveate/training/fit.py"),
+)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_real_signal_before_the_first_epoch(number, code, folder, tmp_path):
     """And the same command starts again: the folder that was made does not count as a run."""

@@ -26,6 +26,10 @@ def test_only_pools_to_several_positions_are_exchanged():
     assert isinstance(made[1], nn.AdaptiveAvgPool2d)
 
 
+@pytest.mark.slow(
+    reason="a file of UperNet's head for any size; the matrices themselves are tested above",
+    guards=("foveate/exporters/", "foveate/dense/"),
+)
 def test_upernet_takes_images_of_any_size(tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)

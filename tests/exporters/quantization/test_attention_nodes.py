@@ -90,6 +90,10 @@ def read_in_torch(program, sites):
     return seen
 
 
+@pytest.mark.slow(
+    reason="it quantizes a network with every mechanism, some eight seconds",
+    guards=("foveate/exporters/", "foveate/attention/"),
+)
 def test_every_mechanism_in_8_bits(graph_of):
     """Each is quantized and run, and what is left of it is a number, or it is said why there is none."""
     program, tool = graph_of("everywhere")
