@@ -155,6 +155,10 @@ def test_threads(threads):
                 near(*inferred(name, shape, layout))
 
 
+@pytest.mark.slow(
+    reason="each pass by itself, half a minute; the modules that are made of them are tested above",
+    guards=("foveate/kernels/", "foveate/attention/", "constraints.txt"),
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_each_pass_is_its_definition(layout, dtype, monkeypatch, nan_memory):

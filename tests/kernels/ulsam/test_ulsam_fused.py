@@ -41,6 +41,13 @@ SHAPES = [
 ]
 
 
+WIDE = (4, 10, 11)  # of SHAPES: hundreds of channels
+of_wide = pytest.mark.slow(
+    reason="hundreds of channels, a minute in all, as the narrow shapes in the rest",
+    guards=("foveate/kernels/", "foveate/attention/ulsam.py", "constraints.txt"),
+)
+
+
 @pytest.fixture(autouse=True)
 def two_threads():
     before = torch.get_num_threads()
@@ -112,7 +119,14 @@ def compare(shape, groups, layout, modes, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("modes", MODES)
-@pytest.mark.parametrize("index", [k for k, (shape, _) in enumerate(SHAPES) if shape != (1, 16, 1, 1)])  # no variance
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(index, marks=of_wide if index in WIDE else ())
+        for index, (shape, _) in enumerate(SHAPES)
+        if shape != (1, 16, 1, 1)  # no variance
+    ],
+)
 def test_gradients(index, modes):
     """Each shape in each mode, in each layout, and each mode in each layout."""
     compare(*SHAPES[index], LAYOUTS[(index + MODES.index(modes)) % 2], modes)
@@ -214,6 +228,7 @@ def test_not_a_number_stays_where_the_definition_has_it(layout, place, value, dt
         assert not fused[0].isnan().any()
 
 
+@of_wide
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
 def test_nothing_reads_what_nothing_wrote(layout, nan_memory):
     for shape, groups in SHAPES[:8]:
