@@ -10,8 +10,9 @@ from torch import Tensor
 
 from foveate.images import Preprocess, open_image
 
-__all__ = ["WholeImage", "detection_size", "resized", "resized_for_boxes", "scaled_size"]
+__all__ = ["WholeImage", "detection_size", "resized", "resized_for_boxes", "scaled_size", "window_starts"]
 
+_OVERLAP = 1 / 3  # of neighbouring windows, as in mmsegmentation's usual settings
 _LONGEST = 1333 / 800  # of the longer side of an image for a detector, for one of the shorter
 
 
@@ -33,6 +34,17 @@ def detection_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """
     scale = min(shorter / min(size), _LONGEST * shorter / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """Where windows begin: a third of each lies in its neighbour, and the last one ends with the image.
+
+    Args:
+        length: of the image.
+        window: side of a window, at most ``length``.
+    """
+    step = max(1, round(window * (1 - _OVERLAP)))
+    return [*range(0, length - window, step), length - window]
 
 
 def resized_for_boxes(image: Image.Image, preprocess: Preprocess, shorter: int | None = None) -> Tensor:

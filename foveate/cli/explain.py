@@ -27,6 +27,7 @@ def explain(
     target: int | str | None = None,
     layer: str | None = None,
     region: str | None = None,
+    window: int | None = None,
     box: int | str | None = None,
     head: int | str | None = None,
     rollout: bool = False,
@@ -52,6 +53,7 @@ def explain(
             transformer a block, as blocks.5.
         region: of a segmentation network, the pixels that are explained: "predicted" as the target, the whole "image",
             or a .png file that is not black where they are.
+        window: of a segmentation network, the side in pixels of windows that a large image is seen in.
         box: of a detector, the box whose score is explained: its number in the order of the scores, counted from 1,
             or "all"; without it the best one, with a target the best one of that class.
         head: of a vision transformer's attention, the number of a head, counted from 1, or "mean"; without it each.
@@ -76,6 +78,7 @@ def explain(
         batch_size=batch_size,
         progress=True,
         region=_mask(region),
+        window=window,
         box=box,
         head=head,
         rollout=rollout,

@@ -41,6 +41,7 @@ def explain(
     batch_size: int = 8,
     progress: bool = False,
     region: Any = None,
+    window: int | None = None,
     box: int | str | Sequence[int] | None = None,
     head: int | str | None = None,
     rollout: bool = False,
@@ -67,6 +68,8 @@ def explain(
         region: of segmentation, the pixels whose scores of the class are summed, and so explained (Seg-Grad-CAM):
             "predicted", those that are predicted as the class; "image", all; or a mask (H, W), a tensor or array, or
             one for each image.
+        window: of segmentation, the side in pixels of windows that an image is seen in, as ``predict`` takes it: for
+            images that are larger than what the network was trained on. Maps are then as large as the image.
         box: of detection, the box whose score is explained: its number in the order of the scores, counted from 1, or
             one for each image; "all", the sum over those with a score of 0.5 or more. Without it the best one, with
             ``target`` the best one of that class.
@@ -94,6 +97,8 @@ def explain(
         raise FoveateError(f"cam is for classifiers: of a {what} use method='gradcam'")
     if region is not None and not (pixels and method in OF_A_CLASS):
         raise FoveateError("region= is for the gradients of a segmentation network (create_segmenter): leave it out")
+    if window is not None and not pixels:
+        raise FoveateError("window= is for segmentation networks (create_segmenter): leave it out")
     if box is not None and not (objects and method in OF_A_CLASS):
         raise FoveateError("box= is for the gradients of a detector (create_detector): leave it out")
     divisor = int(model.decoder.divisor) if isinstance(model, Detector) else 1
@@ -107,6 +112,7 @@ def explain(
         wanted,
         Region(region, len(given)) if pixels else None,
         Boxes(box, target is not None, len(given)) if objects else None,
+        window,
     )
     where: Layer | None = None
     parts: list[Found] = []

@@ -13,7 +13,8 @@ from foveate.explanations.attention import attention_maps
 from foveate.explanations.cam import cam
 from foveate.explanations.dense.detection import Boxes, box_scores, class_labels, find_objects, layer_of_boxes
 from foveate.explanations.dense.objects import ImageObjects
-from foveate.explanations.dense.segmentation import Region, predicted_pixels, region_scores
+from foveate.explanations.dense.segmentation import Region, classes_and_shares, predicted_pixels, region_scores
+from foveate.explanations.dense.windows import Windows, scores_in_windows, sums_in_windows, weighted_map_in_windows
 from foveate.explanations.gradcam import gradcam
 from foveate.explanations.gradcam_pp import gradcam_pp
 from foveate.explanations.hirescam import hirescam
@@ -63,6 +64,7 @@ class Looker:
         wanted: which maps of a vision transformer.
         region: of a network of pixels, those that are explained.
         boxes: of a detector, those that are explained.
+        window: of a network of pixels, the side of the windows that it sees an image in; None: the image at once.
     """
 
     model: nn.Module
@@ -72,6 +74,7 @@ class Looker:
     wanted: TokenMaps
     region: Region | None = None
     boxes: Boxes | None = None
+    window: int | None = None
 
     def where(self, first: Tensor) -> Layer | None:
         """The layer that the method looks at; None for the modules' own maps.
@@ -87,6 +90,8 @@ class Looker:
         name = self.layer
         if name is None and isinstance(self.model, Detector):
             name = layer_of_boxes(self.model)
+        if self.window is not None:
+            first = Windows(self.window, (first.shape[2], first.shape[3])).cut(first[:1])
         dense = self.region is not None or self.boxes is not None
         return find_layer(self.model, first, name, within="backbone" if dense else "")
 
@@ -102,6 +107,12 @@ class Looker:
         Raises:
             FoveateError: as ``explain``.
         """
+        if self.region is not None and self.window is not None:
+            parts = [
+                self._windows(self.region, self.window, image[None], where, classes[n] if classes else None, start + n)
+                for n, image in enumerate(batch)
+            ]
+            return _together(parts)
         if self.region is not None:
             return self._pixels(self.region, batch, where, classes, start)
         if self.boxes is not None and isinstance(self.model, Detector):
@@ -129,6 +140,29 @@ class Looker:
             maps = [replace(one, name=f"{one.name}, {region.text}") for one in maps]
         return Found(shares, maps, found.channels, predicted.to(torch.uint8).cpu())
 
+    def _windows(
+        self, region: Region, side: int, image: Tensor, where: Layer | None, label: int | None, number: int
+    ) -> Found:
+        windows = Windows(side, (image.shape[2], image.shape[3]))
+        views = windows.cut(image)
+        predicted, shares = classes_and_shares(scores_in_windows(self.model, windows, views))
+        label = int(shares.argmax(1)) if label is None else label
+        check_targets([label], shares.shape[1])
+        if where is not None:
+            region.check(predicted, [label], [self.names[number]])
+            inside = windows.cut(region.of(predicted, shares.shape[1], number, number + 1))
+            found = weighted_map_in_windows(self.method, self.model, windows, views, inside, where, label)
+            maps = [replace(found, name=f"{found.name}, {region.text}, in windows")]
+            return Found(shares, maps, [], predicted.to(torch.uint8).cpu())
+        with sums_in_windows(self.model, torch.ones_like(views[:, :1], dtype=torch.bool)):
+            _, own, channels = attention_maps(self.model, views, [label] * len(views), self.wanted)
+        maps = [
+            Map(f"{one.name}, in windows", windows.join(one.values[:, None])[:, 0], one.module, _first(one.targets))
+            for one in own
+        ]
+        means = [(name, weights.mean(0, keepdim=True)) for name, weights in channels]
+        return Found(shares, maps, means, predicted.to(torch.uint8).cpu())
+
     def _objects(
         self, model: Detector, boxes: Boxes, batch: Tensor, where: Layer | None, classes: list[int] | None, start: int
     ) -> Found:
@@ -152,3 +186,27 @@ class Looker:
             row.scatter_reduce_(0, one.classes, one.scores, "amax")
         explained = tuple(replace(one, explained=tuple(indices)) for one, indices in zip(objects, chosen, strict=True))
         return Found(best, maps, found.channels, None, explained)
+
+
+def _first(targets: Tensor | None) -> Tensor | None:
+    return None if targets is None else targets[:1]
+
+
+def _together(parts: list[Found]) -> Found:
+    """Images that were looked at one by one."""
+    maps = [
+        replace(
+            same[0],
+            values=torch.cat([one.values for one in same]),
+            targets=None
+            if same[0].targets is None
+            else torch.cat([one.targets for one in same if one.targets is not None]),
+        )
+        for same in zip(*(part.maps for part in parts), strict=True)
+    ]
+    channels = [
+        (same[0][0], torch.cat([weights for _, weights in same]))
+        for same in zip(*(part.channels for part in parts), strict=True)
+    ]
+    masks = torch.cat([part.masks for part in parts if part.masks is not None])
+    return Found(torch.cat([part.scores for part in parts]), maps, channels, masks)

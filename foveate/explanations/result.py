@@ -134,7 +134,7 @@ class Explanation:
         scale = picture.width / self.pictures[index].width
         return draw_boxes(picture, found.boxes[chosen] * scale, found.classes[chosen])
 
-    def layer_of_classes(self, index: int = 0) -> Image.Image | None:
+    def picture_with_classes(self, index: int = 0) -> Image.Image | None:
         """One image with what a network of pixels or objects found in it, in colour, and a legend; else None.
 
         Of pixels the class of each; of objects the boxes with a score of 0.5 or more and those that are explained,
@@ -184,7 +184,7 @@ class Explanation:
         channels = [(name, weights[index]) for name, weights in self.channels]
         marked = functools.partial(self._marked, index)
         sheet = draw(self.pictures[index], caption, panels, channels, smooth=smooth, mark=marked)
-        below = self.layer_of_classes(index)
+        below = self.picture_with_classes(index)
         if below is None:
             return sheet
         from foveate.explanations.mask_overlay import under

@@ -18,11 +18,10 @@ from foveate.model_info import device_and_dtype
 from foveate.networks.class_names import stored_names
 from foveate.preserve import preserve_state
 from foveate.scores import pixel_scores
-from foveate.whole_images import WholeImage
+from foveate.whole_images import WholeImage, window_starts
 
 __all__ = ["NetworkPixels", "PixelModel", "TestTime", "image_scores", "open_pixels"]
 
-_OVERLAP = 1 / 3  # of neighbouring windows, as in mmsegmentation's usual settings
 _AT_ONCE = 8  # windows in one pass
 
 
@@ -180,7 +179,7 @@ def _windowed(model: PixelModel, pixels: Tensor, window: int | None) -> Tensor:
     if window is None or (window >= height and window >= width):
         return model.scores(pixels)
     tall, wide = min(window, height), min(window, width)
-    corners = [(top, left) for top in _starts(height, tall) for left in _starts(width, wide)]
+    corners = [(top, left) for top in window_starts(height, tall) for left in window_starts(width, wide)]
     total: Tensor | None = None
     times = torch.zeros(1, 1, height, width)
     for first in range(0, len(corners), _AT_ONCE):
@@ -194,9 +193,3 @@ def _windowed(model: PixelModel, pixels: Tensor, window: int | None) -> Tensor:
     if total is None:
         raise AssertionError("there is a window")
     return total / times.to(total.device)
-
-
-def _starts(length: int, window: int) -> list[int]:
-    """Where windows begin: a third of each lies in its neighbour, and the last one ends with the image."""
-    step = max(1, round(window * (1 - _OVERLAP)))
-    return [*range(0, length - window, step), length - window]

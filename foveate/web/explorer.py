@@ -10,6 +10,8 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,13 +19,13 @@ from torch import nn
 
 import foveate as fv
 from foveate.errors import FoveateError, near
+from foveate.web.look import Look, asked
 
-__all__ = ["METHODS", "Explorer", "Limits", "Look"]
+__all__ = ["METHODS", "Explorer", "Limits"]
 
 METHODS = ("attention", "gradcam", "gradcam++", "hirescam", "cam")
 _NAME = re.compile(r"(torchvision:)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of a network: no path looks like this
 _KEPT = 4  # networks at a time
-_SHOWN = 400  # pixels, at least, of a picture on the page
 _COST = (
     ("parameters", "params", 1e6, "M"),
     ("MACs", "macs", 1e6, "M"),
@@ -46,34 +48,6 @@ class Limits:
     file_bytes: int = 10_000_000
     pixels: int = 24_000_000
     side: int = 512
-
-
-@dataclass(frozen=True)
-class Look:
-    """One image, looked at by one network.
-
-    Args:
-        explanation: the maps and the prediction.
-        note: what a visitor should know, such as that the weights are random.
-    """
-
-    explanation: fv.Explanation
-    note: str
-
-    @property
-    def maps(self) -> tuple[str, ...]:
-        """The names of the maps."""
-        return tuple(found.name for found in self.explanation.maps)
-
-    def overlay(self, name: str | None, opacity: float, *, smooth: bool = True) -> Image.Image:
-        """The picture with one map over it; the picture alone where there is no such map."""
-        if name in self.maps:
-            number = self.maps.index(name)
-            picture = self.explanation.overlay(number, opacity=min(max(opacity, 0.0), 1.0), smooth=smooth)
-        else:
-            picture = self.explanation.pictures[0]
-        larger = max(1, -(-_SHOWN // picture.width))
-        return picture.resize((larger * picture.width, larger * picture.height), Image.Resampling.BICUBIC)
 
 
 class Explorer:
@@ -116,10 +90,25 @@ class Explorer:
         """Some of the owner's validation images, spread evenly, with their true classes; none without data."""
         if self.data is None:
             return []
-        data = fv.open_data(self.data)
-        count = min(count, len(data.val))
-        chosen = [int((k + 0.5) * len(data.val) / count) for k in range(count)]
-        return [(data.val.load(index).convert("RGB"), data.classes[data.val.label(index)]) for index in chosen]
+        if fv.find_segmentation(self.data):
+            val: Any = fv.open_segmentation(self.data).val
+            names = val.names
+        elif fv.find_detection(self.data):
+            val = fv.open_detection(self.data, on_bad_image="skip").val
+            names = val.names
+        else:
+            data = fv.open_data(self.data)
+            val, names = data.val, [data.classes[label] for label in data.val.labels]
+        count = min(count, len(val))
+        chosen = [int((k + 0.5) * len(val) / count) for k in range(count)]
+        return [(val.load(index).convert("RGB"), PurePath(str(names[index])).name) for index in chosen]
+
+    def classes(self, name: str) -> tuple[str, ...]:
+        """The names of a saved model's classes, as far as it carries them."""
+        if name.strip() not in self.saved:
+            return ()
+        config = getattr(self.network(name), "pretrained_cfg", None) or {}
+        return tuple(map(str, config.get("label_names") or ()))
 
     def network(self, name: str, plan: str | None = None) -> nn.Module:
         """A network with a plan, kept for the next call.
@@ -174,7 +163,9 @@ class Explorer:
             raise FoveateError(f"the file has {len(data) / 1e6:.1f} MB; at most {most:g} are taken")
         return fv.open_image(data, max_pixels=self.limits.pixels, at_least=self.limits.side, name="the file")
 
-    def look(self, data: bytes | None, name: str, plan: str | None = None, method: str = "attention") -> Look:
+    def look(
+        self, data: bytes | None, name: str, plan: str | None = None, method: str = "attention", what: str = ""
+    ) -> Look:
         """Show an image to a network.
 
         Args:
@@ -182,9 +173,11 @@ class Explorer:
             name: of the network.
             plan: as in ``network``.
             method: one of ``METHODS``.
+            what: what is explained: a class by name or index, of a detector "box 3" or "all boxes"; "" for what is
+                predicted. A module's own map depends on none of these.
 
         Raises:
-            FoveateError: the image, the network, the plan or the method is not there or does not fit.
+            FoveateError: the image, the network, the plan, the method or the class is not there or does not fit.
         """
         picture = self.image(data)
         with self._lock:
@@ -198,10 +191,23 @@ class Explorer:
                 notes.append("The attention that the plan put in is untrained.")
             elif plan is not None and not plan.strip() and self.own_plan(name):
                 notes.append("The model is shown without its attention; its other weights were trained with it.")
-            if method == "attention" and not fv.attentions(network):
+            if method == "attention":
+                seen = self._own_maps(network, picture)
+                if seen is not None:
+                    if what:
+                        notes.append("Its own maps are the same for all classes.")
+                    return Look(seen, " ".join(notes))
                 method = "gradcam"
-                notes.append("The network carries no attention: this is Grad-CAM.")
-            return Look(fv.explain(network, picture, method), " ".join(notes))
+                notes.append("The network has no attention to show: this is Grad-CAM.")
+            return Look(fv.explain(network, picture, method, **asked(what, self.classes(name))), " ".join(notes))
+
+    @staticmethod
+    def _own_maps(network: nn.Module, picture: Image.Image) -> fv.Explanation | None:
+        """The maps of its attention; None where it has none, which Grad-CAM does without."""
+        try:
+            return fv.explain(network, picture, "attention")
+        except FoveateError:
+            return None
 
     def costs(self, name: str, plan: str | None = None) -> list[list[str]]:
         """A table: what is counted, the network, the same without its plan, the difference."""

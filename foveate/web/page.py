@@ -47,6 +47,11 @@ def _shown(task: Callable[..., Sequence[Any]], outputs: int) -> Callable[..., li
     return run
 
 
+def _choices(classes: Sequence[str], more: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """What can be explained: what is predicted, boxes, classes."""
+    return [("what is predicted", ""), *((one, one) for one in (*more, *classes))]
+
+
 def page(explorer: Explorer) -> gr.Blocks:
     """The page of an explorer, to be launched.
 
@@ -57,15 +62,23 @@ def page(explorer: Explorer) -> gr.Blocks:
     usual = [*saved, "mobilenetv2_100", "resnet18", "torchvision:shufflenet_v2_x1_0"]
     examples = explorer.examples()
 
-    def look(data: bytes | None, name: str, plan: str, method: str, opacity: float, cells: bool) -> tuple[Any, ...]:
-        seen = explorer.look(data, name, plan, method)
+    def look(
+        data: bytes | None, name: str, plan: str, method: str, what: str | None, opacity: float, cells: bool
+    ) -> tuple[Any, ...]:
+        seen = explorer.look(data, name, plan, method, what or "")
         first = seen.maps[0] if seen.maps else None
         gallery = [(seen.overlay(one, opacity, smooth=not cells), one.partition(",")[0]) for one in seen.maps]
         shown = gr.Dropdown(choices=list(seen.maps), value=first, visible=len(seen.maps) > 1)
         drawn = seen.explanation.draw(smooth=not cells)
         note = gr.Markdown(seen.note, visible=bool(seen.note))
         overlay = seen.overlay(first, opacity, smooth=not cells)
-        return seen, note, dict(seen.explanation.top()), shown, overlay, gallery, drawn, explorer.costs(name, plan)
+        kind, scores = seen.scores
+        prediction = gr.Label(scores or {"nothing": 0.0}, label=kind)
+        found = gr.Image(seen.found, visible=seen.found is not None)
+        every = _choices(explorer.classes(name), seen.choices)
+        choose = gr.Dropdown(every, value=what or "")
+        cost = explorer.costs(name, plan)
+        return seen, note, prediction, shown, overlay, gallery, drawn, cost, choose, found
 
     def looked_before(data: bytes | None, *rest: Any) -> tuple[Any, ...]:
         """Look again, if there was something to look at."""
@@ -86,8 +99,8 @@ def page(explorer: Explorer) -> gr.Blocks:
         examples[int(event.index)][0].save(data, "PNG")
         return data.getvalue(), None  # no longer the file that was given before
 
-    def own_plan(name: str) -> tuple[str, ...]:
-        return (explorer.own_plan(name),)
+    def chosen_network(name: str) -> tuple[Any, ...]:
+        return explorer.own_plan(name), gr.Dropdown(_choices(explorer.classes(name)), value="")
 
     def audit(name: str, plan: str, progress: gr.Progress = _PROGRESS) -> tuple[Any, ...]:
         def advance(done: int, total: int) -> None:
@@ -116,6 +129,13 @@ def page(explorer: Explorer) -> gr.Blocks:
                     info="the attention in the network; empty: none",
                 )
                 method = gr.Radio(list(METHODS), value="attention", label="Method")
+                what = gr.Dropdown(
+                    _choices(explorer.classes(usual[0])),
+                    value="",
+                    allow_custom_value=True,
+                    label="Explain",
+                    info="a class by name or number, or a box of a detector",
+                )
                 image = gr.File(label="Image", file_types=["image"], type="binary")
                 gr.Markdown(explorer.accepted, elem_classes="hint")
                 preview = gr.Image(label="Chosen", interactive=False, height=_THUMBNAIL, visible=False, buttons=[])
@@ -128,6 +148,9 @@ def page(explorer: Explorer) -> gr.Blocks:
                 note = gr.Markdown(visible=False)
                 prediction = gr.Label(label="Prediction", num_top_classes=5)
             with gr.Column(scale=2, min_width=320):
+                found = gr.Image(
+                    label="What was found", interactive=False, format="png", visible=False, height=420, buttons=_BUTTONS
+                )
                 overlay = gr.Image(
                     label="Map over the image", interactive=False, format="png", height=420, buttons=_BUTTONS
                 )
@@ -152,11 +175,11 @@ def page(explorer: Explorer) -> gr.Blocks:
                     file = gr.File(label="ONNX", visible=False, interactive=False)
                     checks = gr.Textbox(label="What was checked", visible=False, interactive=False)
         network = [model, plan]
-        looked = [state, note, prediction, chosen, overlay, gallery, drawing, costs]
-        inputs = [source, *network, method, opacity, cells]
+        looked = [state, note, prediction, chosen, overlay, gallery, drawing, costs, what, found]
+        inputs = [source, *network, method, what, opacity, cells]
         again = _shown(looked_before, len(looked))
         go.click(_shown(look, len(looked)), inputs, [problem, *looked])
-        for event in (method.change, plan.submit):
+        for event in (method.change, what.input, plan.submit):
             event(again, inputs, [problem, *looked])
         picked = [image.upload(lambda data: data, image, source)]
         if examples:
@@ -164,7 +187,7 @@ def page(explorer: Explorer) -> gr.Blocks:
         for one in picked:
             one.then(_shown(thumbnail, 1), source, [problem, preview]).then(again, inputs, [problem, *looked])
         image.clear(lambda: (None, gr.Image(None, visible=False)), None, [source, preview])
-        model.change(_shown(own_plan, 1), model, [problem, plan]).then(
+        model.change(_shown(chosen_network, 2), model, [problem, plan, what]).then(
             _shown(lambda *names: (explorer.costs(*names),), 1), network, [problem, costs]
         )
         blocks.load(_shown(lambda *names: (explorer.costs(*names),), 1), network, [problem, costs])

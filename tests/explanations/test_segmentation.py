@@ -12,7 +12,7 @@ from foveate.explanations.dense.segmentation import predicted_pixels
 from foveate.explanations.mask_overlay import draw_classes, legend, palette
 
 NAMES = ("road", "car", "sky")
-LAYER = "backbone.blocks.4.0"
+LAYER, FINER = "backbone.blocks.4.0", "backbone.blocks.2.0"
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,75 @@ def test_refused(model, x, tmp_path):
         Image.new("RGB", size).save(tmp_path / f"{n}.png")
     with pytest.raises(FoveateError, match=r"1\.png and .*0\.png have different proportions"):
         fv.explain(model, tmp_path, image_size=32)
+
+
+def windows_by_hand(model, x, side, layer, inside, label):
+    """Of one image: scores in windows, and the map of y, the sum over all windows of the class's scores in a region."""
+    height, width = x.shape[-2:]
+    tops, lefts = [0, height - side], [0, 21, width - side]  # for 48 x 64 pixels and windows of 32
+    corners = [(top, left) for top in tops for left in lefts]
+    total, times, maps, gradients = torch.zeros(1, 3, height, width), torch.zeros(height, width), [], []
+    model.eval()
+    for top, left in corners:
+        kept = []
+        handle = model.get_submodule(layer).register_forward_hook(lambda *a, kept=kept: kept.append(a[2]))
+        scores = model(x[..., top : top + side, left : left + side])["out"]
+        handle.remove()
+        y = (scores[:, label] * inside[:, top : top + side, left : left + side]).sum()
+        gradients.append(torch.autograd.grad(y, kept)[0])
+        maps.append(kept[0].detach())
+        total[..., top : top + side, left : left + side] += scores.detach()
+        times[top : top + side, left : left + side] += 1
+    model.train()
+    alpha = torch.stack([one.mean((2, 3)) for one in gradients]).mean(0)[..., None, None]
+    joined = torch.zeros(1, 1, height, width)
+    for (top, left), one in zip(corners, maps, strict=True):
+        values = torch.relu((alpha * one).sum(1, keepdim=True))
+        large = torch.nn.functional.interpolate(values, (side, side), mode="bilinear", align_corners=False)
+        joined[..., top : top + side, left : left + side] += large
+    return (total / times).argmax(1), (joined / times)[:, 0]
+
+
+def test_a_large_image_in_windows(model, x):
+    inside = torch.ones(1, 48, 64)
+    classes, expected = windows_by_hand(model, x[1:], 32, FINER, inside, 1)
+    found = fv.explain(model, x[1:], "gradcam", target=1, region="image", layer=FINER, window=32)
+    assert torch.equal(found.masks, classes.to(torch.uint8))
+    assert found.maps[0].values.shape == (1, 48, 64)
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(found.maps[0].values, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+    assert found.maps[0].name == f"Grad-CAM {FINER}, sum over the image, in windows"
+    mask = torch.zeros(48, 64, dtype=torch.bool)
+    mask[:, 40:] = True
+    _, expected = windows_by_hand(model, x[1:], 32, FINER, mask[None].float(), 1)
+    found = fv.explain(model, x, "gradcam", target=1, region=mask, layer=FINER, window=32)
+    assert found.maps[0].values.shape == (2, 48, 64)
+    torch.testing.assert_close(found.maps[0].values[1:], expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "hirescam"])
+def test_one_window_is_the_image(model, x, method):
+    whole = fv.explain(model, x, method, target=1, region="image", layer=LAYER)
+    one = fv.explain(model, x, method, target=1, region="image", layer=LAYER, window=64)
+    large = torch.nn.functional.interpolate(whole.maps[0].values[:, None], (48, 64), mode="bilinear")[:, 0]
+    torch.testing.assert_close(one.maps[0].values, large, rtol=1e-3, atol=1e-4 * float(large.abs().max()))
+    assert torch.equal(one.masks, whole.masks)
+    assert one.targets.tolist() == [1, 1]
+
+
+def test_own_maps_in_windows(model, x, tmp_path):
+    found = fv.explain(model, x, window=32)
+    assert [one.name for one in found.maps] == [f"backbone.blocks.1.0 subspace {n}/4, in windows" for n in (1, 2, 3, 4)]
+    first = fv.explain(model, x[:1, :, :32, :32], region=None).maps[0].values
+    corner = torch.nn.functional.interpolate(first[:, None], (32, 32), mode="bilinear")[0, 0]
+    assert torch.allclose(found.maps[0].values[0, :16, :21], corner[:16, :21], atol=1e-6)  # where no other window is
+    assert found.channels[0][1].shape == (2, 32)
+    assert found.draw(1).height > 300
+    for options, match in (({"window": 0}, "window=0: give the side"), ({"window": 9.5}, "window=9.5: give the side")):
+        with pytest.raises(FoveateError, match=match):
+            fv.explain(model, x, **options)
+    with pytest.raises(FoveateError, match="window= is for segmentation networks"):
+        fv.explain(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()), x, "gradcam", window=32)
+    with pytest.raises(FoveateError, match="image: no pixel is predicted as class 2"):
+        fv.explain(model, x[:1], "gradcam", target="sky", window=32)

@@ -57,7 +57,7 @@ def test_opacity_goes_from_the_picture_to_the_map(explorer):
 def test_a_plan_on_a_network_by_name_says_that_it_is_untrained(explorer):
     seen = explorer.look(png(), "resnet10t", "se after layer4", "gradcam")
     assert "random" in seen.note
-    assert "no attention" in explorer.look(png(), "resnet10t").note
+    assert "no attention to show" in explorer.look(png(), "resnet10t").note
     costs = explorer.costs("resnet10t", "se after layer4")
     assert costs[0][0] == "parameters"
     assert costs[0][3].startswith("+")
@@ -193,3 +193,88 @@ def test_an_audit_takes_images_enough_for_every_verdict():
     from foveate.studies.evaluation.verdict import LEAST
 
     assert signature(Explorer.audit).parameters["images"].default >= LEAST
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A saved segmenter and a saved detector, and a photograph of noise."""
+    root = tmp_path_factory.mktemp("dense")
+    torch.manual_seed(0)
+    names = ["road", "car", "sky"]
+    segmenter = fv.create_segmenter("test_efficientnet", "lraspp(width=8)", classes=names, taps=(1, 4))
+    head = "faster_rcnn(width=8, hidden=16, anchor=8, proposals=50, detections=7)"
+    detector = fv.create_detector("test_efficientnet", head, classes=names)
+    for model, name in ((segmenter, "pixels"), (detector, "objects")):
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64)}
+        fv.save(fv.insert(model, "ulsam(groups=2) after backbone.blocks.2.0", input_size=64), root / name)
+    return Explorer({name: str(root / name) for name in ("pixels", "objects")})
+
+
+@pytest.mark.parametrize(("name", "kind"), [("pixels", "Share of the pixels"), ("objects", "Best score of each class")])
+def test_networks_of_pixels_and_of_objects(dense, name, kind):
+    own = dense.look(png(), name)
+    assert own.maps == tuple(f"backbone.blocks.2.0 subspace {n}/2" for n in (1, 2))
+    assert own.note == ""
+    what, scores = own.scores
+    assert what == kind
+    assert 0 < max(scores.values()) <= 1
+    assert set(scores) <= {"road", "car", "sky"}
+    assert own.found.width >= 280
+    assert own.found.height > own.explanation.pictures[0].height
+    assert dense.classes(name) == ("road", "car", "sky")
+    assert "same for all classes" in dense.look(png(), name, what="car").note
+    best = max(scores, key=scores.get)
+    seen = dense.look(png(), name, method="hirescam", what=best)
+    assert seen.explanation.label(int(seen.explanation.targets[0])) == best
+    assert seen.overlay(seen.maps[0], 0.5).width >= 400
+    with pytest.raises(fv.FoveateError, match="horse"):
+        dense.look(png(), name, method="gradcam", what="horse")
+    with pytest.raises(fv.FoveateError, match="cam is for classifiers"):
+        dense.look(png(), name, method="cam")
+    assert dense.costs(name)[0][0] == "parameters"
+
+
+def test_a_box_is_chosen_by_its_number(dense):
+    own = dense.look(png(), "objects")
+    assert own.choices == ("all boxes", *(f"box {n}" for n in range(1, 8)))
+    seen = dense.look(png(), "objects", method="gradcam", what="box 2")
+    assert seen.explanation.objects[0].explained == (1,)
+    for what, match in (("box 99", "box=99: 7 objects were found"), ("all boxes", "no object has a score of 0.5")):
+        with pytest.raises(fv.FoveateError, match=match):
+            dense.look(png(), "objects", method="gradcam", what=what)
+    with pytest.raises(fv.FoveateError, match="box= is for the gradients of a detector"):
+        dense.look(png(), "pixels", method="gradcam", what="box 1")
+    assert dense.look(png(), "pixels").choices == ()
+
+
+def test_a_class_by_number_of_a_network_without_names(explorer):
+    seen = explorer.look(png(), "tiny", method="gradcam", what="2")
+    assert seen.explanation.targets.tolist() == [2]
+    assert explorer.classes("tiny") == explorer.classes("resnet10t") == ()
+
+
+def test_examples_of_images_with_masks_and_with_boxes(tmp_path):
+    import json
+
+    for part in ("train", "val"):
+        for kind, mode in (("images", "RGB"), ("annotations", "L")):
+            (tmp_path / "masks" / kind / part).mkdir(parents=True)
+            for k in range(2):
+                (tmp_path / "masks" / kind / part / f"{k}.png").write_bytes(png(40, 40, mode))
+    (tmp_path / "boxes" / "images").mkdir(parents=True)
+    for k in range(4):
+        (tmp_path / "boxes" / "images" / f"{k}.png").write_bytes(png(40, 40))
+    entries = {
+        "images": [{"id": k, "file_name": f"{k}.png", "width": 40, "height": 40} for k in range(4)],
+        "annotations": [{"id": k, "image_id": k, "category_id": 1, "bbox": [4, 4, 20, 20]} for k in range(4)],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "boxes" / "boxes.json").write_text(json.dumps(entries))
+    assert [name for _, name in Explorer(data=str(tmp_path / "masks")).examples(2)] == ["0", "1"]
+    assert len(Explorer(data=str(tmp_path / "boxes")).examples(9)) >= 1
+
+
+def test_a_vision_transformer_shows_its_class_token(explorer):
+    seen = explorer.look(png(), "test_vit")
+    assert seen.maps[0] == "blocks.5.attn class token head 1/2"
+    assert "Grad-CAM" not in seen.note

@@ -22,7 +22,7 @@ from foveate.errors import FoveateError, near
 from foveate.preserve import preserve_state
 from foveate.scores import pixel_scores
 
-__all__ = ["REGIONS", "Region", "predicted_pixels", "region_scores"]
+__all__ = ["REGIONS", "Region", "classes_and_shares", "predicted_pixels", "region_scores"]
 
 REGIONS = ("predicted", "image")
 
@@ -63,6 +63,24 @@ class Region:
         texts = {"predicted": "sum over the pixels predicted so", "image": "sum over the image"}
         return texts.get(self.name, "sum over the region")
 
+    def check(self, classes: Tensor, chosen: Sequence[int], names: Sequence[str]) -> None:
+        """Make sure that there are pixels to explain.
+
+        Args:
+            classes: (B, h, w), what is predicted for each pixel.
+            chosen: the class of each image.
+            names: of the images.
+
+        Raises:
+            FoveateError: no pixel of an image is predicted as its class.
+        """
+        for index, label in enumerate(chosen):
+            if self.name == "predicted" and not (classes[index] == label).any():
+                raise FoveateError(
+                    f"{names[index]}: no pixel is predicted as class {label}, so there is none to explain: name "
+                    "another target, or region='image', or a mask"
+                )
+
     def of(self, classes: Tensor, count: int, start: int, stop: int) -> Tensor:
         """(B, K or 1, h, w) bool, whether a pixel belongs to the region of each class.
 
@@ -84,6 +102,11 @@ def predicted_pixels(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """The class of each pixel (B, h, w), and of each image the share of its pixels of each class (B, K)."""
     with preserve_state(model, evaluation=True, no_grad=True):
         scores = pixel_scores(model(images.clone())).float()
+    return classes_and_shares(scores)
+
+
+def classes_and_shares(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Of scores (B, K, h, w) the class of each pixel (B, h, w), and the share of the pixels of each class (B, K)."""
     classes = scores.argmax(1)
     shares = torch.stack([(classes == label).float().mean((1, 2)) for label in range(scores.shape[1])], 1)
     return classes, shares
@@ -107,12 +130,7 @@ def region_scores(
         FoveateError: no pixel of an image is predicted as its class.
     """
     size = len(classes)
-    for index, label in enumerate(chosen):
-        if region.name == "predicted" and not (classes[index] == label).any():
-            raise FoveateError(
-                f"{names[index]}: no pixel is predicted as class {label}, so there is none to explain: name another "
-                "target, or region='image', or a mask"
-            )
+    region.check(classes, chosen, names)
 
     def hook(_: nn.Module, __: object, output: object) -> Tensor:
         scores = pixel_scores(output)
