@@ -27,10 +27,9 @@ from torch.overrides import TorchFunctionMode
 
 from foveate.accounting.cost import cost
 from foveate.accounting.counting.dispatch_counter import count_operations
-from foveate.dense import Segmenter
+from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError, near
 from foveate.registry import build
-from foveate.studies.reproduction.mask_rcnn import MaskRCNNParts
 from foveate.surgery import create_model
 from foveate.surgery.insert import insert
 
@@ -94,11 +93,15 @@ def mask_rcnn(
     frozen: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
 ) -> Subject:
-    """Mask R-CNN with 80 classes; the parts of the trunk that are ``frozen`` are not trained."""
-    parts = MaskRCNNParts(_trunk(backbone, features, options or {}), taps)
+    """Mask R-CNN with 80 classes, as it is trained here; the parts of the trunk that are ``frozen`` are not trained.
+
+    It is counted with 1000 regions and 100 masks, as mmdetection's counter takes them.
+    """
+    detector = Detector(_trunk(backbone, features, options or {}), "mask_rcnn", classes=80, taps=taps)
+    detector.decoder.divisor = 1  # that counter gives the network the image as it is, not filled up
     for name in frozen:
-        parts.backbone.get_submodule(name).requires_grad_(False)
-    return Subject(parts, (3, size[0], size[1]))
+        detector.backbone.get_submodule(name).requires_grad_(False)
+    return Subject(detector, (3, size[0], size[1]))
 
 
 def resmlp(width: int, depth: int, patches: str = "linear") -> Subject:
