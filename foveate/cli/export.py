@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, ModelOptions, open_images, open_label_maps, open_network, say
+from foveate.cli.options import DataOptions, ModelOptions, open_any, open_network, say
 from foveate.errors import FoveateError
 
 __all__ = ["export"]
@@ -91,8 +91,7 @@ def export(
         "python": python,
     }
     network = open_network(ModelOptions(model, pretrained=pretrained, plan=plan))
-    maps_given = data is not None and fv.find_segmentation(data)
-    opened = None if data is None else open_label_maps(data, options) if maps_given else open_images(data, options)
+    opened = None if data is None else open_any(data, options)
     found = fv.export_all(
         network,
         to,
@@ -141,6 +140,8 @@ def _print(found: fv.ExportTable) -> None:
         "network": ("network_top1", "{:.3f}"),
         "mIoU": ("miou", "{:.4f}"),
         "network mIoU": ("network_miou", "{:.4f}"),
+        "mAP": ("map", "{:.4f}"),
+        "network mAP": ("network_map", "{:.4f}"),
         "ms": ("milliseconds", "{:.2f}"),
         "PyTorch ms": ("network_milliseconds", "{:.2f}"),
     }

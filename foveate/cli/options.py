@@ -22,6 +22,7 @@ __all__ = [
     "ViewOptions",
     "check_names",
     "is_folder",
+    "open_any",
     "open_boxes",
     "open_classifier",
     "open_images",
@@ -220,6 +221,13 @@ def open_boxes(source: str, options: DataOptions) -> Any:
         say(f"not used: {len(names)} files {reason}, such as {names[0]}")
     _say_bad([reason for _, reason in data.bad])
     return data
+
+
+def open_any(source: str, options: DataOptions) -> Any:
+    """The data set, for whatever task it is."""
+    if fv.find_segmentation(source):
+        return open_label_maps(source, options)
+    return open_boxes(source, options) if fv.find_detection(source) else open_images(source, options)
 
 
 def _say_bad(reasons: Sequence[str]) -> None:

@@ -76,6 +76,8 @@ def write_example(path: Path, metadata: Mapping[str, Any], place: Path, *, overw
     """
     if metadata.get("task") == "segmentation":
         raise FoveateError(f"{path.name} gives scores for pixels, and the program that is written is for classifiers")
+    if metadata.get("task") == "detection":
+        raise FoveateError(f"{path.name} gives boxes, and the program that is written is for classifiers")
     if place.suffix != ".py" or place.parent.resolve() != path.parent.resolve():
         raise FoveateError(f"{place}: the example is a .py file in the folder of {path.name}, which it opens")
     if place.exists() and not overwrite:

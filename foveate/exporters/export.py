@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from foveate.accounting.profiling.timer import Quantiles, interleaved
-from foveate.dense import Segmenter
+from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
+from foveate.exporters.detection.checks import for_objects, map_of, verify_objects
+from foveate.exporters.detection.network import prepare_detector
 from foveate.exporters.examples import example_name, write_example
 from foveate.exporters.format import Format, find_format
 from foveate.exporters.options import Batch, ExportOptions, Size
@@ -28,6 +30,7 @@ from foveate.networks.class_names import class_positions, to_outputs
 from foveate.surgery.saving.checkpoint import load
 
 if TYPE_CHECKING:
+    from foveate.data.detection import DetectionData
     from foveate.data.segmentation import SegmentationData
     from foveate.data.split import ImageData
 
@@ -43,7 +46,7 @@ def export(
     output: str | os.PathLike[str],
     *,
     precision: str = "fp32",
-    data: str | os.PathLike[str] | ImageData | SegmentationData | SampleSource | None = None,
+    data: str | os.PathLike[str] | ImageData | SegmentationData | DetectionData | SampleSource | None = None,
     images: int = 100,
     maps: Sequence[str] | str = (),
     input: str = "float",
@@ -64,8 +67,10 @@ def export(
     The file says of itself what a program needs to use it: classes, preparation of the images, plan, outputs.
 
     Args:
-        model: a classifier, a network of ``create_segmenter``, or a folder that ``fit`` or ``save`` wrote. It is left
-            as found. A segmentation network's file gives scores for each pixel; with ``data`` its mIoU is measured.
+        model: a classifier, a network of ``create_segmenter`` or ``create_detector``, or a folder that ``fit`` or
+            ``save`` wrote. It is left as found. A segmentation network's file gives scores for each pixel, a detector's
+            boxes, scores and labels of one image, after its non-maximum suppression ("onnx" only); with ``data`` their
+            mIoU and mAP are measured.
         format: "onnx", "openvino", ...: a file of ``foveate.exporters.formats``.
         output: a folder, or the file's own name with the format's suffix.
         precision: "fp32", "fp16" or "int8".
@@ -75,8 +80,8 @@ def export(
         maps: more outputs: "attention", "cam".
         input: "float" or "uint8".
         batch: "dynamic" or a number.
-        size: of the images; None for the model's own, "dynamic" for any. Of segmentation None is "dynamic" where the
-            format can.
+        size: of the images; None for the model's own, "dynamic" for any. Of segmentation and detection None is
+            "dynamic" where the format can.
         keep: what int8 leaves in more bits: "auto", "none" or "attention".
         softmax: an output with probabilities, too.
         top: outputs with the most probable classes, so many.
@@ -104,10 +109,13 @@ def export(
     form.check_installed()
     form.check_options(options)
     notes: list[str] = []
+    network = model if isinstance(model, nn.Module) else load(model)
+    detector = network if isinstance(network, Detector) else None
+    if detector is not None:
+        options = for_objects(detector, form, options, notes, example=example)
     if options.batch == "dynamic" and not form.dynamic_batch:
         options = replace(options, batch=1)
         notes.append(f"{format} takes a fixed number of images: this file takes 1 at a time")
-    network = model if isinstance(model, nn.Module) else load(model)
     if isinstance(network, Segmenter):
         options = for_pixels(form, options, notes, example=example)
     place = _place(Path(output), form, network, options, overwrite)
@@ -126,12 +134,11 @@ def export(
     asked = (images, preprocess, options)
     calibration = source.samples("train", *asked) if options.precision == "int8" and source else None
     samples = source.samples("val", *asked) if source else random_samples(min(_RANDOM, images), preprocess, options)
-    program = prepare(
-        network,
-        options,
-        format_name=format,
-        calibration=_batches(calibration, options) if calibration else (),
-    )
+    if detector is not None:
+        program = prepare_detector(detector, options, format_name=format)
+    else:
+        batches = _batches(calibration, options) if calibration else ()
+        program = prepare(network, options, format_name=format, calibration=batches)
     program.images = samples.given
     positions = _positions(network, samples, program)
     if calibration:
@@ -145,7 +152,8 @@ def export(
             raise FoveateError(
                 f"cannot write {place}: {error.strerror or error}; what was there is untouched"
             ) from error
-        seen = verify(program, form, path, samples) if check else Verification(())
+        looked = verify_objects if detector is not None else verify
+        seen = looked(program, form, path, samples) if check else Verification(())
         wrong = failed(seen.checks)
         if wrong and not keep_failed:
             found = (f"{each.name}: {each.value}" + (f", limit {each.limit}" if each.limit else "") for each in wrong)
@@ -175,6 +183,8 @@ def export(
         network_top1=_top1(seen.expected, samples, positions),
         miou=miou_of(seen.logits, samples),
         network_miou=miou_of(seen.expected, samples),
+        map=map_of(seen.objects and seen.objects[0], samples),
+        network_map=map_of(seen.objects and seen.objects[1], samples),
         agreement_without=program.agreement_without,
         contributions=program.contributions,
         milliseconds=milliseconds[0],

@@ -62,6 +62,7 @@ class Format(ABC):
         inputs: what it can take: "float", "uint8".
         dynamic_batch: whether one file takes any number of images.
         dynamic_size: whether one file takes images of any size.
+        holds_detectors: whether a detector with its non-maximum suppression can be written.
         largest_batch: the most images that one file takes at a time; None where there is no such limit.
         example: Python that opens ``FILE``, and makes ``logits`` (K,) of ``images``, and the classes' ``names``.
         example_requires: the distributions that it imports, beside numpy and Pillow.
@@ -75,6 +76,7 @@ class Format(ABC):
     dynamic_batch: ClassVar[bool] = True
     dynamic_size: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = INPUTS
+    holds_detectors: ClassVar[bool] = False
     largest_batch: ClassVar[int | None] = None
     example: ClassVar[str]
     example_requires: ClassVar[tuple[str, ...]]

@@ -24,7 +24,7 @@ from foveate.io import JsonObject
 from foveate.scores import pixel_scores
 from foveate.whole_images import WholeImage
 
-__all__ = ["ExportedClassifier", "ExportedSegmenter", "is_exported", "open_exported"]
+__all__ = ["ExportedClassifier", "ExportedDetector", "ExportedSegmenter", "is_exported", "open_exported"]
 
 
 class ExportedClassifier:
@@ -149,12 +149,59 @@ class ExportedSegmenter(ExportedClassifier):
         return torch.cat(parts)
 
 
+class ExportedDetector(ExportedClassifier):
+    """A file that ``export`` wrote of a detector: the objects of one image.
+
+    Args:
+        path: of the file.
+        session: the opened file.
+        format_name: of the file.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each class, or its number."""
+        count = int(self.metadata["outputs"][2]["classes"])
+        return self.classes or tuple(map(str, range(count)))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the file takes images of one size alone."""
+        taken = self.metadata["input"]
+        return isinstance(taken["shape"][str(taken["axes"]).split().index("h")], int)
+
+    def logits(self, images: Tensor) -> Tensor:  # noqa: ARG002 - the interface of a classifier
+        """There are none.
+
+        Raises:
+            FoveateError: always.
+        """
+        raise FoveateError(f"{self.path} is a detector, which gives boxes: use predict, or .objects(image)")
+
+    def objects(self, image: Tensor) -> dict[str, Tensor]:
+        """What the file finds in one normalised image (1, C, h, w): boxes (n, 4), scores (n,), labels (n,)."""
+        return objects_of(self.run(as_given(image, self.metadata, self.preprocess)))
+
+
+def objects_of(outputs: Arrays) -> dict[str, Tensor]:
+    """What a detector's file gives for one image, as a detector gives it: without the rows that are left over.
+
+    Raises:
+        FoveateError: it is something else.
+    """
+    boxes, scores, labels = (torch.from_numpy(np.ascontiguousarray(output))[0] for output in outputs)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(scores) == len(labels):
+        raise FoveateError(f"the file gives {tuple(boxes.shape)} boxes and {tuple(scores.shape)} scores")
+    there = labels >= 0
+    return {"boxes": boxes[there].float(), "scores": scores[there].float(), "labels": labels[there].long()}
+
+
 def is_exported(path: str | os.PathLike[str]) -> bool:
     """Whether a path is, by its suffix, a file of a format that ``export`` writes."""
     return format_of_file(Path(path)) is not None
 
 
-def open_exported(path: str | os.PathLike[str], threads: int | None = None) -> ExportedClassifier | ExportedSegmenter:
+def open_exported(path: str | os.PathLike[str], threads: int | None = None) -> ExportedClassifier:
     """Open a file that ``export`` wrote. Nothing in it is executed but the network's own operations.
 
     Args:
@@ -180,5 +227,5 @@ def open_exported(path: str | os.PathLike[str], threads: int | None = None) -> E
     if unable:
         raise FoveateError(f"{path} cannot be run on this machine: {unable}")
     session = form.open(path, threads)
-    kind = ExportedSegmenter if session.metadata.get("task") == "segmentation" else ExportedClassifier
-    return kind(path, session, form.name)
+    kinds = {"segmentation": ExportedSegmenter, "detection": ExportedDetector}
+    return kinds.get(str(session.metadata.get("task")), ExportedClassifier)(path, session, form.name)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from foveate.data.detection import DetectionData
 from foveate.data.segmentation import SegmentationData
-from foveate.dense import Segmenter
+from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.format import Format
 from foveate.exporters.options import ExportOptions
@@ -49,15 +50,20 @@ def check_fits(network: nn.Module, source: SampleSource) -> None:
     """Make sure that data is for what the network does.
 
     Raises:
-        FoveateError: label maps for a classifier, classes of images for a segmentation network, or other classes.
+        FoveateError: the data are for another task than the network, or of other classes.
     """
     maps, pixels = isinstance(source.data, SegmentationData), isinstance(network, Segmenter)
+    boxes, objects = isinstance(source.data, DetectionData), isinstance(network, Detector)
+    if boxes and not objects:
+        raise FoveateError("this data has boxes, and the model is not a detector: give data for what the model does")
+    if objects and not boxes:
+        raise FoveateError("this is a detector: give data with boxes, or none")
     if maps and not pixels:
         raise FoveateError("this data has label maps, and the model is a classifier: give images with one class each")
     if pixels and not maps:
         raise FoveateError("this is a segmentation network: give data with label maps, or none")
     classes = source.data.classes
-    names = stored_names(network, len(classes)) if pixels else ()
+    names = stored_names(network, len(classes)) if pixels or objects else ()
     if names and names != classes:
         raise FoveateError("the model's classes are not the data's in the same order: give data of the model's classes")
 

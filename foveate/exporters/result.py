@@ -27,13 +27,16 @@ class Exported:
         metadata: what the file says of itself.
         checks: what was looked at, one by one.
         megabytes: of all that was written, 10^6 bytes.
-        difference: the largest difference of two logits, relative to the largest logit; None where it did not run.
+        difference: the largest difference of two logits, relative to the largest logit, or of two scores of a detector;
+            None where it did not run.
         agreement: share of the images, of segmentation of their pixels, of which file and network predict the same
-            class.
+            class; of detection, of the objects that both find.
         top1: the file's share of right predictions; None without labels.
         network_top1: the network's, on the same images.
         miou: of a segmentation network's file, 0 to 1, at the label maps' own size; None without label maps.
         network_miou: the network's, on the same images.
+        map: of a detector's file, 0 to 1; None without boxes to measure by, or without faster-coco-eval.
+        network_map: the network's, on the same images.
         agreement_without: share of predictions that stay when every attention module is switched off in the network.
         contributions: what each attention module adds, in the file.
         milliseconds: median of one image in the file's runtime; None where it was not timed.
@@ -62,6 +65,8 @@ class Exported:
     notes: tuple[str, ...] = ()
     miou: float | None = None
     network_miou: float | None = None
+    map: float | None = None
+    network_map: float | None = None
 
     @property
     def ran(self) -> bool:
@@ -93,7 +98,7 @@ class Exported:
         """Everything as plain values, for JSON."""
         numbers = (
             *("precision", "megabytes", "difference", "agreement", "top1", "network_top1", "agreement_without"),
-            *("miou", "network_miou"),
+            *("miou", "network_miou", "map", "network_map"),
             *("milliseconds", "network_milliseconds", "images"),
         )
         return {
@@ -117,6 +122,8 @@ class Exported:
             lines.append(f"  top-1 {self.top1:.3f}, the network {self.network_top1:.3f}")
         if self.miou is not None:
             lines.append(f"  mIoU {self.miou:.4f}, the network {self.network_miou:.4f}")
+        if self.map is not None:
+            lines.append(f"  mAP {self.map:.4f}, the network {self.network_map:.4f}")
         if self.milliseconds is not None and self.network_milliseconds is not None:
             lines.append(f"  {self.milliseconds:.2f} ms an image, PyTorch {self.network_milliseconds:.2f} ms")
         lines += [f"  program that uses it: {self.example}"] if self.example else []

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from foveate.data.detection import DetectionData, find_detection, open_detection
+from foveate.data.detection.split import Objects
 from foveate.data.opening import open_data
 from foveate.data.segmentation import SegmentationData, find_segmentation, open_segmentation
 from foveate.data.split import ImageData, Split
@@ -19,7 +21,7 @@ from foveate.errors import FoveateError
 from foveate.exporters.options import ExportOptions
 from foveate.images import Preprocess
 from foveate.io import JsonObject
-from foveate.whole_images import resized, scaled_size
+from foveate.whole_images import detection_size, resized, scaled_size
 
 __all__ = [
     *("SampleSource", "Samples", "as_given", "full_batches", "open_map_samples", "open_samples", "random_samples"),
@@ -38,6 +40,7 @@ class Samples:
         classes: of the data set.
         description: where they come from.
         targets: label maps (H, W) uint8, in their own size, of a segmentation network's images.
+        objects: of a detector's images, in pixels of the file, with its height and width.
     """
 
     normalised: Tensor
@@ -46,6 +49,7 @@ class Samples:
     classes: tuple[str, ...]
     description: str
     targets: tuple[Tensor, ...] = ()
+    objects: tuple[tuple[Objects, tuple[int, int]], ...] = ()
 
     def __len__(self) -> int:
         return len(self.normalised)
@@ -119,6 +123,41 @@ def open_map_samples(
     )
 
 
+def open_box_samples(
+    data: DetectionData, part: str, count: int, preprocess: Preprocess, options: ExportOptions
+) -> Samples:
+    """Images with boxes of one part of a data set, as :func:`open_map_samples` gives those with label maps.
+
+    Args:
+        data: both parts.
+        part: "train" or "val".
+        count: at most so many.
+        preprocess: the model's own, or with the size that the file takes.
+        options: whether the file takes pixels, and images of any size.
+
+    Raises:
+        FoveateError: an image cannot be read.
+    """
+    split = getattr(data, part)
+    exact = options.size != "dynamic"
+    sizes = [preprocess.size if exact else detection_size(size, min(preprocess.size)) for size in split.sizes]
+    usual = max(set(sizes), key=lambda size: (sizes.count(size), size))
+    alike = [index for index, size in enumerate(sizes) if size == usual]
+    chosen = [alike[at] for at in spread_evenly(len(alike), count)]
+    whole = Preprocess(usual, preprocess.mean, preprocess.std, preprocess.interpolation)
+    pixels = torch.stack([resized(split.load(index), whole, exact=True) for index in chosen])
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    normalised = (pixels.float() / 255 - mean) / std
+    return Samples(
+        normalised,
+        pixels.permute(0, 2, 3, 1).contiguous().numpy() if options.input == "uint8" else normalised.numpy(),
+        None,
+        data.classes,
+        f"{len(chosen)} images of {data.name}, {split.name}, of {usual[0]}x{usual[1]} pixels",
+        objects=tuple((split.objects[index], split.sizes[index]) for index in chosen),
+    )
+
+
 class SampleSource:
     """A data set whose images are decoded once, however many files they are used for.
 
@@ -129,9 +168,10 @@ class SampleSource:
         FoveateError: it cannot be opened.
     """
 
-    def __init__(self, data: str | os.PathLike[str] | ImageData | SegmentationData) -> None:
+    def __init__(self, data: str | os.PathLike[str] | ImageData | SegmentationData | DetectionData) -> None:
         if isinstance(data, str | os.PathLike):
-            data = open_segmentation(data) if find_segmentation(data) else open_data(data)
+            opened = open_segmentation if find_segmentation(data) else open_detection if find_detection(data) else None
+            data = opened(data) if opened else open_data(data)
         self.data = data
         self._decoded: dict[tuple[object, ...], Samples] = {}
 
@@ -139,7 +179,9 @@ class SampleSource:
         """As :func:`open_samples`; what was asked for before is given again."""
         key = (part, count, preprocess, options.input, options.size)
         if key not in self._decoded:
-            if isinstance(self.data, SegmentationData):
+            if isinstance(self.data, DetectionData):
+                self._decoded[key] = open_box_samples(self.data, part, count, preprocess, options)
+            elif isinstance(self.data, SegmentationData):
                 self._decoded[key] = open_map_samples(self.data, part, count, preprocess, options)
             else:
                 self._decoded[key] = open_samples(self.data, part, count, preprocess, options)

@@ -22,6 +22,7 @@ from foveate.io import JsonObject, write_csv
 from foveate.surgery.saving.checkpoint import load
 
 if TYPE_CHECKING:
+    from foveate.data.detection import DetectionData
     from foveate.data.segmentation import SegmentationData
     from foveate.data.split import ImageData
 
@@ -52,7 +53,7 @@ class ExportRow:
         row: JsonObject = {"format": self.format, "precision": self.precision, "status": self.status}
         for name in ("megabytes", "difference", "agreement", "agreement_without", "top1", "network_top1"):
             row[name] = getattr(made, name, None)
-        row |= {name: getattr(made, name, None) for name in ("miou", "network_miou")}
+        row |= {name: getattr(made, name, None) for name in ("miou", "network_miou", "map", "network_map")}
         defined = [each.correlation for each in made.contributions if each.correlation is not None] if made else []
         row["lowest_correlation"] = min(defined, default=None)
         row |= {name: getattr(made, name, None) for name in ("milliseconds", "network_milliseconds")}
@@ -95,14 +96,14 @@ def export_all(
     output: str | os.PathLike[str],
     *,
     precisions: Sequence[str] = ("fp32",),
-    data: str | os.PathLike[str] | ImageData | SegmentationData | None = None,
+    data: str | os.PathLike[str] | ImageData | SegmentationData | DetectionData | None = None,
     started: Callable[[str, str], object] = lambda _format, _precision: None,
     options: JsonObject | None = None,
 ) -> ExportTable:
     """Export a network in each format and precision; what fails is a row, and the others go on.
 
     Args:
-        model: a classifier, or a folder that ``fit`` or ``save`` wrote.
+        model: a network as ``export`` takes it, or a folder that ``fit`` or ``save`` wrote.
         formats: their names.
         output: a folder.
         precisions: in each format.

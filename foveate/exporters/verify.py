@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from foveate.exporters.program import Program, scores_of
 from foveate.exporters.sample_images import Samples, full_batches
 from foveate.training.tasks.segmentation_metrics import class_ious, image_counts
 
-__all__ = ["LIMITS", "Check", "Verification", "failed", "run_in_batches", "verify"]
+__all__ = ["LIMITS", "Check", "Verification", "failed", "metadata_check", "run_in_batches", "verify"]
 
 LIMITS = {"fp32": 1e-3, "fp16": 3e-2}
 """Of the largest difference of two logits, relative to the largest logit; int8 is judged by its predictions."""
@@ -58,6 +58,7 @@ class Verification:
         agreement: share of the images for which file and network predict the same class.
         logits: (N, K) of the file; None where it does not run here.
         expected: (N, K) of the network.
+        objects: of a detector what file and network find in each image.
     """
 
     checks: tuple[Check, ...]
@@ -65,6 +66,7 @@ class Verification:
     agreement: float | None = None
     logits: Tensor | None = None
     expected: Tensor | None = None
+    objects: tuple[Sequence[Mapping[str, Tensor]], Sequence[Mapping[str, Tensor]]] | None = None
 
 
 def verify(program: Program, form: Format, path: Path, samples: Samples) -> Verification:
@@ -85,7 +87,7 @@ def verify(program: Program, form: Format, path: Path, samples: Samples) -> Veri
     unable = form.runs_here()
     try:
         session = form.open(path, torch.get_num_threads())
-        checks.append(_metadata_check(session, program))
+        checks.append(metadata_check(session, program))
         if unable:
             checks.append(Check("run", None, f"converted, not run: {unable}"))
             return Verification(tuple(checks), expected=expected[0])
@@ -234,7 +236,8 @@ def _compare_output(
     return [Check(name, difference <= limit, _number(difference), _number(limit))]
 
 
-def _metadata_check(session: Session, program: Program) -> Check:
+def metadata_check(session: Session, program: Program) -> Check:
+    """Whether the file says of itself what was written."""
     written, read = program.metadata, dict(session.metadata)
     wrong = [key for key, value in written.items() if read.get(key) != value]
     return Check("metadata", not wrong, ", ".join(wrong) if wrong else "read back as written")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
 
 from foveate.data.detection import DetectionData, DetectionSplit
 from foveate.dense import Detector
 from foveate.errors import FoveateError
-from foveate.images import Preprocess
+from foveate.exporters.opened import ExportedDetector
 from foveate.model_info import device_and_dtype
 from foveate.networks.class_names import stored_names
 from foveate.prediction.detection_result import Detections, ImageDetections
@@ -18,18 +25,19 @@ from foveate.training.input.detection import BoxLoader, check_finite
 from foveate.training.input.loaders import normalised
 from foveate.training.input.sampler import images_in
 from foveate.training.tasks.detection_metrics import (
+    MOST,
     DetectionEvaluation,
     collect_objects,
     in_pixels_of_the_file,
     measure_objects,
 )
-from foveate.whole_images import WholeImage, resized_for_boxes
+from foveate.whole_images import WholeImage, resized, resized_for_boxes
 
 __all__ = ["evaluate_detector", "predict_objects"]
 
 
 def predict_objects(
-    network: Detector,
+    network: Detector | ExportedDetector,
     images: Images,
     *,
     image_size: int | None = None,
@@ -39,7 +47,7 @@ def predict_objects(
     """Find the objects in images. Nothing is computed before the result is read.
 
     Args:
-        network: used in evaluation mode on the device where it is.
+        network: used in evaluation mode on the device where it is; or a file that ``export`` wrote.
         images: as ``predict`` takes them.
         image_size: the shorter side of what the network sees, in pixels, instead of the model's own. Boxes are in
             pixels of the image.
@@ -53,18 +61,16 @@ def predict_objects(
         FoveateError: there is no such image.
         Diverged: a weight is NaN or infinite, which is noticed when the result is read.
     """
-    inputs = Inputs(images)
+    inputs, finder = Inputs(images), _finder(network, image_size)
     bad: list[tuple[str, str]] = []
-    preprocess = WholeImage.of(network, image_size).preprocess
-    labels = stored_names(network, network.num_classes) or tuple(map(str, range(network.num_classes)))
 
     def stream() -> Iterator[ImageDetections]:
-        check_finite(network)
+        finder.check()
         with ProgressBar(progress) as bar:
             task = bar.task("predicting", inputs.count() if progress else None)
             for item in inputs:
                 try:
-                    found = _objects(network, item, preprocess, labels)
+                    found = _objects(finder, item)
                 except FoveateError as error:
                     if strict:
                         raise
@@ -73,20 +79,80 @@ def predict_objects(
                     yield found
                 bar.advance(task, 1)
 
-    return Detections(stream(), bad, labels)
+    return Detections(stream(), bad, finder.labels)
 
 
-def _objects(network: Detector, item: Item, preprocess: Preprocess, labels: tuple[str, ...]) -> ImageDetections:
-    device, dtype = device_and_dtype(network)
+def _objects(finder: _Finder, item: Item) -> ImageDetections:
     image = item.load()
-    with preserve_state(network, evaluation=True, no_grad=True):
-        pixels = normalised(resized_for_boxes(image, preprocess)[None], preprocess, device).to(dtype)
-        one = network([pixels[0]])[0]
-    rows = in_pixels_of_the_file(one, (image.height, image.width), (pixels.shape[-2], pixels.shape[-1]))
+    rows = finder.find(image)
     if not rows.isfinite().all():
         raise FoveateError("the model's boxes or scores are NaN or infinite")
     boxes, scores, classes = rows[:, :4], rows[:, 4], rows[:, 5].long()
-    return ImageDetections(item.name, boxes, scores, classes, labels, (image.height, image.width), item.path, item)
+    return ImageDetections(
+        item.name, boxes, scores, classes, finder.labels, (image.height, image.width), item.path, item
+    )
+
+
+class _Finder(Protocol):
+    """What finds objects: a network, or a file.
+
+    Attributes:
+        labels: a name for each class.
+    """
+
+    labels: tuple[str, ...]
+
+    def check(self) -> None:
+        """Make sure that it can find anything.
+
+        Raises:
+            Diverged: a weight is NaN or infinite.
+        """
+
+    def find(self, image: Image.Image) -> Tensor:
+        """(n, 6), as ``in_pixels_of_the_file``."""
+
+
+class _NetworkFinder:
+    def __init__(self, network: Detector, image_size: int | None) -> None:
+        self.network, self.preprocess = network, WholeImage.of(network, image_size).preprocess
+        self.labels = stored_names(network, network.num_classes) or tuple(map(str, range(network.num_classes)))
+
+    def check(self) -> None:
+        check_finite(self.network)
+
+    def find(self, image: Image.Image) -> Tensor:
+        device, dtype = device_and_dtype(self.network)
+        with preserve_state(self.network, evaluation=True, no_grad=True):
+            pixels = normalised(resized_for_boxes(image, self.preprocess)[None], self.preprocess, device).to(dtype)
+            one = self.network([pixels[0]])[0]
+        return _rows(one, image, pixels)
+
+
+class _FileFinder:
+    def __init__(self, file: ExportedDetector, image_size: int | None) -> None:
+        if image_size is not None and file.exact:
+            height, width = file.preprocess.size
+            raise FoveateError(f"image_size={image_size}: {file.path} takes images of {height}x{width} pixels alone")
+        self.file, self.labels = file, file.names
+        shorter = image_size or min(file.preprocess.size)
+        self.preprocess = file.preprocess if file.exact else replace(file.preprocess, size=(shorter, shorter))
+
+    def check(self) -> None:
+        """Of a file nothing is known."""
+
+    def find(self, image: Image.Image) -> Tensor:
+        prepare = partial(resized, exact=True) if self.file.exact else resized_for_boxes
+        pixels = normalised(prepare(image, self.preprocess)[None], self.preprocess, torch.device("cpu"))
+        return _rows(self.file.objects(pixels), image, pixels)
+
+
+def _finder(model: Detector | ExportedDetector, image_size: int | None) -> _Finder:
+    return _FileFinder(model, image_size) if isinstance(model, ExportedDetector) else _NetworkFinder(model, image_size)
+
+
+def _rows(one: Mapping[str, Tensor], image: Image.Image, pixels: Tensor) -> Tensor:
+    return in_pixels_of_the_file(one, (image.height, image.width), (pixels.shape[-2], pixels.shape[-1]))
 
 
 def evaluate_detector(
@@ -102,7 +168,7 @@ def evaluate_detector(
     """Measure a detection network on images with boxes, in pixels of their files. The model is left as found.
 
     Args:
-        network: for detection.
+        network: for detection, or its file.
         data: both parts, or one.
         part: of data that is not a part: "val" or "train".
         image_size: as in ``predict_objects``.
@@ -116,17 +182,26 @@ def evaluate_detector(
     """
     if part not in ("val", "train"):
         raise FoveateError(f"part {part!r}: of images with boxes it is 'val' or 'train'")
-    if not isinstance(network, Detector):
+    if not isinstance(network, Detector | ExportedDetector):
         given = type(network).__name__
         raise FoveateError(f"these data have boxes, and {given} is not a detector: build one with create_detector")
     split = data if isinstance(data, DetectionSplit) else getattr(data, part)
-    names = stored_names(network, len(split.classes))
-    if network.num_classes != len(split.classes) or (names and names != split.classes):
-        own = ", ".join(names[:12]) if names else f"{network.num_classes} without names"
+    if isinstance(network, ExportedDetector):
+        names, count = network.classes or (), len(network.names)
+    else:
+        names, count = stored_names(network, len(split.classes)), network.num_classes
+    if count != len(split.classes) or (names and names != split.classes):
+        own = ", ".join(names[:12]) if names else f"{count} without names"
         raise FoveateError(
             f"the model's classes ({own}) are not the data's ({', '.join(split.classes[:12])}) in the same order: give "
             "data of the model's classes, or train the model on this data"
         )
+    if isinstance(network, ExportedDetector):  # one image at a time, each in the size that the file takes
+        finder = _finder(network, image_size)
+        with ProgressBar(progress) as bar:
+            indices = bar.track(iter(range(len(split))), f"evaluating on {split.name}", len(split), lambda _: 1)
+            rows = [finder.find(split.load(index))[:MOST] for index in indices]
+        return measure_objects(rows, split.objects, split.classes)
     loader = BoxLoader(split, WholeImage.of(network, image_size).preprocess, workers=workers)
     with preserve_state(network, evaluation=True, no_grad=True), ProgressBar(progress) as bar:
         shown = bar.track(loader.whole(batch_size), f"evaluating on {split.name}", len(split), images_in)

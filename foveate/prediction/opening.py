@@ -12,7 +12,7 @@ from foveate.classifier_protocol import Classifier
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.format import format_names
-from foveate.exporters.opened import ExportedSegmenter, is_exported, open_exported
+from foveate.exporters.opened import ExportedDetector, ExportedSegmenter, is_exported, open_exported
 from foveate.images import Preprocess
 from foveate.prediction.network import NetworkClassifier
 from foveate.surgery.saving.checkpoint import load
@@ -44,7 +44,7 @@ def open_classifier(
             "this is a segmentation network, which gives scores for pixels: give it images with label maps, or a "
             "classifier of images"
         )
-    if isinstance(model, Detector):
+    if isinstance(model, Detector | ExportedDetector):
         raise FoveateError("this is a detector, which finds objects: give images with boxes, or a classifier of images")
     if isinstance(model, nn.Module):
         return NetworkClassifier(model, preprocess, image_size)

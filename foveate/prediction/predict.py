@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.classifier_protocol import batched_logits
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
-from foveate.exporters.opened import ExportedSegmenter
+from foveate.exporters.opened import ExportedDetector, ExportedSegmenter
 from foveate.kernels.waiting import SharedCores
 from foveate.prediction.decoding import decoded
 from foveate.prediction.detection import predict_objects
@@ -52,7 +52,7 @@ def predict(  # type: ignore[overload-overlap]  # a Segmenter is a network, too,
 
 @overload
 def predict(  # type: ignore[overload-overlap]  # as above
-    model: Detector, images: Images, **options: Unpack[_Options]
+    model: Detector | ExportedDetector, images: Images, **options: Unpack[_Options]
 ) -> Detections: ...
 
 
@@ -115,7 +115,7 @@ def predict(
         options = {"image_size": image_size, "strict": strict, "progress": progress}
         return predict_masks(model, images, test_time=views, **options)  # type: ignore[arg-type]  # they are its own
     views.refuse_for_others()
-    if isinstance(model, Detector):
+    if isinstance(model, Detector | ExportedDetector):
         return predict_objects(model, images, image_size=image_size, strict=strict, progress=progress)
     inputs = Inputs(images)
     classifier = open_classifier(model, image_size=image_size)

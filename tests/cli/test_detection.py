@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import foveate as fv
 from foveate.cli.app import app
 from foveate.errors import FoveateError
 
@@ -98,6 +100,29 @@ def test_train_evaluate_predict(folder, tmp_path, capsys):
     ):
         assert run("predict", kept, folder / "images", *words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_export(folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("faster_coco_eval")
+    torch.manual_seed(0)
+    model = fv.create_detector("test_efficientnet", "ssdlite(width=0.1)", classes=("cat", "dog"))
+    for parameter in model.decoder.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(3)  # else the scores are almost equal, and rounding decides which box suppresses which
+    model.pretrained_cfg["input_size"] = (3, 32, 32)
+    fv.save(model, tmp_path / "kept")
+    given = ("--data", folder, "--on-bad-image", "skip", "--output", tmp_path / "files", "--no-time")
+    assert run("export", tmp_path / "kept", "--to", "onnx", "pt2", *given, "--json") == 1
+    row, refused = json.loads(capsys.readouterr().out)
+    assert row["status"] == "ok", row["reason"]
+    assert row["map"] == pytest.approx(row["network_map"], abs=1e-3)
+    assert "detectors are written as onnx" in refused["reason"]
+    boxes = tmp_path / "boxes.json"
+    assert run("predict", row["path"], folder / "images", "--output", boxes) == 0
+    assert [entry["name"] for entry in json.loads(boxes.read_text())["categories"]] == ["cat", "dog"]
+    assert run("evaluate", row["path"], folder, "--on-bad-image", "skip", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["map"] == pytest.approx(row["map"], abs=1e-6)
 
 
 def test_compare(folder, tmp_path, capsys):

@@ -43,6 +43,7 @@ names = json.loads(session.get_modelmeta().custom_metadata_map["foveate.classes"
 logits = session.run(["logits"], {"images": images})[0][0]
 """
     precisions = ("fp32", "fp16", "int8")
+    holds_detectors = True
 
     def convert(self, program: Program, path: Path) -> None:
         """See :meth:`Format.convert`."""
