@@ -74,7 +74,7 @@ def test_outputs_of_fixed_size_hold_what_the_detector_finds(head):
         assert int(there.sum()) == len(wanted["scores"]) > 0
         assert torch.allclose(scores[0, there], wanted["scores"], atol=1e-6)
         found = {"boxes": boxes[0, there], "scores": scores[0, there], "labels": labels[0, there]}
-        assert _compare(found, wanted).share >= 0.99  # of two boxes with one score either may suppress the other
+        assert _compare(found, wanted).share == 1
         assert not scores[0, ~there].any()
         assert not boxes[0, ~there].any()
 
@@ -127,12 +127,17 @@ def test_a_file_that_finds_something_else_is_noticed(made, model, folder):
     assert _compare(sure, sure).share == 1
     for changed in (
         {**sure, "boxes": sure["boxes"] + 40},
+        {**sure, "boxes": sure["boxes"] + 0.5},  # every box overlaps one with its score: no tie any more
         {**sure, "labels": (sure["labels"] + 1) % 3},
         {**sure, "scores": sure["scores"] * 0.9},
         {name: value[3:] for name, value in sure.items()},
         {name: value[:0] for name, value in sure.items()},
     ):
         assert _compare(changed, sure).share < 0.99
+    tie = {**sure, "boxes": sure["boxes"].clone()}
+    tie["boxes"][0, 0] += 0.3 * float(tie["boxes"][0, 2] - tie["boxes"][0, 0])
+    found = _compare(tie, sure)
+    assert (found.ties, found.alone, found.share) == (2, 0, 1)
     from foveate.exporters.detection.network import prepare_detector
     from foveate.exporters.options import ExportOptions
     from foveate.exporters.program import preprocess_for

@@ -26,9 +26,11 @@ __all__ = ["for_objects", "map_of", "verify_objects"]
 
 LEAST_FOUND = 0.99
 """Of the network's objects that the file finds, too, and the other way round."""
-_SCORE, _OVERLAP = 1e-3, 0.95  # two boxes are the same object: scores not further apart, and overlapping so far
-_SIDE = 1e-2  # pixels
+MOST_TIES = 0.1
+"""Of the objects, those that may be missing because another one with the same score took their place."""
+_SCORE, _SIDE = 1e-3, 0.1  # two boxes are the same object: score and sides, in pixels, not further apart
 _AT_THE_CUT = 1e-3  # of many objects the last ones may be others where their scores are almost equal
+_TIE, _OVERLAP = 1e-5, 0.3  # of two boxes that overlap and have one score either may suppress the other
 
 Found = Mapping[str, Tensor]
 
@@ -71,10 +73,11 @@ def for_objects(
 
 @dataclass(frozen=True)
 class _Agreement:
-    """Of all images: objects of both, those without a partner, the largest difference of a score and of a side."""
+    """Of all images: objects of both, those without a partner for no reason and because of a tie, and differences."""
 
     objects: int = 0
     alone: int = 0
+    ties: int = 0
     score: float = 0.0
     side: float = 0.0
 
@@ -82,42 +85,45 @@ class _Agreement:
         return _Agreement(
             self.objects + other.objects,
             self.alone + other.alone,
+            self.ties + other.ties,
             max(self.score, other.score),
             max(self.side, other.side),
         )
 
     @property
     def share(self) -> float:
+        """Of the objects, those that both find; where there are too many ties, these are missing, too."""
+        if self.ties > MOST_TIES * self.objects:
+            return 1 - (self.alone + self.ties) / self.objects
         return 1 - self.alone / self.objects if self.objects else 1.0
 
 
 def _compare(file: Found, network: Found) -> _Agreement:
     """Match two lists of objects, the highest score first: the same class, almost the same score and place."""
-    boxes = file["boxes"].double(), network["boxes"].double()
-    overlap = box_iou(*boxes).nan_to_num(nan=0.0)
-    overlap[(boxes[0][:, None] - boxes[1][None]).abs().amax(-1) <= _SIDE] = 1  # a box at the edge may have no area
     apart = (file["scores"][:, None] - network["scores"][None]).abs().double()
-    same = (apart <= _SCORE) & (overlap >= _OVERLAP) & (file["labels"][:, None] == network["labels"][None])
-    apart[~same] = torch.inf
+    sides = (file["boxes"][:, None] - network["boxes"][None]).abs().amax(-1)
+    alike = file["labels"][:, None] == network["labels"][None]
+    tied = alike & (apart <= _TIE) & (box_iou(file["boxes"].double(), network["boxes"].double()) >= _OVERLAP)
+    apart[~(alike & (apart <= _SCORE) & (sides <= _SIDE))] = torch.inf
     pairs: list[tuple[int, int]] = []
     for row in range(len(apart)):
         best = int(apart[row].argmin()) if apart.shape[1] else 0
         if apart.shape[1] and bool(apart[row, best].isfinite()):
             pairs.append((row, best))
             apart[:, best] = torch.inf
-    alone = 0
-    for of, other, matched in ((file, network, {a for a, _ in pairs}), (network, file, {b for _, b in pairs})):
-        lowest = float(other["scores"].min()) if len(other["scores"]) else 0.0
-        full = len(other["scores"]) >= len(of["scores"])  # it may have been cut off at its last object
-        alone += sum(
-            1
-            for at, score in enumerate(of["scores"].tolist())
-            if at not in matched and not (full and score <= lowest + _AT_THE_CUT)
-        )
     rows, columns = (torch.tensor([pair[n] for pair in pairs], dtype=torch.int64) for n in (0, 1))
+    alone = ties = 0
+    for of, other, matched, tie in ((file, network, rows, tied.any(1)), (network, file, columns, tied.any(0))):
+        missing = torch.ones(len(of["scores"]), dtype=torch.bool)
+        missing[matched] = False
+        if len(other["scores"]) and len(other["scores"]) >= len(of["scores"]):  # it may have been cut off at its last
+            missing &= of["scores"] > other["scores"].min() + _AT_THE_CUT
+        ties += int((missing & tie).sum())
+        alone += int((missing & ~tie).sum())
     return _Agreement(
         len(file["scores"]) + len(network["scores"]),
         alone,
+        ties,
         float((file["scores"][rows] - network["scores"][columns]).abs().max()) if pairs else 0.0,
         float((file["boxes"][rows] - network["boxes"][columns]).abs().max()) if pairs else 0.0,
     )
@@ -163,6 +169,8 @@ def _checks(total: _Agreement, where: str) -> list[Check]:
         f"objects that both find{where}", total.share >= LEAST_FOUND, f"{total.share:.4f}", f"{LEAST_FOUND:.2f}"
     )
     apart = f"{total.score:.1e} of a score, {total.side:.1e} pixels of a side"
+    if total.ties:
+        apart += f"; {total.ties} of {total.objects} objects gave way to others with the same score"
     return [share, Check(f"largest difference{where}", True, apart)]
 
 
