@@ -64,7 +64,7 @@ GENERATED = dict.fromkeys(
     (
         f"docs/reports/{name}.md"
         for name in (
-            *("imagewoof", "flowers_ablation", "flowers_search", "flowers_search_compared"),
+            *("imagewoof", "camvid", "flowers_ablation", "flowers_search", "flowers_search_compared"),
             *(path.stem for path in (ROOT / "docs" / "reports").glob("evidence_*.md")),
         )
     ),

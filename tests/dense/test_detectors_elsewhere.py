@@ -33,16 +33,17 @@ def test_detectors_and_their_data_are_refused_by_what_takes_classifiers(folder, 
     data, recipe = fv.open_detection(folder), fv.Recipe(epochs=1, image_size=32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     calls = [
-        (DETECTOR, lambda: fv.explain(model, Image.new("RGB", (32, 32)), "gradcam")),
-        (DETECTOR, lambda: fv.export(model, "pt2", tmp_path / "out")),
+        ("detectors are written as onnx", lambda: fv.export(model, "pt2", tmp_path / "out")),
         (DETECTOR, lambda: fv.evaluate(model, "elpv")),
         (BOXES, lambda: fv.audit(model, folder)),
         (BOXES, lambda: fv.audit(model, data)),
         (BOXES, lambda: fv.faithfulness(model, data.val, ["gradcam"])),
-        (BOXES, lambda: fv.search("test_efficientnet", "se|identity after blocks.2.0", folder, budget={"macs": "-1%"})),
+        (
+            "this data has boxes: compare takes them",
+            lambda: fv.search("test_efficientnet", "se|identity after blocks.2.0", folder, budget={"macs": "-1%"}),
+        ),
         (BOXES, lambda: fv.open_data(folder)),
         (BOXES, lambda: fv.check_data(folder)),
-        ("'detection'", lambda: fv.compare("test_efficientnet", "se after blocks.2.0", folder, recipe, seeds=1)),
         ("not a detector", lambda: fv.evaluate(fv.create_model("test_efficientnet", num_classes=2), folder)),
         ("no classifier", lambda: fv.fit(model, "elpv", recipe, progress=False)),
     ]
