@@ -8,7 +8,9 @@ class put other layers in its place. Then the attention is missing, and the netw
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, SupportsIndex
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 
-__all__ = ["guard", "release"]
+__all__ = ["compiled_for_itself", "guard", "release"]
 
 ATTRIBUTE = "_foveate_hosts"
 _FOLDED_INTO = (nn.modules.conv._ConvNd, nn.Linear)
@@ -163,3 +165,16 @@ def refuse_lost_attention(model: nn.Module, _args: tuple[object, ...]) -> None:
         "its norm or that converts norms. Use such a tool before foveate.insert, or insert the attention after the "
         "block that holds the convolution and the norm; foveate.remove(model) gives the network without attention"
     )
+
+
+@contextlib.contextmanager
+def compiled_for_itself() -> Iterator[None]:
+    """Inside, torch.compile takes code for a network only if it was compiled with the same hooks, and never gives up.
+
+    By default it does not look at hooks: of two networks that differ in nothing but attention, the second one would run
+    what was compiled of the first, with or without attention. And after eight networks of one class it stops compiling.
+    """
+    from torch._dynamo import config  # slow to import
+
+    with config.patch(skip_nnmodule_hook_guards=False, recompile_limit=10_000, accumulated_recompile_limit=10_000):
+        yield

@@ -21,10 +21,11 @@ from foveate.io import JsonObject, state_digest, write_atomically
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["Position", "read_state", "save_state"]
+__all__ = ["Position", "read_choice", "read_state", "save_state"]
 
 _HEADER = "foveate"
 _SUM = "sha256"
+_CHOSEN = "chosen"
 # These may change between two parts of a run: its result does not depend on them.
 _FREE = ("workers", "checkpoint_every", "evaluate_every")
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
@@ -178,6 +179,20 @@ def read_state(
     return Position(**header["position"])
 
 
+def read_choice(path: Path) -> dict[str, str]:
+    """What a run decided where its recipe left it open, as ``save_state`` wrote it; {} where it decided nothing.
+
+    Raises:
+        FoveateError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            chosen = json.loads((file.metadata() or {})[_HEADER])["run"].get(_CHOSEN, {})
+        return {"amp": str(chosen["amp"]), "compile": str(chosen["compile"])} if chosen else {}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FoveateError(f"{path} is damaged and cannot be resumed from: name another output folder") from error
+
+
 def _optimiser_state(
     optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, dict[str, object]]
 ) -> dict[int, JsonObject]:
@@ -212,7 +227,10 @@ def _complete(saved: Mapping[str, Any]) -> JsonObject:
 
 
 def _compare(saved: Mapping[str, object], asked: Mapping[str, object], path: Path) -> None:
-    there, here = _flat(saved), _flat(json.loads(json.dumps(asked)))
+    there, here = (
+        _flat({key: value for key, value in run.items() if key != _CHOSEN})
+        for run in (saved, json.loads(json.dumps(asked)))
+    )
     different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if different:
         shown = "; ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} now" for key in different[:3])

@@ -143,6 +143,16 @@ class ProcessGroup:
                 "(shared) folders"
             )
 
+    def of_first(self, value: dict[str, str]) -> dict[str, str]:
+        """The value that process 0 has."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        with self._communicating():
+            found: list[dict[str, str]] = broadcast_object_list([value])
+        return found[0]
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:

@@ -23,6 +23,7 @@ from foveate.training.recipes.optimiser_name import check_optimiser
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import memory_advice, restored_afterwards, synchronised
 from foveate.training.run_folder import RunFolder
+from foveate.training.speed.automatic import AUTO
 from foveate.training.tasks.choose import AnyData, open_for_task
 from foveate.training.tasks.task import Data
 from foveate.training.teacher.distillation import open_teacher
@@ -140,7 +141,8 @@ def fit(
         _require_images(opened)
         folder = RunFolder(output, resume=resume, writes=rank == 0) if output is not None else None
         options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
-        with accelerated(recipe.amp, **options) as accelerator, restored_afterwards(model, accelerator.device):
+        amp = "no" if recipe.amp == AUTO else recipe.amp
+        with accelerated(amp, **options) as accelerator, restored_afterwards(model, accelerator.device):
             group = ProcessGroup(accelerator)
             context = RunContext(recipe, group, bar, FeatureCache() if cache is None else cache, folder, until_epoch)
             _announce(context)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
@@ -22,14 +22,14 @@ from foveate.kernels.waiting import SharedCores
 from foveate.model_info import pretrained_config
 from foveate.preserve import preserve_state
 from foveate.surgery.insert import plan_of
-from foveate.training.checkpoint import Position, read_state, save_state
+from foveate.training.checkpoint import Position, read_choice, read_state, save_state
 from foveate.training.context import RunContext
 from foveate.training.input.protocols import Loader, Pipeline
 from foveate.training.input.sampler import Batch, Order, images_in
 from foveate.training.metrics import Diverged, Evaluation
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
 from foveate.training.recipes.recipe import Recipe
-from foveate.training.restore import compiled
+from foveate.training.speed.automatic import choose, is_open
 from foveate.training.tasks.task import Data, Task
 from foveate.training.teacher.distillation import Teacher
 from foveate.training.teacher.matching import match_replaced, pairs_of
@@ -53,6 +53,7 @@ class Fit(Generic[EvaluationT_co]):
         folder: the output folder, or None.
         recipe: the recipe.
         notes: what a reader of the numbers should know, such as that guessing is as good.
+        chosen: ``amp`` and ``compile`` as the run trained, where the recipe left them open or asked to compile.
     """
 
     history: tuple[dict[str, float], ...]
@@ -62,6 +63,7 @@ class Fit(Generic[EvaluationT_co]):
     folder: Path | None
     recipe: Recipe = field(repr=False)
     notes: tuple[str, ...] = ()
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         found: Any = self.evaluation  # of any task: see Measured
@@ -115,6 +117,8 @@ class Run:
             "processes": group.count,
             "teacher": state_digest(teacher.model.state_dict().items()) if teacher else "",
         }
+        self.chosen: dict[str, str] = {}
+        self.described |= {"chosen": self.chosen} if is_open(recipe) else {}
 
     def run(self) -> Fit[Any]:
         """Train from where the run stands to its end."""
@@ -132,9 +136,10 @@ class Run:
             order = Order(train.count, recipe.batch_size, recipe.seed, recipe.epochs, start, **sizes)
             shared = (self.task, len(self.classes), self.ema, self.teacher)
             self.train_step = TrainStep(self.model, train, self.context, self.prepared, *shared)
-            stream, done = train.batches(order), position.epoch * order.images_per_epoch + position.images
+            stream, done = iter(train.batches(order)), position.epoch * order.images_per_epoch + position.images
+            stream = self.settle(stream, order)
             task = self.bar.task("", order.images_per_epoch * recipe.epochs, done)
-            with compiled(self.model, recipe.compile), self.cores:
+            with self.cores:
                 while position.epoch < until:
                     self.train_epoch(stream, position, order, task)
                     evaluation = self.end_epoch(position, val, order)
@@ -151,6 +156,7 @@ class Run:
             folder=folder.path if folder is not None else None,
             recipe=recipe,
             notes=self.task.notes(evaluation),
+            chosen=self.chosen,
         )
 
     def match(self, train: Loader) -> None:
@@ -162,6 +168,24 @@ class Run:
         if self.ema is not None:
             self.ema.set(self.model)
 
+    def settle(self, stream: Iterator[Batch], order: Order) -> Iterator[Batch]:
+        """Decide what the recipe leaves open, unless the run did so before; gives the same batches again."""
+        if is_open(self.recipe) and not self.chosen:
+            self.set_mode()
+            stream, found = choose(self.recipe, self.train_step, stream, order, self.bar.line)
+            self.chosen |= self.group.of_first(found)  # also in self.described
+            if self.folder is not None:
+                self.folder.write_args(self.described, self.recipe)
+        if self.chosen:
+            self.train_step.use(self.chosen["amp"], self.chosen["compile"])
+        return stream
+
+    def set_mode(self) -> None:
+        """What is trained in training mode, what is frozen in evaluation mode."""
+        self.model.train()
+        for name in self.pipeline.frozen.modules:
+            self.model.get_submodule(name).eval()
+
     def begin(self) -> Position:
         """Where the run stands, read from the folder; what the run is, written to it."""
         folder, position = self.folder, Position()
@@ -170,6 +194,7 @@ class Run:
         self.group.check_equal("runs or output folders", f"{digest} {has_state}")
         if folder is not None:
             if has_state:
+                self.chosen |= read_choice(folder.state)
                 scaler = self.group.accelerator.scaler
                 position = read_state(folder.state, self.modules, self.optimiser, self.described, scaler)
             elif folder.resume:
@@ -181,9 +206,7 @@ class Run:
     def train_epoch(self, stream: Iterator[Batch], position: Position, order: Order, task: int) -> None:
         """Do the steps of the epoch that are left."""
         recipe = self.recipe
-        self.model.train()
-        for name in self.pipeline.frozen.modules:
-            self.model.get_submodule(name).eval()
+        self.set_mode()
         self.bar.advance(task, 0, f"epoch {position.epoch + 1}/{recipe.epochs}")
         began = time.perf_counter() - position.train_seconds
         waiting: list[tuple[Tensor, int, float]] = []

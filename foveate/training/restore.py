@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from foveate.errors import FoveateError, near
+from foveate.errors import FoveateError
 from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.surgery.insert import attentions
 
-__all__ = ["OutOfMemory", "compiled", "memory_advice", "own_batchnorms", "restored_afterwards", "synchronised"]
+__all__ = ["OutOfMemory", "memory_advice", "own_batchnorms", "restored_afterwards", "synchronised"]
 
 
 def own_batchnorms(model: nn.Module) -> list[_BatchNorm]:
@@ -93,27 +93,6 @@ def memory_advice(batch_size: int) -> Iterator[None]:
             f"out of memory with batch_size={batch_size}: take a smaller batch_size and accumulate more of them (the "
             "step stays the same), a smaller image_size, fewer workers, cache=False, or amp='bf16'"
         ) from error
-
-
-@contextlib.contextmanager
-def compiled(model: nn.Module, backend: str) -> Iterator[None]:
-    """A model that torch.compile runs, in place; afterwards it is as before. Without a backend nothing happens.
-
-    Raises:
-        FoveateError: torch has no such backend.
-    """
-    if not backend:
-        yield
-        return
-    known = torch._dynamo.list_backends(exclude_tags=())
-    if backend not in known:
-        raise FoveateError(f"torch.compile has no backend {backend!r}: {near(backend, known)}")
-    before = model._compiled_call_impl
-    model.compile(backend=backend)
-    try:
-        yield
-    finally:
-        model._compiled_call_impl = before
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from foveate.model_info import device_and_dtype
 from foveate.training.context import RunContext
 from foveate.training.input.protocols import Loader
 from foveate.training.input.sampler import Batch, Order, mix, seed_draws
+from foveate.training.speed.compilation import CompiledCalls
 from foveate.training.tasks.task import Task
 from foveate.training.teacher.distillation import Teacher
 
@@ -53,13 +55,29 @@ class TrainStep:
         recipe = context.recipe
         self.model, self.recipe, self.train, self.group = model, recipe, train, context.group
         self.optimiser, self.ema, self.teacher = optimiser, ema, teacher
+        self.context, self.task, self.classes = context, task, classes
         cached = train.trunk is not None
         self.objective = task.objective(model, recipe, cached=cached, has_teacher=teacher is not None)
         self.mixing = task.mixing(recipe, classes)
-        if cached and recipe.compile:
-            raise FoveateError("compile needs the whole network in each step: take cache=False, or leave freeze out")
         self.device = device_and_dtype(model)[0]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._compiled: dict[str, CompiledCalls] = {}
+        self.use(recipe.amp, "")
+
+    def use(self, amp: str, backend: str) -> None:
+        """Train from now on in this precision, and by this backend of torch.compile, or "".
+
+        Args:
+            amp: that of the recipe, or where the recipe says "auto", "no" or "bf16".
+            backend: for full batches.
+
+        Raises:
+            FoveateError: torch has no such backend.
+        """
+        self._half = amp == "bf16" and self.recipe.amp == "auto"  # otherwise Accelerate has it from the recipe
+        if backend not in self._compiled:
+            self._compiled[backend] = CompiledCalls(self.model, backend, self.recipe.batch_size)
+        self._calls = self._compiled[backend]
 
     def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:
         """Do one step; on a CPU only if the loss is finite.
@@ -95,13 +113,23 @@ class TrainStep:
             self.ema.update(self.model)
         return total
 
+    def of_copy(self, model: nn.Module, optimiser: Any) -> TrainStep:
+        """The same step for a copy of the model, without a moving average."""
+        return TrainStep(model, self.train, self.context, optimiser, self.task, self.classes, None, self.teacher)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self._half:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        accelerates: contextlib.AbstractContextManager[None] = self.group.accelerator.autocast()
+        return accelerates
+
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """() the loss of one batch of this process."""
         inputs = self.train.prepared(inputs, self.device)
         if self.mixing is not None:
             inputs, labels = self.mixing(inputs, labels)
         try:
-            with self.group.accelerator.autocast(), self.objective.images():
+            with self._autocast(), self.objective.images(), self._calls.on(len(labels)):
                 scores = self.train.scores(self.model, inputs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line, near
 from foveate.model_info import device_and_dtype
+from foveate.surgery.hosting import compiled_for_itself
 
 __all__ = [
     "BACKENDS",
@@ -125,10 +126,7 @@ def ready(
     if setting.backend == "eager":
         yield _done(model, images)
         return
-    # Each network and setting is compiled for itself; torch would otherwise give up after eight of one class.
-    from torch._dynamo import config  # slow to import
-
-    with config.patch(recompile_limit=10_000, accumulated_recompile_limit=10_000), warnings.catch_warnings():
+    with compiled_for_itself(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = _done(torch.compile(model, dynamic=False), images)
         try:

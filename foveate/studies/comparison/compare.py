@@ -32,6 +32,7 @@ from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.input.sampler import mix
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
+from foveate.training.speed.automatic import AUTO
 from foveate.training.tasks.choose import AnyData, OpenedData, open_for_task
 from foveate.training.tasks.classification import Classification
 
@@ -194,7 +195,16 @@ class Maker:
         return str(pretrained_config(network).get("architecture") or type(network).__name__)
 
     def job(self, label: str, plan: Plan | None, recipe: Recipe, data: OpenedData) -> Job:
-        """A run of the grid."""
+        """A run of the grid.
+
+        Raises:
+            FoveateError: the recipe leaves to each run in which precision it trains.
+        """
+        if recipe.amp == AUTO:
+            raise FoveateError(
+                "amp='auto' could train plans in different precision, and a comparison would compare that, too: take "
+                "amp='no' or amp='bf16'"
+            )
         words, start = (str(plan), self.start) if plan else (BASELINE, None)
         run = Run(self._identity(recipe.seed), words, start, recipe, data.fingerprint)
         return Job(run, label, data, partial(self.build, plan, recipe, recipe.seed))

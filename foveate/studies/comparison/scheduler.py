@@ -31,6 +31,7 @@ from foveate.surgery.saving.checkpoint import load
 from foveate.training.fit import fit
 from foveate.training.input.feature_cache import FeatureCache
 from foveate.training.metrics import Diverged
+from foveate.training.speed.automatic import runs_to_come
 from foveate.training.tasks.choose import OpenedData
 from foveate.training.tasks.classification import Classification
 from foveate.training.tasks.task import Task
@@ -103,7 +104,9 @@ class Grid:
             before = len(found)
             for number, job in enumerate(jobs, 1):
                 if job.run.name not in found:
-                    result = self.try_one(job, f"run {number} of {len(jobs)}", job.run.name in wanted)
+                    same = {other.run.name for other in jobs if other.run.plan == job.run.plan}
+                    with runs_to_come(len(same - found.keys())):
+                        result = self.try_one(job, f"run {number} of {len(jobs)}", job.run.name in wanted)
                     found |= {job.run.name: result} if result else {}
             if len(found) == before:
                 if not shown:
@@ -185,7 +188,7 @@ class Grid:
             *self.measure.outputs(found),
             done.seconds,
             done.images_per_second,
-            made_with(),
+            made_with() | ({"compile": done.chosen["compile"] or "off"} if recipe.compile and done.chosen else {}),
             folder=output,
         )
 

@@ -99,6 +99,11 @@ class Order:
         """Batches of this process in a step of an epoch."""
         return len(self._sizes(len(self._share(self.images(step)))))
 
+    def full_batches(self) -> int:
+        """Batches of this process in an epoch that have as many images as the recipe says."""
+        sizes = [self._sizes(len(self._share(self.images(step)))) for step in range(self.steps_per_epoch)]
+        return sum(size == self.batch_size for of_step in sizes for size in of_step)
+
     def _share(self, images: int) -> range:
         """Which of a step's images are this process's."""
         busy = min(self.processes, max(1, images // min(2, self.batch_size)))

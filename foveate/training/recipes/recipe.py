@@ -18,11 +18,13 @@ __all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "Recipe
 
 SCHEDULES = ("cosine", "constant", "step")
 AUGMENTATIONS = ("none", "flip", "standard", "randaugment")
-AMP = ("no", "bf16", "fp16")
+AMP = ("no", "bf16", "fp16", "auto")
 LOSSES = ("cross_entropy", "bce", "dice", "cross_entropy+dice")
 CLASSIFIERS = ("by name", "keep", "new")
 
 _CHOICES = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "amp": AMP, "loss": LOSSES, "classifier": CLASSIFIERS}
+
+_COMPILE = {"on": "inductor", "off": ""}
 
 # Field -> (lowest value, is the lowest value itself allowed, highest value). Highest values are included.
 _BOUNDS: dict[str, tuple[float, bool, float]] = {
@@ -104,11 +106,14 @@ class Recipe:
         checkpoint_every: steps between two checkpoints inside an epoch; None: only after each epoch.
         evaluate_every: epochs between two evaluations on the validation images; the last epoch, and one after which the
             run pauses, are always evaluated. The weights do not depend on it.
-        amp: mixed precision: "no", "bf16" or "fp16" (needs a GPU).
+        amp: mixed precision: "no", "bf16", "fp16" (needs a GPU), or "auto": bf16 where a step, measured before the run,
+            is faster in it. The choice is kept with the run.
         channels_last: keep feature maps in memory with the channels last, which is faster for convolutions.
         cache: keep what every epoch would compute again: the prepared images when augmentation is "none" or "flip",
             the decoded images when it crops at random, and with ``freeze`` the frozen part's features.
-        compile: a backend of torch.compile, such as "inductor"; "" does not compile.
+        compile: a backend of torch.compile, such as "inductor", for full batches; "on" is "inductor", "off" or "" does
+            not compile, "auto" compiles where that is expected to save more time than it takes, and is measured to.
+            The choice is kept with the run. What cannot be compiled is trained without it, and a line says so.
         sync_bn: BatchNorm over the images of all processes instead of each process's own (on GPUs).
         teacher: a model's name or a folder that foveate saved, to learn from; "" learns from the labels alone.
         distillation: the teacher's share of the loss, 0 to 1.
@@ -161,6 +166,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = _typed(field.name, getattr(self, field.name), str(field.type))
+            if field.name == "compile":
+                value = _COMPILE.get(value, value)
             object.__setattr__(self, field.name, value)
             if field.name in _CHOICES and value not in _CHOICES[field.name]:
                 raise FoveateError(f"recipe: {field.name}={value!r} is unknown; {near(value, _CHOICES[field.name])}")

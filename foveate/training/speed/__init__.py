@@ -1,0 +1,1 @@
+"""What a run decides by measuring: mixed precision and compilation."""
