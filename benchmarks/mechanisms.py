@@ -3,6 +3,10 @@
     python benchmarks/mechanisms.py                                    # writes benchmarks/mechanisms_cpu.csv
     python benchmarks/mechanisms.py --only se cbam --sizes 256@28 --batches 16 --seconds 5 --forms plain compiled timm
     python benchmarks/mechanisms.py --threads 1 --output before.csv    # called again it goes on where it was stopped
+    python benchmarks/mechanisms.py --forms timm bound compiled onnxruntime --output whole.csv
+
+Every line of the output ends with how many places are done and how long the rest takes at this pace. With every form it
+is hours, most of them torch.compile's and the exporter's.
 
 Each round times each form once, in a random order, for each finds the caches as the one before it left them; a ratio is
 taken within its round, and the table has the median and the quartiles of the ratios.
@@ -15,6 +19,7 @@ taken within its round, and the table has the median and the quartiles of the ra
     plain     the same with ``foveate.use_fused(False)``
     compiled  the definition under torch.compile
     timm      timm's layer of the same name with its defaults, where there is one
+    onnxruntime  the exported definition, in inference; its copies are of a contiguous input, whatever the format
     bound     what it cannot do without: its products on matrices that lie ready, by torch's matrix product and its
               scaled_dot_product_attention; of ``sparse`` the dense attention with the same projections
 
@@ -25,9 +30,11 @@ each of its levels. Rows that the file has already are not measured again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import itertools
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,10 +48,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate import registry
+from foveate.accounting.profiling import runners
 from foveate.cli.process.allocator import keep_freed_memory
+from foveate.errors import FoveateError
 
 SIZES = ("64@56", "256@28", "512@14", "1024@7")
-FORMS = ("plain", "compiled", "timm", "bound")
+FORMS = ("plain", "compiled", "timm", "bound", "onnxruntime")
 TIMM = {"se": "se", "cbam": "cbam", "non_local": "nl", "eca": "eca", "timm:eca": ""}
 KINDS = ("attention", "pooling", "heads")
 CLASSES = 1000
@@ -167,9 +176,20 @@ def forms(kind: str, name: str, x: Tensor, training: bool, wanted: list[str]) ->
     if "timm" in wanted and TIMM.get(name):
         theirs = registry.build(f"timm:{TIMM[name]}", x.shape[1]).to(x.device).train(training)
         made["timm"] = call(theirs)
+    if "onnxruntime" in wanted and not training:
+        with contextlib.suppress(FoveateError):  # what the exporter or the runtime does not take has no such row
+            made["onnxruntime"] = in_onnxruntime(build(kind, name, x.shape[1]).eval(), x)
     if "bound" in wanted and not training and (needed := bound(module, x)) is not None:
         made["bound"] = needed
     return made
+
+
+def in_onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    """The module as exported, on the same images."""
+    setting = runners.BenchmarkConfig(x.shape[0], torch.get_num_threads(), "float32", "contiguous", "onnxruntime")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        file = runners.exported(module, (x.shape[1], x.shape[2], x.shape[3]), setting, Path(folder))
+        return runners.session(file, x.cpu().contiguous(), setting.threads)
 
 
 def rows(times: dict[str, list[float]]) -> Iterator[dict[str, object]]:
@@ -242,9 +262,9 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if not done:
             writer.writeheader()
-        for place in places(options):
-            if tuple(map(str, place.values())) in done:
-                continue
+        left = [place for place in places(options) if tuple(map(str, place.values())) not in done]
+        began = time.perf_counter()
+        for number, place in enumerate(left, 1):
             torch._dynamo.reset()
             x = torch.randn(place["batch"], place["channels"], place["side"], place["side"], device=options.device)
             x = x.contiguous(memory_format=FORMATS[place["format"]])
@@ -259,7 +279,9 @@ def main() -> None:
             found = list(rows(times))  # all of a place or none, so that a stopped run can go on
             writer.writerows(same | place | row for row in found)
             file.flush()
-            print(*place.values(), *(f"{row['form']}={row['copies']}" for row in found), flush=True)
+            minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60
+            rest = f"({number} of {len(left)}, {minutes:.0f} min left)"
+            print(*place.values(), *(f"{row['form']}={row['copies']}" for row in found), rest, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ Chen, Kalantidis, Li, Yan, Feng: A^2-Nets: Double Attention Networks, NeurIPS 20
 
 Both softmaxes stay inside one image: a much copied version takes one over the batch. (A B^T) comes first, so nothing
 of size N x N is ever built.
+
+On a CPU ``forward`` infers by fewer products where these are the faster way: phi, theta and rho in one, and the output
+in one, (W (A B^T) + b 1^T) V + x, since each column of V sums to 1. They take x as it lies, in either memory format.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from foveate.attention._gates import use_fused_path
 from foveate.errors import FoveateError
+from foveate.kernels.dispatch import Built, no_active_modes
 
 __all__ = ["DoubleAttention"]
 
@@ -56,12 +61,55 @@ class DoubleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, x + W Z."""
+        if not torch._jit_internal.is_scripting():
+            by_products = use_fused_path(self, x, _BUILT) and self._are_faster(x)
+            if by_products:
+                return self._infer(x)
         features = self.phi(x).flatten(2)
         gathered = features @ self.attend(x).flatten(2).transpose(1, 2)
         handed_out = gathered @ self.rho(x).softmax(dim=1).flatten(2)
         change: Tensor = self.out(torch.unflatten(handed_out, 2, x.shape[2:]))
         return x + change
 
+    def _are_faster(self, x: Tensor) -> bool:
+        """Whether ``_infer`` computes what ``forward`` defines, and in less time: benchmarks/mechanisms.py."""
+        if x.dtype is not torch.float32 or not x.is_cpu or not no_active_modes():
+            return False
+        batch, channels, height, width = x.shape
+        last, positions = not x.is_contiguous(), height * width
+        if last and not x.is_contiguous(memory_format=torch.channels_last):
+            return False
+        few = positions < channels // 4  # torch's convolutions are the faster products of these
+        if few or (last and batch > 1 and positions < 8 * channels):
+            return False
+        return all(_is_plain(conv) for conv in (self.phi, self.theta, self.rho, self.out))
+
+    def _infer(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        inner = (self.phi, self.theta, self.rho)
+        weight = torch.cat([conv.weight for conv in inner]).flatten(1).expand(batch, -1, -1)
+        bias = torch.cat([conv.bias for conv in inner if conv.bias is not None])[None, :, None]
+        last = not x.is_contiguous()
+        planes = x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2) if last else x.flatten(2)
+        features, scores, asked = torch.split(torch.baddbmm(bias, weight, planes), [self.c_m, self.c_n, self.c_n], 1)
+        gathered = features @ scores.softmax(2).transpose(1, 2)
+        own = self.out.weight.flatten(1).expand(batch, -1, -1)
+        offered = own @ gathered if self.out.bias is None else torch.baddbmm(self.out.bias[:, None], own, gathered)
+        asked = asked.softmax(1)
+        if last:
+            rows = torch.baddbmm(planes.transpose(1, 2), asked.transpose(1, 2), offered.transpose(1, 2))
+            return torch.unflatten(rows, 1, (height, width)).permute(0, 3, 1, 2)
+        return torch.unflatten(torch.baddbmm(planes, offered, asked), 2, (height, width))
+
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """Parameters and MACs as the ULSAM paper's table counts them: 2mt and 2mthw, two of the four convolutions."""
         return 2 * channels * self.c_m, 2 * channels * self.c_m * height * width
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether a layer is the 1x1 convolution that was built: somebody may have changed its attributes."""
+    like = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    return like and conv.bias is not None and conv.weight.dtype is torch.float32 and conv.weight.is_cpu
+
+
+_BUILT = Built(dict.fromkeys(("phi", "theta", "rho", "out"), nn.Conv2d), {"attend": DoubleAttention.attend})

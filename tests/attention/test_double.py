@@ -6,6 +6,7 @@ import torch
 from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention.double import DoubleAttention
 from foveate.errors import FoveateError
+from foveate.kernels.dispatch import use_fused
 
 
 def conv(c, x):
@@ -68,3 +69,58 @@ def test_few_channels_leave_one_of_each():
 def test_both_are_positive(options):
     with pytest.raises(FoveateError, match="both are at least 1"):
         DoubleAttention(16, **options)
+
+
+LARGE = (2, 16, 13, 11), (1, 32, 5, 9), (1, 8, 30, 1), (3, 4, 6, 7)
+
+
+@pytest.mark.parametrize("shape", LARGE)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("options", [{}, {"c_m": 3, "c_n": 5}, {"c_n": 1}])
+def test_fewer_products_give_the_definition(randomise, monkeypatch, shape, memory_format, options):
+    module = randomise(DoubleAttention(shape[1], **options)).float().eval()
+    x = torch.randn(shape).contiguous(memory_format=memory_format)
+    taken = []
+    infer = DoubleAttention._infer
+    monkeypatch.setattr(DoubleAttention, "_infer", lambda self, x: (taken.append(1), infer(self, x))[1])
+    with torch.no_grad():
+        fast = module(x)
+        with use_fused(False):
+            slow = module(x)
+        exact = module.double()(x.double())
+    assert len(taken) == 1
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast.double(), exact, rtol=1e-5, atol=1e-5)
+    assert fast.is_contiguous(memory_format=memory_format)
+    assert fast.stride() == slow.stride() or 1 in shape
+
+
+def test_what_wants_another_way_takes_the_definition(randomise, monkeypatch):
+    module = randomise(DoubleAttention(8)).float().eval()
+    x = torch.randn(2, 8, 12, 12)
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(DoubleAttention, "_infer", never)
+    assert module(x).requires_grad
+    with torch.no_grad():
+        module(x.to(torch.float64).float()[:, :, :1, :1])  # few positions
+        module(x[:, :, ::2])  # in neither memory format
+        module.train()(x)
+        module.eval().phi.register_forward_hook(lambda *_: None)
+        module(x)
+        other = DoubleAttention(8).eval()
+        other.theta.stride = (2, 2)
+        other.phi.stride = (2, 2)
+        other.rho.stride = (2, 2)
+        with pytest.raises(RuntimeError):
+            other(x)
+        bare = DoubleAttention(8).eval()
+        bare.out.bias = None
+        bare(x)
+
+
+def test_what_is_counted_is_the_definition():
+    module = DoubleAttention(16).eval()
+    assert count_operations(module, (16, 20, 20))[""].macs == (16 * 2 * 4 + 2 * 2 * 2) * 400
