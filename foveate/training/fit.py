@@ -16,9 +16,10 @@ from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
 from foveate.training.context import RunContext
 from foveate.training.distributed import ProcessGroup, accelerated, rank_and_count
+from foveate.training.fitted import Fit
 from foveate.training.freeze import freeze_parameters
 from foveate.training.input.feature_cache import FeatureCache
-from foveate.training.loop import Fit, Run
+from foveate.training.loop import Run
 from foveate.training.recipes.optimiser_name import check_optimiser
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.restore import memory_advice, restored_afterwards, synchronised

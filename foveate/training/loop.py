@@ -6,17 +6,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Generic
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from typing_extensions import TypeVar
 
-from foveate.html import html_curves, html_lines
 from foveate.io import state_digest
 from foveate.kernels.waiting import SharedCores
 from foveate.model_info import pretrained_config
@@ -24,56 +20,20 @@ from foveate.preserve import preserve_state
 from foveate.surgery.insert import plan_of
 from foveate.training.checkpoint import Position, read_choice, read_state, save_state
 from foveate.training.context import RunContext
+from foveate.training.fitted import Fit
 from foveate.training.input.protocols import Loader, Pipeline
 from foveate.training.input.sampler import Batch, Order, images_in
-from foveate.training.metrics import Diverged, Evaluation
+from foveate.training.metrics import Diverged
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
-from foveate.training.recipes.recipe import Recipe
 from foveate.training.speed.automatic import choose, is_open
 from foveate.training.tasks.task import Data, Task
 from foveate.training.teacher.distillation import Teacher
 from foveate.training.teacher.matching import match_replaced, pairs_of
 from foveate.training.train_step import TrainStep
 
-__all__ = ["Fit", "Run"]
+__all__ = ["Run"]
 
-EvaluationT_co = TypeVar("EvaluationT_co", covariant=True, default=Evaluation)
 _LOOK_EVERY = 16  # steps between two looks at the losses on a GPU
-
-
-@dataclass(frozen=True, eq=False)
-class Fit(Generic[EvaluationT_co]):
-    """What a training run gave.
-
-    Args:
-        history: a row per epoch, with the columns of ``summary.csv``.
-        evaluation: of the final weights on the validation images.
-        seconds: wall time of the whole run, the parts before a ``resume`` included.
-        images_per_second: training images per second of training steps, of all processes together.
-        folder: the output folder, or None.
-        recipe: the recipe.
-        notes: what a reader of the numbers should know, such as that guessing is as good.
-        chosen: ``amp`` and ``compile`` as the run trained, where the recipe left them open or asked to compile.
-    """
-
-    history: tuple[dict[str, float], ...]
-    evaluation: EvaluationT_co
-    seconds: float
-    images_per_second: float
-    folder: Path | None
-    recipe: Recipe = field(repr=False)
-    notes: tuple[str, ...] = ()
-    chosen: Mapping[str, str] = field(default_factory=dict)
-
-    def _repr_html_(self) -> str:
-        found: Any = self.evaluation  # of any task: see Measured
-        epochs = len(self.history)
-        speed = f"{epochs} epochs, {self.seconds:.0f} s, {self.images_per_second:.0f} images/s in training steps"
-        curves = {text: [row[name] for row in self.history if name in row] for name, text in found.curves.items()}
-        kept = f"kept in {self.folder}" if self.folder else ""
-        return html_lines(found.headline, [speed, kept, *self.notes]) + html_curves(
-            {name: values for name, values in curves.items() if values}
-        )
 
 
 class Run:

@@ -140,7 +140,7 @@ def _choose_backend(trial: Trial, amp: str, steps: int, say: Callable[[str], Non
 
 
 def _checked(trial: Trial, amp: str, backend: str, say: Callable[[str], None]) -> str:
-    """The backend that was asked for, or none where it cannot be had: a run need not end for that."""
+    """The backend that was asked for, or none where it does not work here: a run need not end for that."""
     if not backend:
         return ""
     try:

@@ -144,7 +144,7 @@ def read_measured(key: str) -> Measured | None:
 
 
 def write_measured(key: str, found: Measured) -> None:
-    """Note what was measured, for later runs; a folder that cannot be written is no error."""
+    """Note what was measured, for later runs; a folder that cannot be written stops nothing."""
     with contextlib.suppress(OSError, FoveateError):
         file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
