@@ -66,7 +66,9 @@ def main(data: str, folder: Path, seed: int) -> None:
         pid = work(data, folder / "killed")
         while finished(folder / "killed") < done and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.005)
-        time.sleep(of_one * draw.uniform(0, 1.5))
+        until = time.monotonic() + of_one * draw.uniform(0, 1.5)
+        while time.monotonic() < until and finished(folder / "killed") <= done:  # never after the last run
+            time.sleep(0.005)
         os.kill(pid, signal.SIGKILL)
         codes["killed"].append(status(pid))
     codes["killed"].append(status(work(data, folder / "killed")))
