@@ -13,8 +13,14 @@ from foveate.explanations.attention import attention_maps
 from foveate.explanations.cam import cam
 from foveate.explanations.dense.detection import Boxes, box_scores, class_labels, find_objects, layer_of_boxes
 from foveate.explanations.dense.objects import ImageObjects
-from foveate.explanations.dense.segmentation import Region, classes_and_shares, predicted_pixels, region_scores
-from foveate.explanations.dense.windows import Windows, scores_in_windows, sums_in_windows, weighted_map_in_windows
+from foveate.explanations.dense.segmentation import (
+    Region,
+    classes_and_shares,
+    predicted_pixels,
+    region_scores,
+    sums_over,
+)
+from foveate.explanations.dense.windows import Windows, scores_in_windows, weighted_map_in_windows
 from foveate.explanations.gradcam import gradcam
 from foveate.explanations.gradcam_pp import gradcam_pp
 from foveate.explanations.hirescam import hirescam
@@ -154,7 +160,7 @@ class Looker:
             found = weighted_map_in_windows(self.method, self.model, windows, views, inside, where, label)
             maps = [replace(found, name=f"{found.name}, {region.text}, in windows")]
             return Found(shares, maps, [], predicted.to(torch.uint8).cpu())
-        with sums_in_windows(self.model, torch.ones_like(views[:, :1], dtype=torch.bool)):
+        with sums_over(self.model, len(views), lambda _: torch.ones_like(views[:, :1], dtype=torch.bool)):
             _, own, channels = attention_maps(self.model, views, [label] * len(views), self.wanted)
         maps = [
             Map(f"{one.name}, in windows", windows.join(one.values[:, None])[:, 0], one.module, _first(one.targets))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from foveate.errors import FoveateError, near
 
-__all__ = ["INPUTS", "KEEPS", "MAPS", "PRECISIONS", "Batch", "ExportOptions", "Size"]
+__all__ = ["INPUTS", "KEEPS", "MAPS", "PRECISIONS", "Batch", "ExportOptions", "Size", "refuse_asked"]
 
 Batch = int | Literal["dynamic"]
 Size = int | tuple[int, int] | Literal["dynamic"] | None
@@ -76,3 +76,18 @@ def _is_positive(value: object) -> bool:
 def _one_of(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         raise FoveateError(f"{name}={value!r} is not known; {near(str(value), known)}")
+
+
+def refuse_asked(asked: Mapping[str, bool], why: str) -> None:
+    """Refuse the first option that was asked for and that such a file does not have.
+
+    Args:
+        asked: an option as it is written -> whether it was given.
+        why: what is said after it.
+
+    Raises:
+        FoveateError: one was given.
+    """
+    for name, given in asked.items():
+        if given:
+            raise FoveateError(f"{name} {why}")

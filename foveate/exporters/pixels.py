@@ -11,7 +11,7 @@ from foveate.data.segmentation import SegmentationData
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.format import Format
-from foveate.exporters.options import ExportOptions
+from foveate.exporters.options import ExportOptions, refuse_asked
 from foveate.exporters.sample_images import Samples, SampleSource
 from foveate.networks.class_names import stored_names
 from foveate.training.tasks.segmentation_metrics import class_ious, score_counts
@@ -32,12 +32,11 @@ def for_pixels(form: Format, options: ExportOptions, notes: list[str], *, exampl
         "top=": bool(options.top),
         "example=True": example,
     }
-    asked = [name for name, wants in refused.items() if wants]
-    if asked:
-        raise FoveateError(
-            f"{asked[0]} is for classifiers: a segmentation network is exported in fp32 or fp16, and its file gives "
-            "the scores of each pixel"
-        )
+    refuse_asked(
+        refused,
+        "is for classifiers: a segmentation network is exported in fp32 or fp16, and its file gives the scores of each "
+        "pixel",
+    )
     if options.size is not None:
         return options
     if form.dynamic_size:

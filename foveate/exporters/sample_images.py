@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -104,23 +104,9 @@ def open_map_samples(
         FoveateError: an image or a label map cannot be read.
     """
     split = getattr(data, part)
-    exact = options.size != "dynamic"
-    shorter = min(preprocess.size)
-    sizes = [preprocess.size if exact else scaled_size(size, shorter) for size in split.sizes]
-    usual = max(set(sizes), key=lambda size: (sizes.count(size), size))
-    alike = [index for index, size in enumerate(sizes) if size == usual]
-    chosen = [alike[at] for at in spread_evenly(len(alike), count)]
-    pixels = torch.stack([resized(split.load(index), preprocess, exact=exact) for index in chosen])
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
-    normalised = (pixels.float() / 255 - mean) / std
-    return Samples(
-        normalised,
-        pixels.permute(0, 2, 3, 1).contiguous().numpy() if options.input == "uint8" else normalised.numpy(),
-        None,
-        data.classes,
-        f"{len(chosen)} images of {data.name}, {split.name}, of {usual[0]}x{usual[1]} pixels",
-        tuple(torch.from_numpy(np.array(split.target(index))) for index in chosen),
-    )
+    chosen, said, normalised, given = _alike(data, part, count, preprocess, options, scaled_size)
+    targets = tuple(torch.from_numpy(np.array(split.target(index))) for index in chosen)
+    return Samples(normalised, given, None, data.classes, said, targets)
 
 
 def open_box_samples(
@@ -139,23 +125,32 @@ def open_box_samples(
         FoveateError: an image cannot be read.
     """
     split = getattr(data, part)
-    exact = options.size != "dynamic"
-    sizes = [preprocess.size if exact else detection_size(size, min(preprocess.size)) for size in split.sizes]
+    chosen, said, normalised, given = _alike(data, part, count, preprocess, options, detection_size)
+    objects = tuple((split.objects[index], split.sizes[index]) for index in chosen)
+    return Samples(normalised, given, None, data.classes, said, objects=objects)
+
+
+def _alike(
+    data: SegmentationData | DetectionData,
+    part: str,
+    count: int,
+    preprocess: Preprocess,
+    options: ExportOptions,
+    size_of: Callable[[tuple[int, int], int], tuple[int, int]],
+) -> tuple[list[int], str, Tensor, NDArray[np.generic]]:
+    """Which images have the size that most have, in words, normalised, and as the file takes them."""
+    split, shorter = getattr(data, part), min(preprocess.size)
+    sizes = [size_of(size, shorter) if options.size == "dynamic" else preprocess.size for size in split.sizes]
     usual = max(set(sizes), key=lambda size: (sizes.count(size), size))
     alike = [index for index, size in enumerate(sizes) if size == usual]
     chosen = [alike[at] for at in spread_evenly(len(alike), count)]
-    whole = Preprocess(usual, preprocess.mean, preprocess.std, preprocess.interpolation)
+    whole = replace(preprocess, size=usual)
     pixels = torch.stack([resized(split.load(index), whole, exact=True) for index in chosen])
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
     normalised = (pixels.float() / 255 - mean) / std
-    return Samples(
-        normalised,
-        pixels.permute(0, 2, 3, 1).contiguous().numpy() if options.input == "uint8" else normalised.numpy(),
-        None,
-        data.classes,
-        f"{len(chosen)} images of {data.name}, {split.name}, of {usual[0]}x{usual[1]} pixels",
-        objects=tuple((split.objects[index], split.sizes[index]) for index in chosen),
-    )
+    given = pixels.permute(0, 2, 3, 1).contiguous().numpy() if options.input == "uint8" else normalised.numpy()
+    said = f"{len(chosen)} images of {data.name}, {split.name}, of {usual[0]}x{usual[1]} pixels"
+    return chosen, said, normalised, given
 
 
 class SampleSource:

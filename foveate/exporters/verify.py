@@ -18,7 +18,10 @@ from foveate.exporters.program import Program, scores_of
 from foveate.exporters.sample_images import Samples, full_batches
 from foveate.training.tasks.segmentation_metrics import class_ious, image_counts
 
-__all__ = ["LIMITS", "Check", "Verification", "failed", "metadata_check", "run_in_batches", "verify"]
+__all__ = [
+    *("LIMITS", "Check", "Verification", "failed", "metadata_check", "operations_check", "run_in_batches"),
+    "verify",
+]
 
 LIMITS = {"fp32": 1e-3, "fp16": 3e-2}
 """Of the largest difference of two logits, relative to the largest logit; int8 is judged by its predictions."""
@@ -69,6 +72,12 @@ class Verification:
     objects: tuple[Sequence[Mapping[str, Tensor]], Sequence[Mapping[str, Tensor]]] | None = None
 
 
+def operations_check(form: Format, path: Path) -> Check:
+    """Whether the runtime knows every operation of a file."""
+    foreign = form.foreign_operations(path)
+    return Check("operations", not foreign, ", ".join(foreign) or "all known to the runtime")
+
+
 def verify(program: Program, form: Format, path: Path, samples: Samples) -> Verification:
     """Look at a file in each way that this machine can.
 
@@ -82,8 +91,7 @@ def verify(program: Program, form: Format, path: Path, samples: Samples) -> Veri
         What was seen; a check that failed is in it, and raises nothing.
     """
     expected = _expected(program, samples)
-    foreign = form.foreign_operations(path)
-    checks = [Check("operations", not foreign, ", ".join(foreign) or "all known to the runtime")]
+    checks = [operations_check(form, path)]
     unable = form.runs_here()
     try:
         session = form.open(path, torch.get_num_threads())

@@ -35,6 +35,7 @@ def test_detectors_and_their_data_are_refused_by_what_takes_classifiers(folder, 
     calls = [
         ("detectors are written as onnx", lambda: fv.export(model, "pt2", tmp_path / "out")),
         (DETECTOR, lambda: fv.evaluate(model, "elpv")),
+        ("this is a detector, and an audit", lambda: fv.audit(model, "elpv")),
         (BOXES, lambda: fv.audit(model, folder)),
         (BOXES, lambda: fv.audit(model, data)),
         (BOXES, lambda: fv.faithfulness(model, data.val, ["gradcam"])),

@@ -11,7 +11,7 @@ M is the set of pixels that the map is to explain: those predicted as the class,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from foveate.errors import FoveateError, near
 from foveate.preserve import preserve_state
 from foveate.scores import pixel_scores
 
-__all__ = ["REGIONS", "Region", "classes_and_shares", "predicted_pixels", "region_scores"]
+__all__ = ["REGIONS", "Region", "classes_and_shares", "predicted_pixels", "region_scores", "sums_over"]
 
 REGIONS = ("predicted", "image")
 
@@ -132,12 +132,25 @@ def region_scores(
     size = len(classes)
     region.check(classes, chosen, names)
 
+    with sums_over(model, size, lambda count: region.of(classes, count, start, start + size)):
+        yield
+
+
+@contextlib.contextmanager
+def sums_over(model: nn.Module, images: int, inside: Callable[[int], Tensor]) -> Iterator[None]:
+    """Inside, a segmentation network gives (B, K) for B images: the sum of each class's scores over some pixels.
+
+    Args:
+        model: gives scores (B, K, h, w).
+        images: B.
+        inside: is called with K, and gives (B, K or 1, h, w) bool, the pixels that count.
+    """
+
     def hook(_: nn.Module, __: object, output: object) -> Tensor:
         scores = pixel_scores(output)
-        if scores.is_meta or len(scores) != size:  # a pass that only looks for shapes
+        if scores.is_meta or len(scores) != images:  # a pass that only looks for shapes
             return scores.sum((2, 3))
-        inside = region.of(classes, scores.shape[1], start, start + size)
-        return (scores * inside).sum((2, 3))
+        return (scores * inside(scores.shape[1])).sum((2, 3))
 
     handle = model.register_forward_hook(hook)
     try:

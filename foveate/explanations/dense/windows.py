@@ -8,14 +8,14 @@ windows overlap the mean is taken. So one scale holds for the whole image.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError
+from foveate.explanations.dense.segmentation import sums_over
 from foveate.explanations.gradcam import mean_gradient
 from foveate.explanations.gradcam_pp import channel_weights
 from foveate.explanations.gradients import layer_gradients
@@ -26,7 +26,7 @@ from foveate.preserve import preserve_state
 from foveate.scores import pixel_scores
 from foveate.whole_images import window_starts
 
-__all__ = ["Windows", "scores_in_windows", "sums_in_windows", "weighted_map_in_windows"]
+__all__ = ["Windows", "scores_in_windows", "weighted_map_in_windows"]
 
 _AT_ONCE = 8  # windows in one pass
 _METHODS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], bool]] = {
@@ -84,28 +84,6 @@ def scores_in_windows(model: nn.Module, windows: Windows, views: Tensor) -> Tens
     return windows.join(torch.cat(found))
 
 
-@contextlib.contextmanager
-def sums_in_windows(model: nn.Module, inside: Tensor) -> Iterator[None]:
-    """Inside, a segmentation network gives (N, K) for N windows: the sum of each class's scores over the region.
-
-    Args:
-        model: gives scores (N, K, h, w).
-        inside: (N, K or 1, h, w) bool, the region in each window.
-    """
-
-    def hook(_: nn.Module, __: object, output: object) -> Tensor:
-        scores = pixel_scores(output)
-        if scores.is_meta or len(scores) != len(inside):  # a pass that only looks for shapes
-            return scores.sum((2, 3))
-        return (scores * inside).sum((2, 3))
-
-    handle = model.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def weighted_map_in_windows(
     method: str, model: nn.Module, windows: Windows, views: Tensor, inside: Tensor, layer: Layer, label: int
 ) -> Map:
@@ -126,7 +104,11 @@ def weighted_map_in_windows(
     title, weights, positive = _METHODS[method]
     maps, gradients = [], []
     for part in _parts(len(views)):
-        with sums_in_windows(model, inside[part]):
+
+        def own(_: int, of: Tensor = inside[part]) -> Tensor:
+            return of
+
+        with sums_over(model, len(views[part]), own):
             found = layer_gradients(model, views[part], layer, [label] * len(views[part]))
         maps.append(found.maps)
         gradients.append(found.gradient)

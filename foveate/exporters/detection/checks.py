@@ -16,10 +16,10 @@ from foveate.dense import Detector
 from foveate.errors import FoveateError
 from foveate.exporters.format import Format, Session, find_format, format_names
 from foveate.exporters.opened import objects_of
-from foveate.exporters.options import ExportOptions
+from foveate.exporters.options import ExportOptions, refuse_asked
 from foveate.exporters.program import Program
 from foveate.exporters.sample_images import Samples
-from foveate.exporters.verify import Check, Verification, metadata_check
+from foveate.exporters.verify import Check, Verification, metadata_check, operations_check
 from foveate.training.tasks.detection_metrics import MOST, in_pixels_of_the_file, measure_objects
 
 __all__ = ["for_objects", "map_of", "verify_objects"]
@@ -58,11 +58,10 @@ def for_objects(
         "top=": bool(options.top),
         "example=True": example,
     }
-    asked = [name for name, wants in refused.items() if wants]
-    if asked:
-        raise FoveateError(
-            f"{asked[0]} is not for detectors: they are exported in fp32, and their file gives boxes, scores and labels"
-        )
+    refuse_asked(
+        refused,
+        "is not for detectors: they are exported in fp32, and their file gives boxes, scores and labels",
+    )
     if options.batch not in (1, "dynamic"):
         raise FoveateError(f"batch={options.batch}: a detector's file takes 1 image at a time; leave it out")
     if options.batch == "dynamic":
@@ -144,8 +143,7 @@ def verify_objects(program: Program, form: Format, path: Path, samples: Samples)
     network = cast(Detector, program.network.network)
     with torch.inference_mode():
         expected = [network(image[None])[0] for image in samples.normalised]
-    foreign = form.foreign_operations(path)
-    checks = [Check("operations", not foreign, ", ".join(foreign) or "all known to the runtime")]
+    checks = [operations_check(form, path)]
     unable = form.runs_here()
     try:
         session = form.open(path, torch.get_num_threads())

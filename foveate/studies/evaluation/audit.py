@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.data.detection import DetectionData, DetectionSplit, find_detection
 from foveate.data.segmentation import SegmentationData, SegmentationSplit, find_segmentation, open_segmentation
+from foveate.dense import Detector
 from foveate.errors import FoveateError
 from foveate.progress import ProgressBar
 from foveate.studies.comparison.statistics import holm
@@ -101,6 +103,12 @@ def audit(
     if batch_size < 2:
         raise FoveateError(f"batch_size={batch_size}: an audit exchanges maps between images, give at least 2")
     modules = _inserted(model)
+    boxes = isinstance(data, DetectionData | DetectionSplit) or find_detection(data)
+    if isinstance(model, Detector) and not boxes:  # of boxes it is said below what they are
+        raise FoveateError(
+            "this is a detector, and an audit measures what classes of images or of pixels change: compare trains it "
+            "with and without attention"
+        )
     loaded: LoadedImages | LoadedMaps
     judge: Judge
     if isinstance(data, SegmentationData | SegmentationSplit) or find_segmentation(data):
