@@ -12,7 +12,8 @@ Each round times each form once, in a random order, for each finds the caches as
 taken within its round, and the table has the median and the quartiles of the ratios.
 
 ``mechanisms_cpu.csv`` and, from before the passes of the gates in C, ``mechanisms_cpu_before.csv`` were measured with
-``--threads 1 --clock processor --steps inference`` on a machine that was busy. The forms are
+``--threads 1 --clock processor --steps inference`` on a machine that was busy, the rows of ``double`` again on a quiet
+one, after its inference by fewer products. The forms are
 
     copy      x.clone(), of which ``copies`` are counted
     ours      the module as ``foveate`` builds it with its defaults
