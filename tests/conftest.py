@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import none
 from PIL import Image
@@ -23,6 +24,8 @@ from foveate.data import open_data
 # A busy machine is not a fault of the code: nothing here is timed.
 settings.register_profile("foveate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("foveate")
+
+FOUND = pytest.StashKey[dict[str, object]]()  # the numeric state before a test
 
 
 def pytest_addoption(parser):
@@ -69,6 +72,33 @@ def pytest_collection_modifyitems(config, items):
         gone = set(left_out)
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in gone]
+
+
+def numeric_state():
+    """What a process has one of, and on which last bits depend."""
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "precision of float32 products": torch.get_float32_matmul_precision(),
+        "oneDNN": torch.backends.mkldnn.enabled,
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+    }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.stash[FOUND] = numeric_state()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """A test that leaves another numeric state fails, not another one after it that compares bits."""
+    yield
+    now = numeric_state()
+    left = {name: (was, now[name]) for name, was in item.stash[FOUND].items() if was != now[name]}
+    assert not left, f"left changed for all later tests, as (before, after): {left}"
 
 
 def pytest_collection_finish(session):

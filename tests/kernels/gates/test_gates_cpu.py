@@ -51,7 +51,7 @@ MODULES = {
 
 
 @pytest.fixture(autouse=True)
-def threads(monkeypatch):
+def two_threads(monkeypatch):
     """Two, also for small inputs."""
     monkeypatch.setattr(gates_cpu, "_GRAIN", 0)
     before = torch.get_num_threads()
