@@ -11,6 +11,9 @@ end as that pays for, and "last blocks", which trains the plans nearest to the n
 its own images call best. It is right if that plan's truth is within one standard error of the best. Of ten repetitions
 it should be right in eight.
 
+"All trained" is no search: it trains every plan to the end, at four times that cost, with the one seed of a search. It
+is what a search of one seed could find at best.
+
 Whether there is a truth at all is said first: Spearman's rho between the plans' order in two halves of the seeds, the
 mean over all halvings. Below 0.8 the differences between plans are mostly noise. ``--rho`` says this alone, which needs
 no pauses, of the seeds of a protocol that are finished. Beside it stands the share of the plans in the variance of
@@ -180,7 +183,7 @@ class Named:
 def replay(truth: Truth, repetitions: int, seed: int = 0) -> dict[str, float]:
     """How often each way is right, and what the first one cost."""
     rng = np.random.default_rng(seed)
-    right = dict.fromkeys(("halving", "random search", "last blocks"), 0)
+    right = dict.fromkeys(("halving", "random search", "last blocks", "all trained"), 0)
     plans, seeds = truth.final.shape
     cost = 0.0
     for repetition in range(repetitions):
@@ -192,8 +195,9 @@ def replay(truth: Truth, repetitions: int, seed: int = 0) -> dict[str, float]:
         least = means[best] - others[best].std(ddof=1) / np.sqrt(seeds - 1)
         whole = int(SHARE * plans)
         taken = {"halving": search(truth, own, drawn)}
-        for name, some in (("random search", drawn[:whole]), ("last blocks", list(range(plans - whole, plans)))):
-            taken[name] = max(some, key=lambda n: truth.judged(n, own, truth.epochs)), whole * truth.epochs
+        ends = list(range(plans - whole, plans))
+        for name, some in (("random search", drawn[:whole]), ("last blocks", ends), ("all trained", drawn)):
+            taken[name] = max(some, key=lambda n: truth.judged(n, own, truth.epochs)), len(some) * truth.epochs
         for name, (plan, _) in taken.items():
             right[name] += bool(means[plan] >= least)
         cost += taken["halving"][1] / (plans * truth.epochs) / repetitions
@@ -243,7 +247,7 @@ def simulated(rho: float, rng: np.random.Generator, plans: int = 24, seeds: int 
 
 def table(rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> None:
     """Print results."""
-    head = ["", "rho of halves", "halving", "random search", "last blocks", "share of the training"]
+    head = ["", "rho of halves", "halving", "random search", "last blocks", "all trained", "share of the training"]
     print(
         *markdown_table(head, [[name, f"{rho:.2f}", *(f"{v:.2f}" for v in of.values())] for name, rho, of in rows]),
         sep="\n",
