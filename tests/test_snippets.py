@@ -207,8 +207,14 @@ STUDIES = ("foveate/studies/", "foveate/training/", "foveate/families/", "foveat
 LONG = {
     "docs/export.md": ("ten files of a real network; the same calls are tested in tests/exporters", FILES),
     "docs/export_int8.md": ("it quantizes real networks; the same calls are tested in tests/exporters", FILES),
+    "docs/export_formats.md": ("it exports real networks; the same calls are tested in tests/exporters", FILES),
     "docs/guides/compare.md": ("it trains for each block; the same calls are tested in tests/studies", STUDIES),
+    "docs/guides/executors.md": ("it starts processes; the same calls are tested in tests/studies", STUDIES),
     "docs/guides/search.md": ("it trains for each block; the same calls are tested in tests/studies", STUDIES),
+    "docs/tutorials/first_comparison.md": (
+        "it trains and compares; the same calls are tested in tests/studies",
+        STUDIES,
+    ),
     "docs/tutorials/ship_to_a_phone.md": (
         "it trains and exports real networks, as the tests of both do",
         FILES + STUDIES,

@@ -159,6 +159,13 @@ def onnx_of(module, x, **options):
     return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
 
 
+of_graphs = pytest.mark.slow(
+    reason="exported for any size, fifteen seconds; tests/attention/test_contract.py exports it for one",
+    guards=("foveate/attention/sparse.py", "foveate/kernels/sparse.py", "constraints.txt"),
+)
+
+
+@of_graphs
 @pytest.mark.parametrize("options", [{}, {"causal": False, "arrangement": "heads"}])
 def test_an_exported_graph_holds_for_any_height_and_width(options):
     torch.manual_seed(0)
@@ -174,6 +181,7 @@ def test_an_exported_graph_holds_for_any_height_and_width(options):
             torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
+@of_graphs
 @pytest.mark.parametrize("options", [{"stride": 4}, {"window": 3}])
 def test_a_graph_that_would_hold_for_one_size_only_is_refused_as_one_for_all(options):
     torch.manual_seed(0)

@@ -62,6 +62,10 @@ def test_every_mechanism(everywhere, form, axes, tmp_path):
     assert all(check.passed for check in made.checks), made
 
 
+@pytest.mark.slow(
+    reason="two files of a network with every head and pool, twenty seconds",
+    guards=("foveate/exporters/", "foveate/heads/", "foveate/pooling/", "foveate/surgery/", "constraints.txt"),
+)
 @pytest.mark.parametrize("form", ["onnx", "pt2"])
 @pytest.mark.parametrize("end", [f"{n} as head" for n in names("heads")] + [f"{n} as pool" for n in names("pooling")])
 def test_heads_and_pools(network, end, form, tmp_path):
