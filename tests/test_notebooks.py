@@ -201,6 +201,16 @@ def test_every_result_of_a_public_function_shows_itself():
 
 
 @pytest.mark.parametrize("name", sorted(BUILT))
+def test_as_text_it_is_short(name):
+    """What ``print`` and a console show: no values of tensors, no address, no page of fields."""
+    made = BUILT[name]()
+    for text in (str(made), repr(made)):
+        assert len(text) < 1000, text
+        assert "tensor(" not in text
+        assert " at 0x" not in text
+
+
+@pytest.mark.parametrize("name", sorted(BUILT))
 def test_it_is_escaped_complete_and_needs_nothing_from_elsewhere(name):
     page = BUILT[name]()._repr_html_()
     tags = read(page)

@@ -64,7 +64,8 @@ GENERATED = dict.fromkeys(
     (
         f"docs/reports/{name}.md"
         for name in (
-            *("imagewoof", "camvid", "flowers_ablation", "flowers_search", "flowers_search_compared"),
+            *("imagewoof", "camvid", "camvid_upernet", "bccd"),
+            *("flowers_ablation", "flowers_search", "flowers_search_compared"),
             *(path.stem for path in (ROOT / "docs" / "reports").glob("evidence_*.md")),
         )
     ),

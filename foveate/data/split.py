@@ -121,6 +121,10 @@ class ImageData:
         unused = tuple((reason, tuple(map(printable, names))) for reason, names in self.unused)
         object.__setattr__(self, "unused", unused)
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.train):,} training and {len(self.val):,} validation images"
+        return f"<ImageData {self.name!r}: {len(self.classes)} classes, {counts}>"
+
     def _repr_html_(self) -> str:
         train, val = Counter(self.train.labels), Counter(self.val.labels)
         rows = [(name, train[label], val[label]) for label, name in enumerate(self.classes)]

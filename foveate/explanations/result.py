@@ -47,6 +47,9 @@ class Map:
         return bool(((self.values.sum(dim=(-2, -1)) - 1).abs() < 1e-3).all())
 
 
+_NAMED = 8  # maps, in its line
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """What a network looked at in B images.
@@ -82,6 +85,11 @@ class Explanation:
     scores: Tensor | None = None
     masks: Tensor | None = None
     objects: tuple[ImageObjects, ...] = ()
+
+    def __repr__(self) -> str:
+        shown = [one.name for one in self.maps] + [name for name, _ in self.channels]
+        of = f"{', '.join(shown[:_NAMED])}{', ...' * (len(shown) > _NAMED)}" or "none"
+        return f"<Explanation by {self.method!r} of {len(self.names)} images; maps: {of}>"
 
     def label(self, index: int) -> str:
         """The name of a class, or "class N" when the model does not tell; of -1, "nothing"."""

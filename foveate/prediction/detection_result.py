@@ -114,6 +114,9 @@ class Detections:
     def __iter__(self) -> Iterator[ImageDetections]:
         return self._stream
 
+    def __repr__(self) -> str:
+        return f"<Detections: computed as they are read, {len(self._bad)} images bad so far>"
+
     def _repr_html_(self) -> str:
         """How to get them, and what could not be predicted so far; nothing is computed."""
         reasons = [reason if name in reason else f"{name}: {reason}" for name, reason in self._bad]

@@ -42,6 +42,10 @@ class Fit(Generic[EvaluationT_co]):
     notes: tuple[str, ...] = ()
     chosen: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        kept = f", kept in {self.folder}" * (self.folder is not None)
+        return f"<Fit of {len(self.history)} epochs in {self.seconds:.0f} s{kept}: {self.evaluation!r}>"
+
     def _repr_html_(self) -> str:
         found: Any = self.evaluation  # of any task: see Measured
         epochs = len(self.history)

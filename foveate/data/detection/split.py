@@ -133,6 +133,10 @@ class DetectionData:
             object.__setattr__(self, part, replace(getattr(self, part), classes=self.classes))
         object.__setattr__(self, "note", printable(self.note))
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.train):,} training and {len(self.val):,} validation images with boxes"
+        return f"<DetectionData {self.name!r}: {len(self.classes)} classes, {counts}>"
+
     def _repr_html_(self) -> str:
         counts = f"{self.name}: {len(self.train)} training and {len(self.val)} validation images with boxes"
         unused = [f"{len(names)} files {reason}" for reason, names in self.unused]

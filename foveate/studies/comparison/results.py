@@ -140,6 +140,15 @@ class Comparison:
     boxes: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     objects: Tensor | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        plans, seeds = len(self.rows) - 1, len(self.seeds)
+        of = f"{plans} plan{'s' * (plans != 1)} with {self.rows[0].label!r}"
+        return f"<Comparison of {of} on {self.setup.data}, {seeds} seed{'s' * (seeds != 1)}: {self.measure.column}>"
+
+    def __str__(self) -> str:
+        lines = [f"{row.label}: {mean(row.score):.1f}; {row.verdict}" for row in self.rows]
+        return "\n".join([repr(self)[1:-1], *lines])
+
     @property
     def measure(self) -> Measure:
         """What the plans are compared by."""

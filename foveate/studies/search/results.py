@@ -87,6 +87,13 @@ class Search:
     training_seconds: float
     folder: Path | None = field(default=None)
 
+    def __repr__(self) -> str:
+        return f"<Search of {self.family!r}: trials: {len(self.trials)}, finalists: {len(self.finalists)}>"
+
+    def __str__(self) -> str:
+        found = f"best: {self.best.plan}: {self.verdict}" if self.finalists else "every trial diverged"
+        return f"{repr(self)[1:-1]}\n{found}"
+
     @property
     def best(self) -> Trial:
         """The finalist with the best mean accuracy in the comparison; without one, the first trial.
