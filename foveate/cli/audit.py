@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, ModelOptions, open_images, open_label_maps, open_network
+from foveate.cli.options import DataOptions, ModelOptions, open_any, open_network
 from foveate.errors import FoveateError
 
 __all__ = ["audit"]
@@ -34,8 +34,8 @@ def audit(
     Args:
         model: a folder that foveate saved.
         data: a folder with train/ and val/, a folder of class folders, Parquet, or "elpv"; or images beside label maps,
-            where the mIoU stands in the place of accuracy. The validation part is used, without --limit at most 1000
-            images of it.
+            where the mIoU stands in the place of accuracy, or with boxes, where the mAP does. The validation part is
+            used, without --limit at most 1000 images of it.
         image_size: side of the images in pixels; without it the model's own.
         batch_size: images in one pass.
         json: print JSON.
@@ -45,8 +45,7 @@ def audit(
         raise FoveateError("--json and --csv - both print to the terminal: give --csv a file, or leave one out")
     options = images or DataOptions()
     network = open_network(ModelOptions(model), image_size)
-    maps = fv.find_segmentation(data)
-    opened = open_label_maps(data, options) if maps else open_images(data, options)
+    opened = open_any(data, options)
     limit = MOST if options.limit is None else None  # else the data is cut already
     found = fv.audit(network, opened, image_size=image_size, batch_size=batch_size, progress=True, limit=limit)
     if csv == "-":
@@ -54,7 +53,7 @@ def audit(
     elif csv is not None:
         found.write_csv(csv)
     if json:
-        score = "miou" if maps else "accuracy"
+        score = "accuracy" if found.measure.key == "top1" else found.measure.key
         totals = {"data": found.data, "images": found.images, score: found.accuracy, "seconds": found.seconds}
         print(json_format.dumps({**totals, "modules": found.as_dicts()}, indent=2))
     elif csv != "-":

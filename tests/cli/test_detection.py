@@ -138,3 +138,16 @@ def test_compare(folder, tmp_path, capsys):
     assert "points of mAP" in " ".join(capsys.readouterr().out.split())
     assert run("compare", folder, *options, *plans, "--export", "onnx") == 2
     assert "--export is for images with one class each, and this data has boxes" in capsys.readouterr().err
+
+
+def test_audit(folder, tmp_path, capsys):
+    pytest.importorskip("faster_coco_eval")
+    model = fv.create_detector("test_efficientnet", "ssdlite(width=0.1)", classes=("cat", "dog"))
+    fv.save(fv.insert(model, "se after backbone.blocks.1.0", input_size=32), tmp_path)
+    given = ("--image-size", 32, "--val-fraction", 0.5, "--on-bad-image", "skip")
+    assert run("audit", tmp_path, folder, *given, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 <= found["map"] <= 100
+    assert [row["site"] for row in found["modules"]] == ["backbone.blocks.1.0"]
+    assert run("audit", tmp_path, folder, "--image-size", 32) == 2
+    assert "has no area; on_bad_image='skip'" in capsys.readouterr().err

@@ -31,13 +31,14 @@ def test_detectors_and_their_data_are_refused_by_what_takes_classifiers(folder, 
     model = fv.create_detector("test_efficientnet", "ssdlite(width=0.1)", classes=("a", "b"))
     fv.insert(model, "se after backbone.blocks.2.0", input_size=32)
     data, recipe = fv.open_detection(folder), fv.Recipe(epochs=1, image_size=32)
+    classifier = fv.insert(fv.create_model("test_efficientnet", num_classes=2), "se after blocks.2.0", input_size=32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     calls = [
         ("detectors are written as onnx", lambda: fv.export(model, "pt2", tmp_path / "out")),
         (DETECTOR, lambda: fv.evaluate(model, "elpv")),
-        ("this is a detector, and an audit", lambda: fv.audit(model, "elpv")),
-        (BOXES, lambda: fv.audit(model, folder)),
-        (BOXES, lambda: fv.audit(model, data)),
+        ("this is a detector: audit it on images with boxes", lambda: fv.audit(model, "elpv")),
+        (BOXES, lambda: fv.audit(classifier, folder)),
+        (BOXES, lambda: fv.audit(classifier, data)),
         (BOXES, lambda: fv.faithfulness(model, data.val, ["gradcam"])),
         (
             "this data has boxes: compare takes them",

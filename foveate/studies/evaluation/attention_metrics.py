@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from foveate.explanations.axes import check_axes
 from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.studies.evaluation.in_memory import LoadedImages
-from foveate.studies.evaluation.judges import Judge, LoadedMaps
+from foveate.studies.evaluation.judges import Judge
+from foveate.studies.evaluation.whole_in_memory import LoadedWhole
 
 __all__ = ["CONSTANT", "AuditPasses", "ContributionStatistics", "MapStatistics", "factor_of", "own_maps", "plain_of"]
 
@@ -48,22 +49,44 @@ def own_maps(module: Any, inputs: Sequence[Any]) -> list[Tensor]:
 
 
 @dataclass
-class MapStatistics:
-    """Sums over batches, from which follow how uniform the maps are and how much they differ between images."""
+class _Sums:
+    """Over the images of one size, for each map: the sum of its values and of their squares, (rows, N) each."""
 
-    images: int = 0
+    images: int
+    sums: list[Tensor]
+    squares: list[Tensor]
+
+    def moments(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each map the mean and the standard deviation between images of each value, (rows, N)."""
+        for total, square in zip(self.sums, self.squares, strict=True):
+            mean = total / self.images
+            deviation = (square / self.images - mean.square()).clamp_min(0).sqrt()
+            deviation[deviation < _ROUNDING * mean.abs()] = 0
+            yield from zip(mean.unbind(), deviation.unbind(), strict=True)
+
+
+@dataclass
+class MapStatistics:
+    """Sums over batches, from which follow how uniform the maps are and how much they differ between images.
+
+    Values are compared between images of one size alone: maps of others have other positions.
+    """
+
     entropy: list[float] = field(default_factory=list)  # of each image and map, relative to log N; NaN: not defined
     area: list[float] = field(default_factory=list)  # exp(entropy) / N
-    sums: list[Tensor] = field(default_factory=list)
-    squares: list[Tensor] = field(default_factory=list)
+    of_size: dict[tuple[tuple[int, ...], ...], _Sums] = field(default_factory=dict)
 
-    def see(self, maps: Sequence[Tensor]) -> None:
-        """Add a batch's maps, each (B, maps, rows, N)."""
-        if not self.sums:
-            self.sums = [torch.zeros(values.shape[1:], dtype=torch.float64, device=values.device) for values in maps]
-            self.squares = [torch.zeros_like(total) for total in self.sums]
-        self.images += len(maps[0]) if maps else 0
-        for total, square, values in zip(self.sums, self.squares, maps, strict=True):
+    def see(self, maps: Sequence[Tensor], size: tuple[int, ...] = ()) -> None:
+        """Add a batch's maps, each (B, maps, rows, N), of feature maps of one size."""
+        if not maps:
+            return
+        shapes = (size, *(values.shape[1:] for values in maps))
+        if shapes not in self.of_size:
+            zeros = [torch.zeros(values.shape[1:], dtype=torch.float64, device=values.device) for values in maps]
+            self.of_size[shapes] = _Sums(0, zeros, [torch.zeros_like(total) for total in zeros])
+        found = self.of_size[shapes]
+        found.images += len(maps[0])
+        for total, square, values in zip(found.sums, found.squares, maps, strict=True):
             for part in torch.split(values, max(1, _AT_ONCE // values[0].numel())):
                 doubles = part.double()
                 self._uniformity(doubles)
@@ -83,33 +106,31 @@ class MapStatistics:
     @property
     def count(self) -> int:
         """How many maps an image has."""
-        return sum(len(total) for total in self.sums)
+        return next((sum(map(len, found.sums)) for found in self.of_size.values()), 0)
 
     def variation(self) -> list[float]:
         """For each map its standard deviation between images, averaged over its values, in units of their mean."""
-        return [
-            float(deviation.mean()) / size if size else 0.0
-            for mean, deviation in self._moments()
-            for size in [float(mean.abs().mean())]
-        ]
+
+        def relative(mean: Tensor, deviation: Tensor) -> float:
+            size = float(mean.abs().mean())
+            return float(deviation.mean()) / size if size else 0.0
+
+        images = sum(found.images for found in self.of_size.values())
+        return [sum(count * value for count, value in of) / images for of in self._of_maps(relative)]
 
     def largest_variation(self) -> list[float]:
         """For each map the largest standard deviation of one of its values, relative to it or to the mean value."""
-        return [
-            float((deviation / mean.abs().clamp_min(size)).max()) if size else 0.0
-            for mean, deviation in self._moments()
-            for size in [float(mean.abs().mean())]
-        ]
 
-    def _moments(self) -> list[tuple[Tensor, Tensor]]:
-        """For each map the mean and the standard deviation between images of each value, (rows, N)."""
-        found = []
-        for total, square in zip(self.sums, self.squares, strict=True):
-            mean = total / self.images
-            deviation = (square / self.images - mean.square()).clamp_min(0).sqrt()
-            deviation[deviation < _ROUNDING * mean.abs()] = 0
-            found += list(zip(mean.unbind(), deviation.unbind(), strict=True))
-        return found
+        def relative(mean: Tensor, deviation: Tensor) -> float:
+            size = float(mean.abs().mean())
+            return float((deviation / mean.abs().clamp_min(size)).max()) if size else 0.0
+
+        return [max(value for _, value in of) for of in self._of_maps(relative)]
+
+    def _of_maps(self, measure: Callable[[Tensor, Tensor], float]) -> list[list[tuple[int, float]]]:
+        """For each map, of each size the number of images and a measure of its moments."""
+        of_sizes = [[(of.images, measure(*one)) for one in of.moments()] for of in self.of_size.values()]
+        return [list(of_map) for of_map in zip(*of_sizes, strict=True)]
 
     @property
     def constant(self) -> float | None:
@@ -201,13 +222,14 @@ class AuditPasses:
     def __init__(
         self,
         model: nn.Module,
-        loaded: LoadedImages | LoadedMaps,
+        loaded: LoadedImages | LoadedWhole,
         judge: Judge,
         size: int,
         advance: Callable[[int], None],
     ) -> None:
         self.model, self.loaded, self.judge, self.size, self.advance = model, loaded, judge, size, advance
         self.device, self.dtype = device_and_dtype(model)
+        self.images = 0  # of the batch that is shown
 
     def predictions(self, hooked: list[tuple[nn.Module, Callable[..., object]]]) -> Tensor:
         """(N, ...) what the judge reads of each image; below 0 where a score is NaN or infinite."""
@@ -215,7 +237,9 @@ class AuditPasses:
         with preserve_state(self.model, evaluation=True, no_grad=True) as hooks:
             hooks += [module.register_forward_hook(hook) for module, hook in hooked]
             for images, labels in self.loaded.batches(self.size, self.device):
-                found.append(self.judge.read(self.model(images.to(self.dtype).clone()), labels))
+                self.images = len(images)
+                output = self.model(images.to(self.dtype).clone())
+                found.append(self.judge.read(output, labels, (int(images.shape[2]), int(images.shape[3]))))
                 self.advance(len(images))
         return torch.cat(found)
 

@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.data.detection import DetectionData, DetectionSplit, find_detection
-from foveate.data.segmentation import SegmentationData, SegmentationSplit, find_segmentation, open_segmentation
-from foveate.dense import Detector
 from foveate.errors import FoveateError
 from foveate.progress import ProgressBar
 from foveate.studies.comparison.statistics import holm
@@ -27,10 +24,11 @@ from foveate.studies.evaluation.attention_metrics import (
     plain_of,
 )
 from foveate.studies.evaluation.audit_result import Audit, ModuleAudit
-from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
-from foveate.studies.evaluation.judges import ClassJudge, Judge, LoadedMaps, PixelJudge, load_maps
+from foveate.studies.evaluation.in_memory import LoadedImages
+from foveate.studies.evaluation.judges import Audited, Judge, load_judged
 from foveate.studies.evaluation.low_precision import LowPrecision
 from foveate.studies.evaluation.verdict import Effect, Measures, verdict_of
+from foveate.studies.evaluation.whole_in_memory import LoadedWhole
 from foveate.surgery.record import part, record_of, unwrapped
 from foveate.surgery.wrappers import Gate, mechanism_of
 from foveate.training.metrics import Diverged
@@ -55,7 +53,7 @@ class _Module:
 
 def audit(
     model: nn.Module,
-    data: Data | SegmentationData | SegmentationSplit,
+    data: Audited,
     *,
     limit: int | None = 1000,
     batch_size: int = 32,
@@ -81,11 +79,13 @@ def audit(
     5. unclear: anything else; more images may tell.
 
     Args:
-        model: a classifier, or a segmentation network, with a plan, trained: a fresh module has nothing to tell.
-        data: what ``open_data`` or ``open_segmentation`` takes, of which the validation part is read; a part of a data
-            set; or batches of normalised images (B, C, H, W) and labels (B,). With label maps the mIoU stands in the
-            place of accuracy, its intervals and p values are those of resampled images, and the prediction of an image
-            is the class of each of its pixels; images that are alone with their size are left out.
+        model: a classifier, a segmentation network or a detector, with a plan, trained: a fresh module has nothing to
+            tell.
+        data: what ``open_data``, ``open_segmentation`` or ``open_detection`` takes, of which the validation part is
+            read; a part of a data set; or batches of normalised images (B, C, H, W) and labels (B,). With label maps
+            the mIoU stands in the place of accuracy, with boxes the mAP; its intervals and p values are those of
+            resampled images. The prediction of an image is the class of each of its pixels, or what mAP counts of its
+            boxes. Images that are alone with their size are left out.
         limit: at most so many images, in proportion to the classes; None for all. They are kept in memory.
         batch_size: images in one pass.
         image_size: side of the images in pixels; without it the model's own.
@@ -97,27 +97,13 @@ def audit(
 
     Raises:
         FoveateError: the model carries no plan, or the data cannot be read or does not fit the model.
-        Diverged: the model's scores are NaN or infinite.
+        Diverged: the model's scores are NaN or infinite, or a weight of a detector is.
     """
     model = unwrapped(model)
     if batch_size < 2:
         raise FoveateError(f"batch_size={batch_size}: an audit exchanges maps between images, give at least 2")
     modules = _inserted(model)
-    boxes = isinstance(data, DetectionData | DetectionSplit) or find_detection(data)
-    if isinstance(model, Detector) and not boxes:  # of boxes it is said below what they are
-        raise FoveateError(
-            "this is a detector, and an audit measures what classes of images or of pixels change: compare trains it "
-            "with and without attention"
-        )
-    loaded: LoadedImages | LoadedMaps
-    judge: Judge
-    if isinstance(data, SegmentationData | SegmentationSplit) or find_segmentation(data):
-        maps = data if isinstance(data, SegmentationSplit) else open_segmentation(data)  # type: ignore[arg-type]  # a path
-        loaded = load_maps(maps, model, limit=limit, image_size=image_size, seed=seed)
-        judge = PixelJudge(len(maps.classes))
-    else:
-        loaded = load_images(data, model, limit=limit, image_size=image_size, seed=seed)
-        judge = ClassJudge(loaded.labels)
+    loaded, judge = load_judged(data, model, limit=limit, image_size=image_size, seed=seed)
     passes = 1 + sum(2 if one.verb != "as head" else 0 for one in modules)
     with _bar(passes * len(loaded), progress) as advance:
         return _audit(model, modules, loaded, judge, batch_size, advance)
@@ -140,13 +126,13 @@ def _inserted(model: nn.Module) -> list[_Module]:
 def _audit(
     model: nn.Module,
     modules: list[_Module],
-    loaded: LoadedImages | LoadedMaps,
+    loaded: LoadedImages | LoadedWhole,
     judge: Judge,
     size: int,
     advance: Callable[[int], None],
 ) -> Audit:
     run = AuditPasses(model, loaded, judge, size, advance)
-    before = run.predictions([(one.outer, _watch(one)) for one in modules])
+    before = run.predictions([(one.outer, _watch(one, run)) for one in modules])
     judge.check(loaded.labels)
     broken = int((before.flatten(1) if before.ndim > 1 else before[:, None]).lt(0).all(1).sum())
     if broken:
@@ -219,13 +205,18 @@ def _effects(pairs: dict[tuple[str, int], tuple[Tensor, Tensor]], judge: Judge) 
     }
 
 
-def _watch(one: _Module) -> Callable[..., None]:
+def _watch(one: _Module, run: AuditPasses) -> Callable[..., None]:
     """A hook that takes down what the module does, in the pass with nothing changed."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if hasattr(one.module, "attend"):
-            one.maps.see(own_maps(one.module, inputs))
         given = inputs[0]
+        if isinstance(given, Tensor) and len(given) != run.images:
+            raise FoveateError(
+                f"{one.site} is given {len(given)} feature maps for {run.images} images, such as one for each region: "
+                "an audit exchanges maps between images; audit a plan that leaves it out"
+            )
+        if hasattr(one.module, "attend"):
+            one.maps.see(own_maps(one.module, inputs), tuple(given.shape[2:]) if isinstance(given, Tensor) else ())
         if one.verb == "as head" or not isinstance(given, Tensor):
             return
         one.contribution.see(plain_of(one.verb, given, output), output)

@@ -65,7 +65,7 @@ class Audit:
         rows: one for each inserted module, in the plan's order.
         data: name of the data set.
         images: how many images were looked at.
-        accuracy: of the model as it is, in percent; of segmentation the mIoU.
+        accuracy: of the model as it is, in percent; of segmentation the mIoU, of detection the mAP.
         seconds: of one forward pass over a batch, the median.
         batch: images in that batch.
         measure: what the network is judged by.

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveate.data.division import sample
-from foveate.data.segmentation import SegmentationData, SegmentationSplit
+from foveate.data.detection import DetectionData, DetectionSplit, find_detection, open_detection
+from foveate.data.segmentation import SegmentationData, SegmentationSplit, find_segmentation, open_segmentation
+from foveate.dense import Detector
 from foveate.errors import FoveateError
-from foveate.networks.class_names import stored_names
 from foveate.scores import check_labels, check_logits, pixel_scores, predicted_classes
-from foveate.studies.comparison.measure import MIOU, TOP1, Measure
+from foveate.studies.comparison.differences.mean_average_precision import packed
+from foveate.studies.comparison.measure import MAP, MIOU, TOP1, Measure
 from foveate.studies.comparison.statistics import Difference, difference_of, mcnemar, paired_difference
-from foveate.training.input.loaders import normalised
+from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
+from foveate.studies.evaluation.whole_in_memory import KnownObjects, LoadedWhole, load_boxes, load_maps
+from foveate.training.input.detection import check_finite
+from foveate.training.tasks.detection_metrics import MOST, in_pixels_of_the_file
 from foveate.training.tasks.segmentation_metrics import score_counts
-from foveate.whole_images import WholeImage, resized
 
-__all__ = ["ClassJudge", "Judge", "LoadedMaps", "PixelJudge", "load_maps"]
+__all__ = ["Audited", "ClassJudge", "Judge", "ObjectJudge", "PixelJudge", "load_judged"]
+
+Audited = Data | SegmentationData | SegmentationSplit | DetectionData | DetectionSplit
 
 
 class Judge(Protocol):
@@ -32,8 +35,14 @@ class Judge(Protocol):
     def measure(self) -> Measure:
         """What the network is judged by."""
 
-    def read(self, output: Any, labels: Any) -> Tensor:
-        """(B, ...) whole numbers for the images of a batch; all below 0 where a score is NaN or infinite."""
+    def read(self, output: Any, labels: Any, size: tuple[int, int]) -> Tensor:
+        """(B, ...) numbers for the images of a batch; all below 0 where a score is NaN or infinite.
+
+        Args:
+            output: of the model.
+            labels: of the images.
+            size: their height and width, as the model saw them.
+        """
 
     def check(self, labels: Any) -> None:
         """Refuse labels that the model does not have, after the first pass."""
@@ -60,7 +69,7 @@ class ClassJudge:
     def __init__(self, labels: Tensor) -> None:
         self.labels, self._classes = labels, 0
 
-    def read(self, output: Any, labels: Any) -> Tensor:  # noqa: ARG002 - compared when all are read
+    def read(self, output: Any, labels: object, size: object) -> Tensor:  # noqa: ARG002 - compared when all are read
         """(B,) the classes."""
         logits = check_logits(output)
         self._classes = logits.shape[1]
@@ -92,7 +101,7 @@ class PixelJudge:
     def __init__(self, classes: int) -> None:
         self.classes = classes
 
-    def read(self, output: Any, labels: Sequence[Tensor]) -> Tensor:
+    def read(self, output: Any, labels: Sequence[Tensor], size: object) -> Tensor:  # noqa: ARG002 - label maps have one
         """Counts at the label maps' own size, as ``evaluate`` makes them."""
         scores = pixel_scores(output)
         rows = []
@@ -128,76 +137,86 @@ class PixelJudge:
         return found[None, :, :-1].reshape(1, len(found), self.classes, 3)
 
 
-@dataclass(frozen=True, eq=False)
-class LoadedMaps:
-    """Images with label maps in memory, those of one size beside each other, in random order.
+class ObjectJudge:
+    """The objects found in each image, judged by the mAP: (B, 100, 6), as ``DetectionEvaluation.found``.
+
+    Rows without an object have the class -1. What mAP counts of an image is its prediction: for each class its boxes in
+    the order of their scores, and which of them have an object at each threshold.
 
     Args:
-        name: of the data set.
-        images: uint8 pixels (C, h, w) of each, as the network sees them.
-        labels: (H, W) uint8 of each, in its own size.
-        preparation: of the network.
+        known: what is there in each of the images, in their order.
+        classes: K.
     """
 
-    name: str
-    images: Sequence[Tensor]
-    labels: Sequence[Tensor]
-    preparation: WholeImage
+    measure = MAP
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def __init__(self, known: Sequence[KnownObjects], classes: int) -> None:
+        self.objects, self.classes = [one.objects for one in known], classes
 
-    def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Normalised images of one size and their label maps, always in the same order; never one image alone."""
-        start = 0
-        while start < len(self):
-            shape = self.images[start].shape
-            alike = next((n for n in range(start, len(self)) if self.images[n].shape != shape), len(self)) - start
-            count = alike if alike <= size + 1 else min(size, alike - 2)
-            part = slice(start, start + count)
-            pixels = torch.stack(list(self.images[part]))
-            yield normalised(pixels, self.preparation.preprocess, device), list(self.labels[part])
-            start += count
+    def read(
+        self, output: Sequence[Mapping[str, Tensor]], labels: Sequence[KnownObjects], size: tuple[int, int]
+    ) -> Tensor:
+        """Boxes in pixels of the files, the best 100."""
+        rows = torch.zeros(len(output), MOST, 6)
+        rows[..., 5] = -1
+        for row, one, known in zip(rows, output, labels, strict=True):
+            found = in_pixels_of_the_file(one, known.size, size)[:MOST]
+            row[: len(found)] = found
+            if not found.isfinite().all():
+                row.fill_(-1)
+        return rows
+
+    def check(self, labels: Any) -> None:
+        """Boxes were checked when they were read."""
+
+    def score(self, found: Tensor) -> float:
+        """MAP over all images."""
+        boxes, there = self._packed(found)
+        return self.measure.scores(boxes[None], there)[0]
+
+    def difference(self, after: Tensor, before: Tensor) -> tuple[Difference, float]:
+        """In mAP, over resampled images; p is that of the interval."""
+        values = [self.measure.values(boxes[None], there) for boxes, there in map(self._packed, (before, after))]
+        difference = difference_of(self.measure.paired(torch.stack(values)), 0)
+        return difference, difference.p
+
+    def changed(self, after: Tensor, before: Tensor) -> float:
+        """Images of which mAP counts something else."""
+        (one, _), (other, _) = self._packed(after), self._packed(before)
+        return float((one[..., 5:] != other[..., 5:]).flatten(1).any(1).double().mean())
+
+    def _packed(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``packed``: (N, 100, 8) and (N, K)."""
+        return packed([rows[rows[:, 5] >= 0] for rows in found], self.objects, self.classes)
 
 
-def load_maps(
-    data: SegmentationData | SegmentationSplit,
-    model: torch.nn.Module,
-    *,
-    limit: int | None,
-    image_size: int | None,
-    seed: int,
-) -> LoadedMaps:
-    """Read images with label maps into memory; those that are alone with their size are left out.
+def load_judged(
+    data: Audited, model: nn.Module, *, limit: int | None, image_size: int | None, seed: int
+) -> tuple[LoadedImages | LoadedWhole, Judge]:
+    """Read images into memory, with what the model is judged by on them.
 
     Args:
-        data: its validation part is read; or a part.
+        data: see ``audit``.
         model: says how images are prepared.
         limit: at most so many images.
-        image_size: their shorter side; without it the model's own.
+        image_size: of the images in pixels; without it the model's own.
         seed: of the choice and the order.
 
     Raises:
-        FoveateError: the model has other classes, no two images have one size, or a file cannot be read.
+        FoveateError: the data cannot be read or does not fit the model.
+        Diverged: a weight of a detector is NaN or infinite.
     """
-    if limit is not None and limit < 1:
-        raise FoveateError(f"limit {limit}: must be at least 1")
-    part = data if isinstance(data, SegmentationSplit) else data.val
-    names = stored_names(model, len(part.classes))
-    if names and names != part.classes:
-        raise FoveateError("the model's classes are not the data's in the same order: audit it on data of its classes")
-    chosen = list(range(len(part)))
-    if limit is not None and limit < len(part):
-        chosen = sample(part.names, [0] * len(part), limit, seed)
-    preparation = WholeImage.of(model, image_size)
-    order = [chosen[n] for n in torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed)).tolist()]
-    images = {index: resized(part.load(index), preparation.preprocess) for index in order}
-    shapes = [tuple(images[index].shape) for index in order]
-    kept = [index for index, shape in zip(order, shapes, strict=True) if shapes.count(shape) > 1]
-    if not kept:
-        raise FoveateError("an audit exchanges maps between images of one size, and no two of these have one")
-    kept.sort(key=lambda index: shapes.index(tuple(images[index].shape)))  # a stable sort: the order stays random
-    left = len(order) - len(kept)
-    name = data.name + (f", without {left} images alone with their size" if left else "")
-    targets = [torch.from_numpy(np.array(part.target(index))) for index in kept]
-    return LoadedMaps(name, [images[index] for index in kept], targets, preparation)
+    if isinstance(data, SegmentationData | SegmentationSplit) or find_segmentation(data):
+        maps = data if isinstance(data, SegmentationSplit) else open_segmentation(data)  # type: ignore[arg-type]  # a path
+        loaded = load_maps(maps, model, limit=limit, image_size=image_size, seed=seed)
+        return loaded, PixelJudge(len(maps.classes))
+    boxes = isinstance(data, DetectionData | DetectionSplit) or find_detection(data)
+    if isinstance(model, Detector) and boxes:
+        check_finite(model)
+        known = data if isinstance(data, DetectionSplit) else open_detection(data)  # type: ignore[arg-type]  # a path
+        loaded = load_boxes(known, model, limit=limit, image_size=image_size, seed=seed)
+        return loaded, ObjectJudge(loaded.labels, len(known.classes))
+    if isinstance(model, Detector):
+        raise FoveateError("this is a detector: audit it on images with boxes, as open_detection takes them")
+    images = load_images(data, model, limit=limit, image_size=image_size, seed=seed)  # type: ignore[arg-type]  # says what boxes are
+    return images, ClassJudge(images.labels)

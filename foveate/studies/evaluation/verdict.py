@@ -21,7 +21,8 @@ class Effect:
 
     Args:
         difference: in accuracy, changed minus unchanged, in percentage points with a 95% interval over the images.
-        p: of McNemar's exact test, by Holm's correction for all the modules of the audit.
+        p: of McNemar's exact test, of mIoU and mAP that of the interval; by Holm's correction for all the modules of
+            the audit.
         changed: the share of the images whose predicted class is another one.
         images: how many were looked at.
     """
@@ -44,7 +45,12 @@ class Effect:
     @property
     def none(self) -> bool:
         """Whether no prediction changes, of enough images."""
-        return self.changed == 0 and self.images >= LEAST
+        return self.same and self.images >= LEAST
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing changes: no image alone, nor all together, as boxes of a detector that change their order."""
+        return self.changed == 0 and self.difference.mean == 0
 
     @property
     def nil(self) -> bool:
@@ -123,7 +129,7 @@ def verdict_of(measures: Measures) -> tuple[str, str]:
     changed = f"{round(off.changed * off.images)} of {off.images} predictions change"
     if off.none:
         return "inert", f"no prediction of {off.images} changes without it"
-    if off.changed == 0 and measures.slight:
+    if off.same and measures.slight:
         return "inert", f"it changes its input by {100 * (measures.contribution or 0):.2g}%, and {changed} without it"
     if off.nil:
         return "inert", f"{without}, {changed}: no effect beyond {MARGIN:g} point"

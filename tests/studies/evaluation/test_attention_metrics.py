@@ -108,6 +108,21 @@ def test_many_large_maps_are_summed_in_parts(monkeypatch):
     )
 
 
+def test_maps_are_compared_between_images_of_one_size():
+    wide, tall = torch.full((6, 1, 1, 12), 2.0), torch.rand(2, 1, 1, 12, generator=torch.Generator().manual_seed(0))
+    seen, other = MapStatistics(), MapStatistics()
+    for part in wide.split(3):
+        seen.see([part], (3, 4))
+    seen.see([tall], (4, 3))  # as many positions, but others
+    seen.see([torch.full((4, 1, 1, 20), 5.0)], (4, 5))
+    other.see([tall], (4, 3))
+    assert seen.count == 1
+    assert seen.variation() == pytest.approx([2 / 12 * other.variation()[0]])
+    assert seen.largest_variation() == other.largest_variation()
+    assert seen.constant == 0
+    assert len(seen.entropy) == 12
+
+
 def test_axes_that_a_map_does_not_have():
     with pytest.raises(FoveateError, match="not the axes 'b c'"):
         own_maps(Gives("b c", torch.zeros(2, 3, 4)), (None,))
