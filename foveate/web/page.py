@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import gradio as gr
 
 from foveate.errors import FoveateError
 from foveate.web.explorer import METHODS, Explorer
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+__all__ = ["page"]
 
-import gradio as gr
-
-__all__ = ["LOOKS", "page"]
-
-# Fonts of the machine: Gradio's own themes ask another server for theirs.
-LOOKS: dict[str, Any] = {
-    "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-    "css": ".wide td, .wide th { white-space: nowrap } footer { display: none !important } "
-    "#problem { border-left: 4px solid #b45309; padding: 4px 12px } "
-    ".hint { font-size: 0.85em } .hint *, .info-text, .file-preview * { color: var(--body-text-color) }",
-}
-_HEADINGS = ["", "network", "without the plan", "difference"]
+_HEADINGS = ["count", "network", "without the plan", "difference"]
 _AUDIT = ["site", "spec", "verdict", "reason"]
 _BUTTONS: Any = ["download", "fullscreen"]  # not "share", which sends the picture to another server
 _THUMBNAIL = 130  # pixels
@@ -141,7 +131,12 @@ def page(explorer: Explorer) -> gr.Blocks:
                 preview = gr.Image(label="Chosen", interactive=False, height=_THUMBNAIL, visible=False, buttons=[])
                 if examples:
                     samples = gr.Gallery(
-                        examples, label="Or one of these", columns=2, height="auto", allow_preview=False, buttons=[]
+                        examples,
+                        label="Or one of these",
+                        height="auto",
+                        allow_preview=False,
+                        buttons=[],
+                        elem_classes="pictures",
                     )
                 go = gr.Button("Look", variant="primary")
                 problem = gr.Markdown(visible=False, elem_id="problem")
@@ -159,7 +154,12 @@ def page(explorer: Explorer) -> gr.Blocks:
                 cells = gr.Checkbox(False, label="Cells: each value of a map as one square, not smoothed")
                 with gr.Tab("All maps"):
                     gallery = gr.Gallery(
-                        label="All maps", columns=3, height="auto", format="png", show_label=False, buttons=_BUTTONS
+                        label="All maps",
+                        height="auto",
+                        format="png",
+                        show_label=False,
+                        buttons=_BUTTONS,
+                        elem_classes="pictures",
                     )
                 with gr.Tab("With scales"):
                     drawing = gr.Image(

@@ -54,7 +54,8 @@ def serve(
     explorer = Explorer(saved, data=data, pretrained=pretrained, limits=limits)
     for label in saved:
         explorer.network(label)
-    from foveate.web.page import LOOKS, page
+    from foveate.web.looks import LOOKS
+    from foveate.web.page import page
 
     blocks = page(explorer)
     try:

@@ -72,6 +72,44 @@ def test_the_page_asks_no_other_server(address):
     assert "at most 0.02 MB and 24 megapixels" in config
 
 
+def _luminance(colour):
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "ground"),
+    [
+        ("button_primary_text_color", "button_primary_background_fill"),
+        ("button_primary_text_color_dark", "button_primary_background_fill_dark"),
+        ("button_primary_text_color_hover", "button_primary_background_fill_hover"),
+        ("color_accent", "background_fill_primary"),  # the tab that is chosen
+        ("body_text_color_subdued", "background_fill_primary"),
+        ("body_text_color_subdued_dark", "background_fill_primary_dark"),
+    ],
+)
+def test_text_has_enough_contrast(text, ground):
+    from foveate.web.looks import LOOKS
+
+    def value(name):
+        found = getattr(LOOKS["theme"], name)
+        return value(found.removeprefix("*")) if found.startswith("*") else {"white": "#ffffff"}.get(found, found)
+
+    lighter, darker = sorted((_luminance(value(text)), _luminance(value(ground))), reverse=True)
+    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def test_the_page_has_its_style_and_the_names_of_its_parts(address):
+    _, config = get(f"{address}/config")
+    served = json.loads(config)
+    assert "caption-label" in served["css"]
+    assert "button.ariaLabel" in served["js"]
+    headers = [part["props"].get("headers", []) for part in served["components"]]
+    assert all(name for one in headers for name in one)  # a column without a name is read aloud as nothing
+
+
 def test_a_file_over_the_limit_is_refused(address):
     with pytest.raises(urllib.error.HTTPError) as refused:
         post(address, "large.png", b"x" * 50_000)
