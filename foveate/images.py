@@ -7,21 +7,17 @@ network was trained to expect.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import math
 import os
-import threading
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from foveate.errors import FoveateError, near
-from foveate.image_formats import NOT_READ, SUFFIXES, prepare_pillow
+from foveate.image_formats import MAX_PIXELS, NOT_READ, SUFFIXES, check_size, naming, open_file, undecoded
 from foveate.model_info import pretrained_config
 
 if TYPE_CHECKING:
@@ -29,13 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PIXELS", "NOT_READ", "SUFFIXES", "Preprocess", "open_image"]
 
-MAX_PIXELS = 64_000_000
-"""The most pixels (width times height) that are decoded unless the caller allows more: 192 MB as RGB."""
-
 _INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
-
-# warnings.catch_warnings swaps one list for the whole process: two threads must not interleave.
-_OPENING = threading.Lock()
 
 
 def open_image(
@@ -75,59 +65,17 @@ def open_image(
         stream: BinaryIO = io.BytesIO(source)
     elif isinstance(source, str | os.PathLike):
         name = name or os.fspath(source)
-        stream = _open_file(Path(source), name)
+        stream = open_file(Path(source), name)
     else:
         raise FoveateError(f"an image is a path, bytes or a PIL image, not {type(source).__name__}")
-    with stream, _naming(name):
-        if not stream.read(1):
-            raise FoveateError(f"{name} is empty (0 bytes): remove it or replace it")
-        stream.seek(0)
-        prepare_pillow(stream.read(64), name)
-        stream.seek(0)
-        # Pillow warns of a large header by its own limit; ours is checked before anything is decoded.
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(stream)
+    with undecoded(stream, max_pixels, name) as image:
         return _decode(image, max_pixels, at_least, name)
-
-
-def _open_file(path: Path, name: str) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise FoveateError(f"{name} is a link to a file that does not exist") from None
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise FoveateError(f"no image {name}: in {path.parent} {near(path.name, beside)}") from None
-    except IsADirectoryError:
-        raise FoveateError(f"{name} is a folder, not an image") from None
-    except (OSError, ValueError) as error:
-        raise FoveateError(f"{name} cannot be read: {_one_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises into one line that names the image."""
-    try:
-        yield
-    except (FoveateError, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise FoveateError(f"{name} is not an image that can be read: remove it or replace it") from None
-    except Image.DecompressionBombError as error:
-        raise FoveateError(f"{name} is refused: {_one_line(error).split(', could')[0]}: make it smaller") from None
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise FoveateError(f"{name} is damaged: {_one_line(error)}") from error
 
 
 def _decode(image: Image.Image, max_pixels: int, at_least: int | None, name: str) -> Image.Image:
     """Decode an opened image and bring it to 8 bit RGB."""
-    size = f"{image.width}x{image.height}"
-    if not image.width or not image.height:
-        raise FoveateError(f"{name} has no pixels ({size})")
-    if image.width * image.height > max_pixels:
-        raise FoveateError(f"{name} is {size}, more than {max_pixels:,} pixels: make it smaller or raise max_pixels")
-    with _naming(name):
+    check_size(image, max_pixels, name)
+    with naming(name):
         if at_least is not None:
             image.draft(None, (max(1, at_least), max(1, at_least)))
         image.load()
@@ -171,10 +119,6 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     if isinstance(transparent, int):
         scaled[values == transparent] = 255.0
     return Image.fromarray(scaled.astype(np.uint8))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,8 @@ def _mask(region: str | None) -> Any:
     from PIL import Image
 
     try:
+        fv.open_image(region)  # refuses what is damaged or too large
         with Image.open(region) as opened:
             return np.asarray(opened.convert("L")) > 0
-    except OSError as error:
+    except (OSError, fv.FoveateError) as error:
         raise fv.FoveateError(f"--region {region}: the picture cannot be read ({error})") from error

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError
+from foveate.image_formats import image_header, is_turned
 
 __all__ = ["IGNORE", "MAP_SUFFIXES", "UNKNOWN", "image_size", "read_classes", "read_values"]
 
@@ -17,44 +17,35 @@ IGNORE = 255
 
 UNKNOWN = -1
 MAP_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # what stores numbers exactly
-_ROTATED = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and width
-_ORIENTATION = 0x0112
 
 
 def image_size(path: str) -> tuple[int, int]:
     """Height and width of an image as it is shown, from the first bytes of its file.
 
     Raises:
-        FoveateError: it is not an image.
+        FoveateError: it is not an image, or has too many pixels.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            rotated = image.getexif().get(_ORIENTATION) in _ROTATED
-    except (OSError, ValueError, SyntaxError) as error:
-        raise FoveateError(f"{path} is not an image that can be read: remove it or replace it") from error
-    return (width, height) if rotated else (height, width)
+    with image_header(path) as image:
+        width, height = image.size
+        return (width, height) if is_turned(image) else (height, width)
 
 
 def read_values(path: str) -> npt.NDArray[np.uint8]:
     """The numbers in a label map, (H, W).
 
     Raises:
-        FoveateError: it cannot be read, holds colours, or a number above 255.
+        FoveateError: it cannot be read, has too many pixels, holds colours, or a number above 255.
     """
     if not path.lower().endswith(MAP_SUFFIXES):
         raise FoveateError(
             f"{path}: a label map is a PNG with one number for each pixel; what {Path(path).suffix or 'no suffix'} "
             "stores may not be the numbers that were written"
         )
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, values = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise FoveateError(f"no label map {path}") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise FoveateError(f"the label map {path} is damaged: {first_line(error)}") from error
+    if not Path(path).exists():
+        raise FoveateError(f"no label map {path}")
+    with image_header(path, name=f"the label map {path}") as image:
+        image.load()
+        mode, values = image.mode, np.asarray(image)
     if values.ndim != 2:
         raise FoveateError(
             f"the label map {path} holds colours (mode {mode}): it needs one number for each pixel, grey or a palette"
