@@ -1,8 +1,12 @@
 """What is handed out: the wheel holds the whole package, and the files around it say what is true."""
 
+import json
+import os
 import re
 import shlex
 import subprocess
+import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -17,24 +21,74 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The built wheel, opened."""
+def wheel_file(tmp_path_factory):
+    """The built wheel."""
     builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is in the extra test")
     (file,) = builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")))
-    with zipfile.ZipFile(file) as opened:
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file):
+    """The built wheel, opened."""
+    with zipfile.ZipFile(wheel_file) as opened:
         yield opened
 
 
-def test_the_wheel_holds_every_file_of_the_package(wheel):
-    listed = subprocess.run(["git", "ls-files", "-z", "foveate"], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def tracked():
+    """The files of the project, of which git knows."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
-        pytest.skip("not a clone: nothing says which files belong to the package")
-    tracked = {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+        pytest.skip("not a clone: nothing says which files belong to the project")
+    return {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel, tracked):
+    package = {name for name in tracked if name.startswith("foveate/")}
     held = {name for name in wheel.namelist() if name.startswith("foveate/")}
-    assert len([name for name in tracked if not name.endswith(".py")]) > 20  # templates, C files, tables, stubs
-    assert tracked <= held
+    assert {Path(name).suffix for name in package} >= {".py", ".pyi", ".c", ".jinja"}
+    assert "foveate/py.typed" in package
+    assert len([name for name in package if not name.endswith(".py")]) > 20  # templates, C files, tables, stubs
+    assert package <= held
     assert not [name for name in held if "__pycache__" in name or name.endswith((".so", ".pyc"))]
     assert {name.split("/")[0] for name in wheel.namelist()} == {"foveate", f"foveate-{foveate.__version__}.dist-info"}
+
+
+def test_the_sdist_holds_every_file_that_makes_a_wheel_and_its_tests(tmp_path, tracked):
+    builder = pytest.importorskip("hatchling.builders.sdist", reason="hatchling is in the extra test")
+    (file,) = builder.SdistBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with tarfile.open(file) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    assert {"PKG-INFO", "pyproject.toml", "README.md", "LICENSE"} <= held
+    assert {name for name in tracked if name.startswith(("foveate/", "tests/"))} <= held
+    assert not [name for name in held if "__pycache__" in name or name.endswith((".so", ".pyc"))]
+
+
+# What a newcomer does first: where the package comes from, its version, and the cost of a plan.
+FIRST = """
+import sys, foveate
+from foveate.cli import main
+print(foveate.__file__)
+sys.argv = ["foveate", "cost", "mobilenetv2_035", "--plan", "ulsam(groups=4) after blocks.5.1", "--json"]
+main()
+"""
+
+
+def test_the_wheel_works_where_the_clone_is_not(wheel_file, tmp_path):
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    pip = (sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "install", "--quiet", "--no-index")
+    where = {"cwd": elsewhere, "env": clean, "check": True, "capture_output": True, "text": True}
+    subprocess.run([*pip, "--no-deps", "--no-compile", "--target", there, wheel_file], **where)
+    where["env"] = {**clean, "PYTHONPATH": str(there), "PYTHONDONTWRITEBYTECODE": "1"}
+    said = subprocess.run([there / "bin" / "foveate", "--version"], **where).stdout
+    assert said.strip() == foveate.__version__
+    origin, _, cost = subprocess.run([sys.executable, "-c", FIRST], **where).stdout.partition("\n")
+    assert Path(origin) == there / "foveate" / "__init__.py"
+    counted = json.loads(cost)
+    assert counted["with_the_plan"]["params"] > counted["without"]["params"] > 1_000_000
 
 
 def test_the_wheel_says_what_it_is(wheel):
