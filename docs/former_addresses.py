@@ -10,6 +10,7 @@ MOVED = ("guides", "explanation", "reports")  # their pages once stood at the to
 PAGE = """<!doctype html>
 <html lang="en">
 <title>Moved</title>
+<link rel="icon" href="data:,">
 <meta http-equiv="refresh" content="0; url={0}">
 <link rel="canonical" href="{0}">
 <p>This page is now <a href="{0}">here</a>.</p>

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import select
 import sys
 import time
 from pathlib import Path
@@ -217,6 +218,13 @@ def _name_bytes(error: UnicodeError) -> tuple[bytes, int]:
     return b"".join(each), error.end
 
 
+def _nobody_reads(pipe: int) -> bool:
+    """Whether the other end of a pipe was closed."""
+    watch = select.poll()
+    watch.register(pipe, 0)
+    return any(state & select.POLLERR for _, state in watch.poll(0))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
     _show_every_name()
@@ -231,6 +239,12 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
     try:
         app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads(sys.stdout.fileno()):
+            raise  # it was another pipe
+        # The reader, such as head, has seen enough; Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CycloptsError as error:
         print(f"foveate: {printable(usage_error(error, _COMMANDS))}", file=sys.stderr)
         sys.exit(2)

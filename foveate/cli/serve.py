@@ -32,8 +32,7 @@ def serve(
     """
     if host not in ("127.0.0.1", "::1", "localhost"):
         say(f"listening at {host}: whoever reaches this machine can use the page, there is no password")
-    say(f"http://{host}:{port} (Ctrl-C stops)")
-    fv.serve(
+    running = fv.serve(
         models,
         data=data,
         pretrained=pretrained,
@@ -41,4 +40,7 @@ def serve(
         port=port,
         max_file_bytes=round(max_megabytes * 1e6),
         max_pixels=round(max_megapixels * 1e6),
+        block=False,
     )
+    say(f"http://{host}:{port} (Ctrl-C stops)")  # now that somebody answers there
+    running.block_thread()

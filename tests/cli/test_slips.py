@@ -2,6 +2,8 @@
 
 import io
 import shlex
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -31,6 +33,17 @@ def run(capsys, line):
 SLIPS = {
     "trian": ["there is no command 'trian'", "the nearest first: train, ", "doctor", "reproduce"],
     "sties mobilenetv2_100": ["there is no command 'sties'", "the nearest first: sites, "],
+    "--vers": ["foveate has no option --vers; did you mean --version?"],
+    "--zzzz": ["foveate has no option --zzzz (foveate --help"],
+    "doctor now": ["doctor has no place for 'now' (foveate doctor --help"],
+    "serve nowhere": ["there is no folder 'nowhere'"],
+    "serve --port 99999": ["port 99999", "ports are 1 to 65535"],
+    "predict nowhere images": ["'nowhere' is not a folder that foveate saved"],
+    "explain test_resnet nowhere.png": ["no image nowhere.png"],
+    "export test_resnet --to onxx --output o": ["no export format 'onxx'; did you mean 'onnx'?"],
+    "cost test_resnet --plan 'ulsm after layer2.0'": ["no mechanism is called 'ulsm'; did you mean 'ulsam'?"],
+    "cost test_resnet --plan 'se after layer9'": ["no site 'layer9'; did you mean 'layer"],
+    "reproduce ulsm": ["no table is called 'ulsm'; there are: "],
     "data chek nowhere": ["there is no command 'data chek'", "foveate data --help"],
     "train nowhere --lr 0.1": ["train has no option --lr; did you mean --learning-rate?"],
     "train nowhere --learn 0.1": ["train has no option --learn; did you mean --learning-rate"],
@@ -69,6 +82,29 @@ def test_a_slip_is_answered_in_one_line(capsys, line):
     assert err.count("\n") == 1
     for words in SLIPS[line]:
         assert words in err, err
+
+
+# Of those above, some that ask a terminal how wide it is, or a network what it has.
+LONGER = ("trian", "--vers", "train nowhere --lr 0.1", "cost mobilnetv2_100", "serve nowhere", "compare nowhere")
+
+
+@pytest.mark.parametrize("columns", ["40", "72"])
+@pytest.mark.parametrize("line", LONGER)
+def test_a_narrow_or_plain_terminal_gets_the_same_line(capsys, monkeypatch, line, columns):
+    usual = run(capsys, line)
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "dumb")
+    assert run(capsys, line) == usual
+    assert "\x1b" not in usual[2]
+
+
+def test_who_stops_reading_is_not_answered_by_a_traceback():
+    command = [sys.executable, "-m", "foveate", "cost", "test_resnet", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == ""
+    assert process.returncode == 0  # as predict does
 
 
 def test_an_unknown_command_is_answered_by_all_of_them(capsys):

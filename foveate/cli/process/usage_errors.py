@@ -11,6 +11,7 @@ from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, Unkno
 __all__ = ["nearest", "usage_error"]
 
 _INSTEAD = {"--plan": "--family", "--plans": "--family", "--family": "--plans"}  # what another command calls it
+_OPTIONS = ("--help", "--version", "--install-completion")  # of foveate itself
 _NEAR = 0.6  # what is less alike is not what was meant
 
 
@@ -27,6 +28,10 @@ def usage_error(error: CycloptsError, commands: Sequence[str]) -> str:
         asked, known = error.unused_tokens[0], list(commands)
         if error.command_chain:
             return f"there is no command {f'{command} {asked}'!r} {more}"
+        if asked.startswith("-"):
+            found = [name for name in nearest(asked, _OPTIONS) if _likeness(asked, name) >= _NEAR][:1]
+            hint = f"; did you mean {found[0]}?" if found else ""
+            return f"foveate has no option {asked}{hint} (foveate --help says more)"
         return f"there is no command {asked!r}; the commands, the nearest first: {', '.join(nearest(asked, known))}"
     if isinstance(error, UnknownOptionError):
         asked = (error.token.keyword or error.token.value or "").partition("=")[0]
@@ -37,7 +42,8 @@ def usage_error(error: CycloptsError, commands: Sequence[str]) -> str:
         return f"{command} has no option {asked}{hint} {more}"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         left = " ".join(map(str, error.unused_tokens))
-        return f"{command} has no place for {left!r}: put what holds spaces in quotes {more}"
+        hint = ": put what holds spaces in quotes" if " " in left else ""
+        return f"{command} has no place for {left!r}{hint} {more}"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         return _missing(error, command, more)
     text = " ".join(str(error).split())
