@@ -30,6 +30,7 @@ FOLDERS = {
     "networks": "Networks",
     "dense": "Dense prediction",
 }
+LONGEST = 60  # characters of a title in a list
 TOP = "guides"  # where a page of no folder stands, unless a section names it
 
 
@@ -39,6 +40,12 @@ def on_config(config: Any) -> Any:
     return config
 
 
+def _title(page: Path) -> str:
+    """The first heading; "" where there is none yet."""
+    lines = page.read_text("utf-8").splitlines() if page.is_file() else []
+    return next((line[2:] for line in lines if line.startswith("# ")), "")
+
+
 def navigation(docs: Path) -> list[dict[str, Any]]:
     """Home, then a section for each kind of page; the catalogue and its folders are part of the reference.
 
@@ -46,7 +53,8 @@ def navigation(docs: Path) -> list[dict[str, Any]]:
         docs: the folder of the pages.
 
     Returns:
-        The ``nav`` that mkdocs takes; a page whose title is not said takes it from its first heading.
+        The ``nav`` that mkdocs takes. A page takes its title from its first heading, or from its file's name where
+        several pages of a section have that heading, as reports on one data set have, or it is too long for a list.
     """
     pages: dict[str, dict[str, str]] = {}  # folder -> stem -> page
     for path in sorted([*docs.rglob("*.md"), *docs.glob("gallery/*.py")]):
@@ -69,7 +77,14 @@ def navigation(docs: Path) -> list[dict[str, Any]]:
     nav: list[dict[str, Any]] = [FIRST]
     for folder, (title, order) in SECTIONS.items():
         here = pages.get(folder, {})
-        section: list[Any] = [here[name] for name in dict.fromkeys((*order, *here)) if name in here]
+        shown = {name: here[name] for name in dict.fromkeys((*order, *here)) if name in here}
+        titles = {name: _title(docs / page) for name, page in shown.items()}
+        section: list[Any] = [
+            {name.replace("_", " ").capitalize(): page}
+            if len(titles[name]) > LONGEST or sum(titles[name] == title != "" for title in titles.values()) > 1
+            else page
+            for name, page in shown.items()
+        ]
         if folder == "reference" and catalogue:
             section.append({"Catalogue": catalogue})
         if section:

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import itertools
 import json
 import re
 import subprocess
@@ -98,6 +99,30 @@ def test_navigation_holds_every_page_once():
     examples = [f"gallery/{path.stem}.md" for path in (DOCS / "gallery").glob("*.py")]
     assert sorted(files(nav)) == sorted([*(page.relative_to(DOCS).as_posix() for page in PAGES), *examples])
     assert next(iter(nav[0])) == "Home"
+
+
+def test_pages_of_one_heading_are_told_apart_in_the_navigation(tmp_path):
+    (tmp_path / "reports").mkdir()
+    for name, heading in (("one_way", "dogs"), ("two", "dogs"), ("three", "cats"), ("four", "x" * 80)):
+        (tmp_path / "reports" / f"{name}.md").write_text(f"# {heading}\n")
+    (_, section) = script("navigation").navigation(tmp_path)
+    assert section["Reports"] == [
+        {"Four": "reports/four.md"},
+        {"One way": "reports/one_way.md"},
+        "reports/three.md",
+        {"Two": "reports/two.md"},
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_can_be_heard(page):
+    """One title, no level of headings left out, a text for every picture."""
+    text = re.sub(r"^ *(```|~~~).*?^ *\1", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert not re.search(r"!\[\s*\]\(", text)
 
 
 def test_navigation_takes_in_what_is_added(tmp_path):
