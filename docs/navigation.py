@@ -43,7 +43,7 @@ def on_config(config: Any) -> Any:
 def _title(page: Path) -> str:
     """The first heading; "" where there is none yet."""
     lines = page.read_text("utf-8").splitlines() if page.is_file() else []
-    return next((line[2:] for line in lines if line.startswith("# ")), "")
+    return next((line[2:].replace("\\_", "_") for line in lines if line.startswith("# ")), "")
 
 
 def navigation(docs: Path) -> list[dict[str, Any]]:
