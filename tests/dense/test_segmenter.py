@@ -16,6 +16,11 @@ HEADS = {"danet": "danet", "upernet": "upernet(width=16, aux_width=8)"}
 AUXILIARY = {"danet": {"position", "channel"}, "upernet": {"aux"}}
 
 
+def near(found, expected, bound):
+    """Within a share of the largest score."""
+    return bool((found - expected).abs().max() <= bound * expected.abs().max())
+
+
 @pytest.fixture(params=["features only", "whole", "column"])
 def trunk(request, make_trunk):
     return make_trunk(request.param)
@@ -48,7 +53,7 @@ def test_an_image_does_not_see_the_others(segmenter):
     x = torch.randn(3, 3, 40, 56)
     together = segmenter(x)["out"]
     alone = torch.cat([segmenter(image[None])["out"] for image in x])
-    assert torch.allclose(together, alone, atol=1e-5)
+    assert near(together, alone, 1e-5)
 
 
 def test_gradients(segmenter):
@@ -78,7 +83,7 @@ def test_whole_and_features_only_agree(make_trunk, head):
     listed.backbone.load_state_dict(whole.backbone.state_dict(), strict=False)
     listed.decoder.load_state_dict(whole.decoder.state_dict())
     x = torch.randn(1, 3, 45, 70)
-    assert torch.allclose(whole(x)["out"], listed(x)["out"], atol=1e-6)
+    assert near(whole(x)["out"], listed(x)["out"], 1e-6)
 
 
 def test_output_is_that_of_the_head_enlarged(make_trunk):
@@ -107,13 +112,13 @@ def test_dtypes(segmenter, dtype):
     x = torch.randn(1, 3, 40, 56)
     out = copy.deepcopy(segmenter).to(dtype)(x.to(dtype))["out"]
     assert out.dtype == dtype
-    assert torch.allclose(out.float(), segmenter(x)["out"], atol=1e-4 if dtype == torch.float64 else 0.1)
+    assert near(out.float(), segmenter(x)["out"], 1e-5 if dtype == torch.float64 else 0.1)
 
 
 def test_channels_last(segmenter):
     x = torch.randn(2, 3, 40, 56)
     wide = copy.deepcopy(segmenter).to(memory_format=torch.channels_last)
-    assert torch.allclose(wide(x.to(memory_format=torch.channels_last))["out"], segmenter(x)["out"], atol=1e-5)
+    assert near(wide(x.to(memory_format=torch.channels_last))["out"], segmenter(x)["out"], 1e-5)
 
 
 @pytest.mark.parametrize("kind, head", [("column", "danet"), ("column", "upernet"), ("whole", "upernet")])
@@ -123,7 +128,7 @@ def test_export(make_trunk, kind, head):
     batch = torch.export.Dim("batch", min=1, max=16)
     program = torch.export.export(segmenter, (x,), dynamic_shapes=({0: batch},))
     more = torch.randn(3, 3, 64, 96)
-    assert torch.allclose(program.module()(more)["out"], segmenter(more)["out"], atol=1e-5)
+    assert near(program.module()(more)["out"], segmenter(more)["out"], 1e-5)
 
 
 @pytest.mark.parametrize("head", ["danet", "upernet"])
@@ -131,7 +136,7 @@ def test_compile_in_one_graph(column, head):
     segmenter = Segmenter(column(4), HEADS[head], classes=4).eval()
     x = torch.randn(1, 3, 40, 56)
     compiled = torch.compile(segmenter, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(compiled(x)["out"], segmenter(x)["out"], atol=1e-5)
+    assert near(compiled(x)["out"], segmenter(x)["out"], 1e-5)
 
 
 @pytest.mark.parametrize(
