@@ -46,7 +46,7 @@ def test_split_is_a_sequence(plant: Plant) -> None:
     part = data.train.subset([2, 0])
     assert (part.names, part.labels, part.name) == (("train/b/0.jpg", "train/a/0.jpg"), (1, 0), "train")
     assert part.load(1).tobytes() == data.train.load(0).tobytes()
-    assert "3 images" in repr(data)
+    assert "3 training and 1 validation images" in repr(data)
     assert pickle.loads(pickle.dumps(data)) == data  # noqa: S301 - as for a worker process that is spawned
 
 
