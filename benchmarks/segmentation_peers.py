@@ -1,13 +1,16 @@
 """UperNet on EfficientNet-Lite0, trained by ``fv.fit``, and segmentation_models_pytorch's by a plain loop.
 
     pip install segmentation-models-pytorch
-    python benchmarks/segmentation_peers.py DATA --output runs/peers --csv benchmarks/segmentation_peers.csv
+    python benchmarks/segmentation_peers.py DATA --output runs/peers --csv peers.csv
 
 DATA is a folder with images/PART and annotations/PART. Both networks begin with the same ImageNet weights, have 128
 channels in the decoder and are trained whole, with AdamW, the same learning rate, warm-up, cosine, batches, flips and
 epochs. Both are judged by ``fv.evaluate``. Then both train an epoch each in turn, for the time that an image takes. The
 peer's loop is what its examples show: a torch.utils.data.Dataset that decodes, resizes and flips, cross-entropy.
 Ours has UperNet's auxiliary head; the peer's has none. A run that is finished is kept in OUTPUT.
+
+On CamVid at 240 x 180, ``--epochs 6``, seeds 0, 1, 2, the mIoU of ``fv.fit`` was 53.0, 50.5, 51.6 and the peer's 55.0,
+54.1, 54.1. Before our head's weights began as they do now it was 45.2, 47.4, 46.7, and the same by the peer's loop.
 """
 
 from __future__ import annotations
