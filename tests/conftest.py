@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,13 @@ def pytest_collection_modifyitems(config, items):
 
 def numeric_state():
     """What a process has one of, and on which last bits depend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 warns of this call
+        precision = torch.get_float32_matmul_precision()
     return {
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
-        "precision of float32 products": torch.get_float32_matmul_precision(),
+        "precision of float32 products": precision,
         "oneDNN": torch.backends.mkldnn.enabled,
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "gradients": torch.is_grad_enabled(),
