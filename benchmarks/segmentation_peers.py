@@ -10,7 +10,7 @@ peer's loop is what its examples show: a torch.utils.data.Dataset that decodes, 
 Ours has UperNet's auxiliary head; the peer's has none. A run that is finished is kept in OUTPUT.
 
 On CamVid at 240 x 180, ``--epochs 6``, seeds 0, 1, 2, the mIoU of ``fv.fit`` was 53.0, 50.5, 51.6 and the peer's 55.0,
-54.1, 54.1. Before our head's weights began as they do now it was 45.2, 47.4, 46.7, and the same by the peer's loop.
+54.1, 54.1. Before our head's weights began as they do now it was 45.2, 47.4, 46.7.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ footer { display: none !important }
 .hint { font-size: 0.85em }
 .hint *, .info-text, .file-preview *, .or { color: var(--body-text-color) !important }
 .dark button[role=tab].selected { color: #5eead4 }
-/* Three pictures side by side, two on a phone; the whole name of each below it, not cut off over it. */
+/* Pictures in three columns, in two on a phone; the whole name of each below it, not cut off over it. */
 .pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(8rem, 30%), 1fr)) !important }
 .pictures .grid-wrap { min-height: 0 !important; max-height: none !important }
 .pictures .thumbnail-item { display: block; width: 100%; height: auto; aspect-ratio: auto }
