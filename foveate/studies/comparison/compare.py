@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from foveate.data.split import ImageData
 from foveate.errors import FoveateError
 from foveate.families.family import Family
 from foveate.model_info import pretrained_config, update_pretrained_config
@@ -132,7 +133,7 @@ def compare(
     labelled, families = labelled_plans(plans, partial(maker.resolve, recipe, chosen[0]), most_plans)
     for plan in labelled.values():  # a plan that does not fit is found before the first hour of training
         maker.build(plan, recipe, chosen[0])
-    tuning = _tune(grid, maker, labelled, opened, recipe.with_(seed=chosen[0]), rates) if rates else None
+    tuning = _tune(grid, maker, labelled, opened, recipe.with_(seed=chosen[0]), rates, runs) if rates else None
     jobs: dict[str, list[Job]] = {label: [] for label in labelled}
     for seed in chosen:
         for label, plan in labelled.items():
@@ -146,16 +147,11 @@ def compare(
         folder.mkdir(parents=True, exist_ok=True)
         setup.write(folder)
     of_seeds = [found[k] for k in range(len(chosen)) for found in jobs.values()]
-    if runs is not None and folder is not None:
-        wanted = list({job.run.name: job.run for job in of_seeds}.values())
-        run_table.restore(runs, folder / RUNS, wanted, opened.val.labels)
-    first = [found[0] for found in jobs.values()]
-    results = grid.complete(of_seeds, keep=first)
-    if runs is not None:
-        rows = (run_table.row_of(job.run, results[job.run.name], len(opened.classes)) for job in of_seeds)
-        run_table.keep(runs, rows)
+    results = _complete(grid, of_seeds, opened, runs, keep=[found[0] for found in jobs.values()])
     _require_whole(jobs, results)
-    models = Networks({label: partial(grid.model, found[0], results[names[label][0]]) for label, found in jobs.items()})
+    of_label = {label: (found[0], results[names[label][0]]) for label, found in jobs.items()}
+    absent = [label for label, (job, result) in of_label.items() if not grid.has_model(job, result)]
+    models = Networks({label: partial(grid.model, *of_job) for label, of_job in of_label.items()}, absent)
     comparison = collect(setup, results, folder, models)
     if folder:
         comparison.write_csv(folder)
@@ -260,6 +256,7 @@ def _tune(
     data: OpenedData,
     recipe: Recipe,
     rates: tuple[float, ...],
+    runs: str | os.PathLike[str] | None,
 ) -> Tuning:
     """Try every learning rate with every plan, on the training images alone."""
     part = tuning_data(data, recipe.seed, grid.task)
@@ -267,11 +264,27 @@ def _tune(
         label: [maker.job(f"tuning {label}, {rate:g}", plan, recipe.with_(learning_rate=rate), part) for rate in rates]
         for label, plan in labelled.items()
     }
-    results = grid.complete([job for found in jobs.values() for job in found])
+    results = _complete(grid, [job for found in jobs.values() for job in found], part, runs)
     trials = {label: [results[job.run.name] for job in found] for label, found in jobs.items()}
     tuning = choose(rates, trials, part, recipe.seed, grid.measure.key)
     grid.console.print(str(tuning), highlight=False, markup=False)
     return tuning
+
+
+def _complete(
+    grid: Grid,
+    jobs: Sequence[Job],
+    data: OpenedData,
+    runs: str | os.PathLike[str] | None,
+    keep: Sequence[Job] = (),
+) -> Mapping[str, RunResult]:
+    """The results of runs that the same data judge: what a table of runs has, and the others, which are added to it."""
+    if runs is None or grid.folder is None or not isinstance(data, ImageData):
+        return grid.complete(jobs, keep)
+    run_table.restore(runs, grid.folder, list({job.run.name: job.run for job in jobs}.values()), data.val.labels)
+    results = grid.complete(jobs, keep)
+    run_table.keep(runs, (run_table.row_of(job.run, results[job.run.name], len(data.classes)) for job in jobs))
+    return results
 
 
 def _require_whole(jobs: Mapping[str, Sequence[Job]], results: Mapping[str, RunResult]) -> None:

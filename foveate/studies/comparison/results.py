@@ -110,7 +110,8 @@ class Comparison:
         rows: the baseline, then the plans in the order given.
         setup: what was asked for.
         folder: where runs, tables and report are, or None.
-        models: for each label the trained network of the first seed; empty when read by ``read_comparison``.
+        models: for each label the trained network of the first seed, without those whose runs came from a table of
+            runs; empty when read by ``read_comparison``.
         correct: for each label (S, N) bool, whether each validation image was right with each seed; empty where images
             are neither right nor wrong, as in segmentation and detection.
         made_with: the different versions, machines and numbers of threads that the runs were made with.

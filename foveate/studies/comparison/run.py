@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,16 +182,27 @@ def read_result(folder: Path, until_epoch: int | None = None) -> RunResult | Non
 
 
 class Networks(Mapping[str, nn.Module]):
-    """For each label the trained network of the first seed, read from its folder when it is first asked for."""
+    """For each label the trained network of the first seed, read from its folder when it is first asked for.
 
-    def __init__(self, readers: Mapping[str, Callable[[], nn.Module]]) -> None:
-        self._readers = readers
+    A run that was taken from a table of finished runs has no weights: its label is in ``absent`` and is not iterated
+    over, and who asks for its network gets a FoveateError.
+
+    Args:
+        readers: for each label what reads its network.
+        absent: the labels whose network is not there.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], nn.Module]], absent: Collection[str] = ()) -> None:
+        self._readers, self.absent = readers, tuple(absent)
 
     def __getitem__(self, label: str) -> nn.Module:
         return self._readers[label]()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
+        return (label for label in self._readers if label not in self.absent)
+
+    def __contains__(self, label: object) -> bool:
+        return label in self._readers and label not in self.absent
 
     def __len__(self) -> int:
-        return len(self._readers)
+        return len(self._readers) - len(self.absent)

@@ -38,6 +38,7 @@ from foveate.training.tasks.task import Task
 
 __all__ = ["Grid", "Job", "made_with"]
 
+_MODEL = "last"  # what ``fit`` writes of a trained network, in the run's folder
 _PATIENCE = 2.0  # seconds between two looks at the runs of others
 
 
@@ -115,6 +116,13 @@ class Grid:
                 time.sleep(_PATIENCE)
         return found
 
+    def has_model(self, job: Job, result: RunResult) -> bool:
+        """Whether the trained network of a finished run is there: a row of a table of runs has none."""
+        untrained = not job.run.recipe.epochs  # it can be built again
+        return (
+            untrained or job.run.name in self.kept or (result.folder is not None and (result.folder / _MODEL).is_dir())
+        )
+
     def model(self, job: Job, result: RunResult) -> nn.Module:
         """The trained network of a finished run.
 
@@ -124,13 +132,12 @@ class Grid:
         if job.run.name not in self.kept:
             network, recipe = job.build(), job.run.recipe
             if recipe.epochs:
-                last = result.folder / "last" if result.folder is not None else None
-                if last is None or not last.is_dir():
+                if result.folder is None or not self.has_model(job, result):
                     raise FoveateError(f"the trained network of {job.label} is not in {self.place(job.run)} any more")
                 with preserve_state():
                     # the classifier that the weights are for
                     self.task.adapt(remove(network), job.data, recipe, lambda _: None)
-                load(last, network)
+                load(result.folder / _MODEL, network)
             else:  # nothing was trained or written
                 fit(network, job.data, recipe, progress=False, cache=self.cache)
             self.kept[job.run.name] = network

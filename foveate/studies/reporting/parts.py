@@ -199,7 +199,8 @@ def _worst(
     per_image = torch.stack([class_ious(comparison.counts[label]).nanmean(-1) for label in shown]).mean((0, 1))
     # An image all of whose pixels are ignored has no class, and so no mIoU.
     order = [index for index in per_image.argsort().tolist() if not per_image[index].isnan()][:images]
-    if not order or not comparison.models:
+    shown = [label for label in shown if label in comparison.models]
+    if not order or not shown:
         return
     pictures = [data.val.load(index) for index in order]
     masks = {

@@ -78,9 +78,17 @@ def report(
         galleries=parts.galleries,
         audits=parts.audits,
         exports=exported.rows if exported else (),
-        notes=[*notes(comparison), *parts.notes],
+        notes=[*notes(comparison), *parts.notes, *_without_network(comparison)],
         commands=list(commands),
     )
+
+
+def _without_network(comparison: Comparison) -> list[str]:
+    """That a part of the page is missing, where a plan's result is there and its weights are not."""
+    absent = [label for label in comparison.setup.runs if label not in comparison.models]
+    if not absent:
+        return []
+    return [f"No pictures and no audit of {', '.join(absent)}: the trained network of the first seed is not here."]
 
 
 def _rows(comparison: Comparison) -> list[Row]:

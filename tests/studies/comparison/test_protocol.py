@@ -4,6 +4,7 @@ import base64
 import csv
 import tracemalloc
 import zlib
+from collections import Counter
 
 import pytest
 import torch
@@ -60,15 +61,33 @@ def test_goes_on_from_the_table_alone(table, folder, tmp_path, monkeypatch):
     assert [row.cost for row in again.rows] == [row.cost for row in found.rows]
     with pytest.raises(FoveateError, match="trained network of none is not in"):
         _ = again.models["none"]
+    assert "none" not in again.models
+    assert list(again.models) == []  # and the report does without
+    assert "no audit of none, se after layer2.0" in fv.report(again, fv.open_data(folder)).read_text("utf-8")
     trained = []
     monkeypatch.setattr(scheduler, "fit", lambda *a, **k: trained.append(a[2].seed) or real(*a, **k))
     copy = tmp_path / "copy.csv"
     copy.write_bytes(runs.read_bytes())
-    compare_again(folder, tmp_path / "more", copy, [*PLANS, "se after layer3.0"])
+    more = compare_again(folder, tmp_path / "more", copy, [*PLANS, "se after layer3.0"])
     assert trained == [0, 1]
+    assert list(more.models) == ["se after layer3.0"]
+    page = fv.report(more, fv.open_data(folder)).read_text("utf-8")
+    assert "no audit of none, se after layer2.0, identity replacing layer1.0:" in page
+    assert "Grad-CAM" in page
     before, after = (run_table.read_table(file) for file in (runs, copy))
     assert len(after) == len(before) + 2
     assert all(after[key] == row for key, row in before.items())
+
+
+def test_the_trials_of_a_tuning_are_in_the_table_too(folder, tmp_path, monkeypatch):
+    plans, runs, rates = ["se after layer2.0"], tmp_path / "runs.csv", (1e-3, 1e-2)
+    found = compare_again(folder, tmp_path / "out", runs, plans, learning_rates=rates)
+    judged_by = {run: row["images"] for (run, _), row in run_table.read_table(runs).items()}
+    assert sorted(Counter(judged_by.values()).values()) == [4, 4]  # trials: by images held out of training
+    monkeypatch.setattr(scheduler, "fit", lambda *_, **__: pytest.fail("trained"))
+    again = compare_again(folder, tmp_path / "again", runs, plans, learning_rates=rates)
+    assert again.setup.tuning == found.setup.tuning
+    assert (again.folder / "comparison.csv").read_bytes() == (found.folder / "comparison.csv").read_bytes()
 
 
 def test_which_were_right_is_read_without_the_data(table):
