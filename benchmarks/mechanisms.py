@@ -13,13 +13,15 @@ taken within its round, and the table has the median and the quartiles of the ra
 
 ``mechanisms_cpu.csv`` and, from before the passes of the gates in C, ``mechanisms_cpu_before.csv`` were measured with
 ``--threads 1 --clock processor --steps inference`` on a machine that was busy, the rows of ``double`` again on a quiet
-one, after its inference by fewer products. The forms are
+one, after its inference by fewer products, and those of ``timm:eca`` again, with ``--seconds 2``, after its call of the
+function in C. The forms are
 
     copy      x.clone(), of which ``copies`` are counted
     ours      the module as ``foveate`` builds it with its defaults
     plain     the same with ``foveate.use_fused(False)``
     compiled  the definition under torch.compile
-    timm      timm's layer of the same name with its defaults, where there is one
+    timm      timm's layer of the same name with its defaults, where there is one; of ``timm:eca`` its own
+              forward pass
     onnxruntime  the exported definition, in inference; its copies are of a contiguous input, whatever the format
     bound     what it cannot do without: its products on matrices that lie ready, by torch's matrix product and its
               scaled_dot_product_attention; of ``sparse`` the dense attention with the same projections
@@ -45,6 +47,7 @@ from typing import Any
 import timm
 import torch
 from kernels import FORMATS, device_name, timed, unfused
+from timm.layers import get_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,7 +58,7 @@ from foveate.errors import FoveateError
 
 SIZES = ("64@56", "256@28", "512@14", "1024@7")
 FORMS = ("plain", "compiled", "timm", "bound", "onnxruntime")
-TIMM = {"se": "se", "cbam": "cbam", "non_local": "nl", "eca": "eca", "timm:eca": ""}
+TIMM = {"se": "se", "cbam": "cbam", "non_local": "nl", "timm:eca": "eca"}
 KINDS = ("attention", "pooling", "heads")
 CLASSES = 1000
 CLOCKS = {"wall": time.perf_counter, "processor": time.thread_time}
@@ -175,7 +178,7 @@ def forms(kind: str, name: str, x: Tensor, training: bool, wanted: list[str]) ->
     if "compiled" in wanted:
         made["compiled"] = unfused(call(torch.compile(module)))
     if "timm" in wanted and TIMM.get(name):
-        theirs = registry.build(f"timm:{TIMM[name]}", x.shape[1]).to(x.device).train(training)
+        theirs = get_attn(TIMM[name])(x.shape[1]).to(x.device).train(training)
         made["timm"] = call(theirs)
     if "onnxruntime" in wanted and not training:
         with contextlib.suppress(FoveateError):  # what the exporter or the runtime does not take has no such row

@@ -1,4 +1,4 @@
-"""When SE, CBAM and BAM take the passes of ``foveate.kernels.gates.op`` instead of their definition."""
+"""When SE, CBAM, BAM and timm's ECA take the passes of ``foveate.kernels.gates.op`` instead of their definition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def choose_gates(module: nn.Module, x: Tensor, built: Built) -> Choice:
     """The backend with which a module infers, or why there is none: in eval mode without gradients, as it was built.
 
     Args:
-        module: SE, CBAM or BAM.
+        module: SE, CBAM, BAM or timm's ECA.
         x: its input.
         built: how it was built.
     """

@@ -46,7 +46,7 @@ BACKENDS = {"cpu": "foveate.kernels.ulsam.cpu", "cuda": "foveate.kernels.ulsam.t
 """Device type -> module, for ULSAM."""
 
 GATES = {"cpu": "foveate.kernels.gates.cpu", "cuda": "foveate.kernels.gates.triton_launch"}
-"""Likewise for the gates: SE and CBAM; on a CPU BAM, too."""
+"""Likewise for the gates: SE and CBAM; on a CPU BAM and timm's ECA, too."""
 
 PLAIN = (Tensor, torch.nn.Parameter)
 """Classes of tensors whose data can be read past torch."""

@@ -20,8 +20,10 @@ MODULES = [
     *((name, kind) for kind in ("attention", "pooling") for name in registry.names(kind)),
     ("cbam(order='spatial-channel')", "attention"),
     ("attention_pool(classes=3, heads=2)", "pooling"),
+    ("timm:eca", "attention"),
+    ("timm:ceca", "attention"),
 ]
-FUSED = ("ulsam", "se", "cbam", "bam", "attention_pool")
+FUSED = ("ulsam", "se", "cbam", "bam", "attention_pool", "timm:eca", "timm:ceca")
 UNFUSED = pytest.mark.slow(
     reason="nothing but the definition can run of these: they are checked where kernels or definitions change",
     guards=("foveate/kernels/", "foveate/attention/", "foveate/pooling/", "tests/kernels/conftest.py"),

@@ -132,6 +132,7 @@ def test_there_are_fused_paths_to_disturb(disturbed, monkeypatch):
         (ulsam_op, "evaluate"),
         (gates_op, "whole_gate"),
         (gates_op, "joint_gate"),
+        (gates_op, "gate_along_channels"),
         (AttentionPool, "_look"),
     ):
         call = getattr(place, name)

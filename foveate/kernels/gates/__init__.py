@@ -1,1 +1,1 @@
-"""The passes of the gates: SE, CBAM and BAM in C, SE and CBAM in Triton."""
+"""The passes of the gates: SE, CBAM, BAM and ECA in C, SE and CBAM in Triton."""

@@ -1,9 +1,11 @@
-/* The gates on a CPU in inference: what attention/se.py, cbam.py and bam.py define, in as few passes over x as there can be.
+/* The gates on a CPU in inference: what attention/se.py, cbam.py and bam.py define and timm's EcaModule and CecaModule, in as
+few passes over x as there can be.
 
 c_compiler.py compiles this at the first use, for one type of element at a time; cpu.py calls it. Images are (B, C, h, w),
 in planes (contiguous) or with the channels last.
 
     channel    Mc = sigmoid(sum over pools of W2 relu(W1 pool_hw(x)))
+    along      Mc = sigmoid(conv1d_c(mean_hw(x)) + bias), zeros beyond the first and the last channel, or in a circle
     spatial    Ms = sigmoid(BN(conv k x k [max_c; mean_c]))
     out = Mc Ms x, each of the two of x or of what the other one made of it; or x + sigmoid(score_c + score_p) x
 
@@ -104,6 +106,18 @@ static void layer(const REAL *restrict W, const REAL *bias, size rows, size n, c
         }
 }
 
+/* ECA: from the means of one image to its channels' weights. scratch: 2 C + kernel. */
+static void convolve_channels(const Setting *s, const Arguments *a, size b, REAL *scratch) {
+    const size C = s->C, K = a->kernel, r = K / 2;
+    const REAL *restrict mean = a->pooled + b * a->strips * 2 * C + C;
+    REAL *restrict wide = scratch, *restrict scores = scratch + C + 2 * r;
+    for (size i = 0; i < r; i++) wide[i] = a->circular ? mean[C - r + i] : 0, wide[r + C + i] = a->circular ? mean[i] : 0;
+    for (size c = 0; c < C; c++) wide[r + c] = mean[c], scores[c] = a->bias1 ? a->bias1[0] : 0;
+    for (size k = 0; k < K; k++)
+        for (size c = 0; c < C; c++) scores[c] += a->conv[k] * wide[c + k];
+    sigmoid_of(scores, a->channel + b * C, C);
+}
+
 /* From the pooled features of a few images to their channels' weights. scratch: (2 images, hidden + C). */
 static void layers(const Setting *s, const Arguments *a, size b, size images, REAL *scratch) {
     const size C = s->C, each = a->pools == 3 ? 2 : 1, inputs = images * each;
@@ -114,7 +128,9 @@ static void layers(const Setting *s, const Arguments *a, size b, size images, RE
         join(s, a, b + i);
         in[i * each] = a->pools == 1 ? pooled + C : pooled;
         if (each == 2) in[i * each + 1] = pooled + C;
+        if (a->along) convolve_channels(s, a, b + i, scratch);
     }
+    if (a->along) return;
     layer(a->fc1, a->bias1, a->hidden, C, in, inputs, hidden, 1);
     for (size i = 0; i < inputs; i++) in[i] = hidden + i * a->hidden;
     layer(a->fc2, a->bias2, C, a->hidden, in, inputs, scores, 0);

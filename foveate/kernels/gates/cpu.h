@@ -14,6 +14,7 @@ struct Arguments {
     const REAL *seen_in_pool, *seen_in_squeeze; /* weights of positions, of channels, that x is seen with; or NULL */
     size stages[5], count;
     size pools, hidden, kernel;     /* pools: 1 mean, 2 maximum, 3 both */
+    size along, circular;           /* along: the scores are the convolution of the means along the channels */
     const REAL *fc1, *bias1, *fc2, *bias2, *conv;
     REAL scale, shift; /* of the batch norm */
     size strips, images, product;

@@ -1,8 +1,8 @@
 """The gates' passes on a CPU, in inference: ctypes around cpu.c. What each computes stands there; ``op.py`` calls them.
 
 Images x: (B, C, h, w), float32, bfloat16 or float64 (for tests), contiguous or channels_last, not empty. Scores: of
-any floating type. ``infer`` computes a whole gate in one call; the functions that ``op.py`` has for every device
-compute one pass each.
+any floating type. ``infer`` and ``infer_along_channels`` compute a whole gate in one call; the functions that ``op.py``
+has for every device compute one pass each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from torch import Tensor
 from foveate.kernels.c_compiler import library, openmp
 from foveate.kernels.dispatch import wide
 
-__all__ = ["TYPES", "gate", "infer", "joint_gate", "pool_channels", "pool_positions", "why_not"]
+__all__ = [
+    "TYPES",
+    "gate",
+    "infer",
+    "infer_along_channels",
+    "joint_gate",
+    "pool_channels",
+    "pool_positions",
+    "why_not",
+]
 
 TYPES = (torch.float32, torch.bfloat16)
 """Types for which the passes are taken by themselves."""
@@ -30,9 +39,10 @@ _FOLDER = Path(__file__).parent
 _FILES = (*(_FOLDER / name for name in ("cpu.c", "cpu.h", "cpu_entry.h")), _FOLDER.parent / "cpu_common.h")
 _GRAIN = 32768  # elements for which a second thread is woken, as torch has it
 _SETTING = "8n3P"  # as in cpu_common.h: B, C, g, h, w, last, threads, scratch_bytes; scratch, parallel, number
-_inference = struct.Struct(_SETTING + "3P4n9Pd").pack
+_inference = struct.Struct(_SETTING + "3P5n9Pd").pack
 _pass = struct.Struct(_SETTING + "6P3n").pack
 _POOL, _SQUEEZE, _WEIGH, _JOINT = range(4)
+_ALONG = 5  # the order of a gate that is a convolution along the channels
 
 
 @functools.cache
@@ -109,7 +119,20 @@ def infer(
     addresses = [0 if t is None else t.data_ptr() for t in given] or [0] * 4
     addresses += [t.data_ptr() for t in more] or [0] * 5
     images = x.data_ptr(), out.data_ptr(), memory.data_ptr() + end
-    _functions(x.dtype).infer(_inference(*setting, *images, order, pools, hidden, kernel, *addresses, eps))
+    _functions(x.dtype).infer(_inference(*setting, *images, order, pools, hidden, kernel, 0, *addresses, eps))
+    _give_back(memory)
+    return out
+
+
+def infer_along_channels(x: Tensor, weight: Tensor, bias: Tensor | None, circular: bool) -> Tensor:
+    """``op.gate_along_channels`` in one call."""
+    kind, kernel = wide(x), weight.shape[2]
+    taps, start = weight.to(kind).contiguous(), None if bias is None else bias.to(kind)  # kept until the call is over
+    out = torch.empty_like(x)
+    setting, memory, end = _setting(x, 0, kernel)
+    addresses = 0, 0 if start is None else start.data_ptr(), 0, 0, taps.data_ptr(), 0, 0, 0, 0
+    images = x.data_ptr(), out.data_ptr(), memory.data_ptr() + end
+    _functions(x.dtype).infer(_inference(*setting, *images, _ALONG, 1, 0, kernel, circular, *addresses, 0.0))
     _give_back(memory)
     return out
 

@@ -99,13 +99,14 @@ static size strips_of(const Setting *s) { return s->threads > 1 && s->B < 2 * s-
 
 /* ---- what Python calls ---- */
 
-/* order: 0 channel, 1 spatial, 2 channel-spatial, 3 spatial-channel, 4 parallel. memory: what memory_bytes says. */
+/* order: 0 channel, 1 spatial, 2 channel-spatial, 3 spatial-channel, 4 parallel, 5 along the channels, for which conv has
+   `kernel` weights, bias1 one number, and circular says what is beyond the ends. memory: what memory_bytes says. */
 typedef struct {
     Setting setting;
     const STORED *x;
     STORED *out;
     REAL *memory;
-    size order, pools, hidden, kernel;
+    size order, pools, hidden, kernel, circular;
     const REAL *fc1, *bias1, *fc2, *bias2, *conv, *norm[4]; /* of the batch norm: weight, bias, mean, variance */
     double eps;
 } Inference;
@@ -131,27 +132,30 @@ size memory_bytes(const Setting *s) {
 size scratch_bytes(const Setting *s, size hidden, size kernel) {
     const size margin = 2 * (kernel / 2), W = s->w + margin, H = s->h + margin;
     const size first = 2 * TOGETHER * (hidden + s->C), second = 2 * H * W + s->h * W + kernel + 12 * LANES;
-    const size third = s->C + s->h * s->w;
-    const size most = first > second ? first : second;
-    return (size)sizeof(REAL) * ((most > third ? most : third) + 16);
+    const size third = s->C + s->h * s->w, fourth = 2 * s->C + kernel;
+    const size most = first > second ? first : second, other = third > fourth ? third : fourth;
+    return (size)sizeof(REAL) * ((most > other ? most : other) + 16);
 }
 
 void infer(const Inference *in) {
-    static const size LISTS[5][5] = {{POOL, LAYERS, WEIGH},
+    static const size LISTS[6][5] = {{POOL, LAYERS, WEIGH},
                                      {SQUEEZE, CONVOLVE, WEIGH},
                                      {POOL, LAYERS, SQUEEZE, CONVOLVE, WEIGH},
                                      {SQUEEZE, CONVOLVE, POOL, LAYERS, WEIGH},
-                                     {POOL, LAYERS, SQUEEZE, CONVOLVE, WEIGH}};
+                                     {POOL, LAYERS, SQUEEZE, CONVOLVE, WEIGH},
+                                     {POOL, LAYERS, WEIGH}};
+    const size channel_only = in->order == 0 || in->order == 5;
     const Setting *s = &in->setting;
     Arguments a = arguments_of(s, in->memory);
     a.x = in->x, a.out = in->out, a.pools = in->pools, a.hidden = in->hidden, a.kernel = in->kernel;
     a.fc1 = in->fc1, a.bias1 = in->bias1, a.fc2 = in->fc2, a.bias2 = in->bias2, a.conv = in->conv;
-    a.count = in->order < 2 ? 3 : 5;
+    a.along = in->order == 5, a.circular = in->circular;
+    a.count = channel_only || in->order == 1 ? 3 : 5;
     a.seen_in_pool = in->order == 3 ? a.position : NULL, a.seen_in_squeeze = in->order == 2 ? a.channel : NULL;
     for (size n = 0; n < 5; n++) a.stages[n] = LISTS[in->order][n];
-    if (in->order == 0) a.position = NULL;
+    if (channel_only) a.position = NULL;
     if (in->order == 1) a.channel = NULL;
-    if (in->order > 0) {
+    if (!channel_only) {
         a.scale = in->norm[0][0] / root(in->norm[3][0] + (REAL)in->eps);
         a.shift = in->norm[1][0] - in->norm[2][0] * a.scale;
     }

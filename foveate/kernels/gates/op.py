@@ -7,7 +7,8 @@
 
 No scores: x itself. CBAM is pool_positions, pool_channels and gate: three reads of x and one write, where the plain
 form has six reads and two writes. On a device without a backend (see ``dispatch.GATES``) the operations are the plain
-definitions below. There are no gradients. Where a backend has all of a gate in one call, ``whole_gate`` is that.
+definitions below. There are no gradients. Where a backend has all of a gate in one call, ``whole_gate`` is that, and
+for timm's ECA ``gate_along_channels``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from foveate.kernels.dispatch import GATES, PLAIN, dense, no_active_modes, passes
 from foveate.kernels.registration import library, registering
 
-__all__ = ["gate", "joint_gate", "pool_channels", "pool_positions", "whole_gate"]
+__all__ = ["gate", "gate_along_channels", "joint_gate", "pool_channels", "pool_positions", "whole_gate"]
 
 _library = library()
 with registering("gates"):
@@ -164,6 +165,32 @@ def whole_gate(
         if any(t is None or t.numel() != 1 for t in norm):
             return None
     out: Tensor = at_once(dense(x), _ORDERS.index(order), pools, layers, conv, eps)
+    return out
+
+
+def gate_along_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, circular: bool) -> Tensor | None:
+    """sigmoid(conv1d(mean_hw(x))) x, the convolution along the channels, in one call; None where the backend cannot.
+
+    Args:
+        x: (B, C, h, w), for which ``choose`` has a backend.
+        weight: of the convolution, (1, 1, k), k odd; of a circle k at most 2 C + 1.
+        bias: (1,), or None.
+        circular: before the first channel is the last one; else zeros.
+    """
+    if not no_active_modes():
+        return None
+    at_once = getattr(passes(x, "gates"), "infer_along_channels", None)
+    if at_once is None or weight is None or weight.ndim != 3:
+        return None
+    rows, planes, size = weight.shape
+    if (rows, planes, size % 2) != (1, 1, 1) or (bias is not None and bias.shape != (1,)):
+        return None
+    if circular and size // 2 > x.shape[1]:
+        return None
+    for tensor in (weight, bias):
+        if tensor is not None and (type(tensor) not in PLAIN or tensor.dtype is not x.dtype or not tensor.is_cpu):
+            return None
+    out: Tensor = at_once(dense(x), weight, bias, circular)
     return out
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from foveate import registry
+from foveate.attention import _timm_eca
 from foveate.attention.bam import BAM
 from foveate.attention.cbam import CBAM, ORDERS
 from foveate.attention.se import SE
@@ -47,6 +49,10 @@ MODULES = {
     "a kernel of one": lambda c: CBAM(c, reduction=4, kernel_size=1),
     "bam": lambda c: BAM(c, reduction=4, dilation=2),
     "bam, the product": lambda c: BAM(c, reduction=4, combine="product", norm="end"),
+    "eca": lambda c: registry.build("timm:eca", c),
+    "ceca": lambda c: registry.build("timm:ceca", c),
+    "ceca with a bias": lambda c: _timm_eca.CecaModule(c, act_layer=nn.ReLU),
+    "eca of seven channels": lambda c: _timm_eca.EcaModule(None, 7),
 }
 
 
@@ -65,7 +71,7 @@ def two_threads(monkeypatch):
 def called(monkeypatch):
     """Names of the functions in C, as they are called."""
     seen = []
-    for name in ("infer", "_run"):
+    for name in ("infer", "infer_along_channels", "_run"):
         call = getattr(gates_cpu, name)
         monkeypatch.setattr(gates_cpu, name, lambda *a, name=name, call=call: [seen.append(name), call(*a)][1])
     return seen
@@ -119,7 +125,8 @@ def test_modules_are_their_definition(name, layout, called, nan_memory):
     for shape in SHAPES:
         called.clear()
         near(*inferred(name, shape, layout))
-        assert called == (["_run", "_run"] if name.startswith("bam") else ["infer"])
+        once = "infer_along_channels" if "eca" in name else "infer"
+        assert called == (["_run", "_run"] if name.startswith("bam") else [once])
 
 
 def test_se_takes_its_passes_for_large_maps_only(monkeypatch):
@@ -133,7 +140,7 @@ def test_se_takes_its_passes_for_large_maps_only(monkeypatch):
     assert taken == [(16, 256, 28, 28)]
 
 
-@pytest.mark.parametrize("name", ["se", "channel-spatial", "bam"])
+@pytest.mark.parametrize("name", ["se", "channel-spatial", "bam", "eca", "ceca with a bias"])
 def test_other_strides_and_bfloat16(name, called):
     for layout in LAYOUTS:
         near(*inferred(name, SHAPES[0], layout))
@@ -151,7 +158,7 @@ def test_threads(threads):
     torch.set_num_threads(threads)
     for layout in LAYOUTS[:2]:
         for shape in ((5, 24, 9, 8), (1, 160, 13, 4), (1, 3, 30, 2), (2, 5, 1, 3)):
-            for name in ("se", *ORDERS[:3], "bam"):
+            for name in ("se", *ORDERS[:3], "bam", "eca", "ceca"):
                 near(*inferred(name, shape, layout))
 
 
@@ -190,7 +197,7 @@ def same_kind(found, truth):
 
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["se", *ORDERS, "max", "bam", "bam, the product"])
+@pytest.mark.parametrize("name", ["se", *ORDERS, "max", "bam", "bam, the product", "eca", "ceca"])
 def test_what_is_not_a_number_stays_where_the_definition_has_it(name, value, layout):
     """Both signs of infinity in one channel make the mean no number, and not the maximum."""
     module = as_after_training(MODULES[name](8))
@@ -268,7 +275,7 @@ def test_without_a_compiler_the_definition_serves(monkeypatch, called):
     monkeypatch.setattr(gates_cpu, "why_not", lambda _: "the C kernels cannot be used: no C compiler")
     dispatch.ready.cache_clear()
     try:
-        for name in ("se", "channel-spatial", "bam"):
+        for name in ("se", "channel-spatial", "bam", "eca"):
             out, truth, *_ = inferred(name, SHAPES[0])
             near(out, truth, 1e-5)
         assert not called
@@ -278,7 +285,7 @@ def test_without_a_compiler_the_definition_serves(monkeypatch, called):
 
 
 def test_training_is_the_definition(called):
-    for name in ("se", "channel-spatial", "bam"):
+    for name in ("se", "channel-spatial", "bam", "eca", "ceca"):
         module, x = as_after_training(MODULES[name](8)), torch.randn(2, 8, 5, 6, requires_grad=True)
         module(x).sum().backward()
         module.train()(x).sum().backward()
