@@ -12,8 +12,8 @@ SECTIONS = {
     "guides": (
         "Guides",
         (
-            "surgery", "cost", "latency", "kernels", "data", "training", "segmentation", "detection", "compare",
-            "families", "search", "executors", "saving", "predict", "explain", "audit", "serve", "export",
+            "terminal", "surgery", "cost", "latency", "kernels", "data", "training", "segmentation", "detection",
+            "compare", "families", "search", "executors", "saving", "predict", "explain", "audit", "serve", "export",
             "export_formats", "export_int8", "doctor",
         ),
     ),

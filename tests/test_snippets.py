@@ -211,6 +211,10 @@ LONG = {
     "docs/export_formats.md": ("it exports real networks; the same calls are tested in tests/exporters", FILES),
     "docs/guides/compare.md": ("it trains for each block; the same calls are tested in tests/studies", STUDIES),
     "docs/guides/executors.md": ("it starts processes; the same calls are tested in tests/studies", STUDIES),
+    "docs/guides/terminal.md": (
+        "it trains, compares, searches and exports; the same commands are tested in tests/cli",
+        FILES + STUDIES + ("foveate/cli/",),
+    ),
     "docs/guides/search.md": ("it trains for each block; the same calls are tested in tests/studies", STUDIES),
     "docs/tutorials/first_comparison.md": (
         "it trains and compares; the same calls are tested in tests/studies",

@@ -1,4 +1,4 @@
-"""What came of each set: from pytest's report to a row, from rows to the tables in the docs."""
+"""What came of each set: from pytest's report to a row, from rows to the table in the docs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from environments import ROOT, sets
 
 RESULTS = ROOT / "docs" / "reports" / "versions.csv"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "reports" / "versions.md")
+PAGE = ROOT / "docs" / "reports" / "versions.md"
 MARKS = ("<!-- made by tests/versions -->", "<!-- until here -->")
 NUMBERS = {"passed": int, "failed": int, "skipped": int, "minutes": float}
 
@@ -61,10 +61,7 @@ def table(rows: Iterable[Row], columns: Iterable[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-COLUMNS = {
-    "README.md": ("set", "python", "torch", "torchvision", "timm", "numpy", "state", "date"),
-    "versions.md": tuple(f.name for f in fields(Row)),
-}
+COLUMNS = tuple(f.name for f in fields(Row))
 
 
 def _cell(row: Row, column: str) -> str:
@@ -94,10 +91,8 @@ def page(text: str, rows: Iterable[Row], columns: Iterable[str]) -> str:
 
 
 def write(new: list[Row]) -> None:
-    """Put new rows into docs/reports/versions.csv, in the order of sets.toml, and make the tables anew."""
+    """Put new rows into docs/reports/versions.csv, in the order of sets.toml, and make the table anew."""
     known = {row.set: row for row in [*(load(RESULTS) if RESULTS.exists() else []), *new]}
     rows = [known.get(name, Row(name)) for name in sets()]
     save(rows, RESULTS)
-    for file in PAGES:
-        text = file.read_text(encoding="utf-8")
-        file.write_text(page(text, rows, COLUMNS[file.name]), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), rows, COLUMNS), encoding="utf-8")
