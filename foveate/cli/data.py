@@ -93,7 +93,10 @@ def _print_boxes(found: fv.DetectionReport) -> None:
     for name, train, val in found.objects:
         print(printable(f"  {name}: {train} training and {val} validation objects"))
     print(f"crowds and difficult objects, which do not count: {found.ignored or 'none'}")
+    print(f"masks of objects: {found.masks or 'none'}")
     lines = {"bad": [reason for _, reason in found.bad], "images without an object": list(found.empty)}
+    if found.without_mask:
+        lines["objects without a mask, in the images"] = list(found.without_mask)
     for reason, names in found.unused:
         lines[f"not used, {reason}"] = list(names)
     _print_groups(lines)

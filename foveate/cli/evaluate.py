@@ -93,7 +93,8 @@ def evaluate(
         print(json_text({"data": opened.name, "part": part, "images": count, **found.to_dict()}))
     elif csv != "-" and boxes:
         print(printable(f"{opened.name}, {part}: {len(found.objects)} images, {found.headline}"))
-        _table(rows, ("class", "images", "objects", "ap", "ap50"))
+        masks = ("mask_ap", "mask_ap50") if found.mask_ap is not None else ()
+        _table(rows, ("class", "images", "objects", "ap", "ap50", *masks))
     elif csv != "-" and maps:
         print(printable(f"{opened.name}, {part}: {len(found.counts)} images, {found.headline}, loss {found.loss:.4f}"))
         _table(rows, ("class", "images", "iou", "recall", "precision"))

@@ -47,11 +47,11 @@ def predict(
         images: image files, folders (the images in them and below), or patterns in quotes such as "dogs/*.jpg".
         output: write a row for each image, with the probability of every class, to this CSV file; "-" prints it. With a
             segmentation network a folder: it gets a PNG for each image, whose numbers are the classes. With a detector
-            a .json file: COCO's, with a score for each box.
+            a .json file: COCO's, with a score for each box, and with the masks that mask_rcnn finds.
         json: print a line of JSON for each image.
         top: how many classes are shown of each image on the terminal and as JSON.
         copy_to: copy each image into a folder of its predicted class in this folder; nothing is overwritten.
-        pictures: with a detector, draw each image with its boxes and a legend into this folder; needs --output.
+        pictures: with a detector, draw each image with its boxes, masks and a legend into this folder; needs --output.
         strict: stop at the first image that cannot be read, instead of counting it.
         pretrained: with a network's name, use its ImageNet weights.
         image_size: side of what the network sees, in pixels; without it the model's own.

@@ -121,7 +121,8 @@ def train(
         task: "segment" is for the class of each pixel, "detect" for the objects. Without it the data decide: label maps
             beside the images are for the one, boxes for the other.
         head: of a segmentation network "lraspp" (compact, taken without this), "upernet" or "danet"; of a detector
-            "faster_rcnn" (taken without this) or "ssdlite" (compact); with options, such as "faster_rcnn(anchor=16)".
+            "faster_rcnn" (taken without this), "mask_rcnn" (which finds masks, too, and learns from data with masks) or
+            "ssdlite" (compact); with options, such as "faster_rcnn(anchor=16)".
         output_stride: of its trunk, 8, 16 or 32: pixels of the image for one of the coarsest map.
         recipe: "short", "scratch", "imagenet", "aggregation", or a .yaml file; options given here go before it.
         output: folder for checkpoints, summary.csv and the trained model (last/, model_best/).

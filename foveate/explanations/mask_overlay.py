@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -43,6 +44,26 @@ def draw_classes(picture: Image.Image, classes: Tensor, opacity: float = _OPACIT
     table = np.array(palette(256), dtype=np.float64).reshape(256, 3)
     grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None].repeat(3, 2)
     mixed = np.where((chosen == IGNORED)[..., None], grey, opacity * table[chosen] + (1 - opacity) * grey)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def draw_masks(
+    picture: Image.Image, masks: npt.NDArray[np.uint8], classes: Tensor, opacity: float = _OPACITY
+) -> Image.Image:
+    """A copy of a picture with masks in the colours of their classes, those of the highest scores on top.
+
+    Args:
+        picture: of the size of the masks.
+        masks: (n, H, W), not 0 where a pixel belongs to the object, the highest score first.
+        classes: (n,) whole numbers, 0 to 255.
+        opacity: of the colours, 0 to 1.
+    """
+    drawn = np.asarray(picture.convert("RGB"), dtype=np.float64)
+    chosen = np.full(drawn.shape[:2], -1)
+    for mask, label in reversed(list(zip(masks, classes.tolist(), strict=True))):
+        chosen[mask != 0] = label
+    table = np.array(palette(256), dtype=np.float64).reshape(256, 3)
+    mixed = np.where((chosen < 0)[..., None], drawn, opacity * table[chosen] + (1 - opacity) * drawn)
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from foveate.data.detection import DetectionData, DetectionSplit
+from foveate.data.detection.masks import InstanceMasks, require_masks
 from foveate.dense import Detector
 from foveate.errors import FoveateError
 from foveate.exporters.opened import ExportedDetector
@@ -24,13 +25,13 @@ from foveate.progress import ProgressBar
 from foveate.training.input.detection import BoxLoader, check_finite
 from foveate.training.input.loaders import normalised
 from foveate.training.input.sampler import images_in
-from foveate.training.tasks.detection_metrics import (
+from foveate.training.tasks.collected_objects import (
     MOST,
-    DetectionEvaluation,
     collect_objects,
     in_pixels_of_the_file,
-    measure_objects,
+    masks_of_the_file,
 )
+from foveate.training.tasks.detection_metrics import DetectionEvaluation, measure_objects
 from foveate.whole_images import WholeImage, resized, resized_for_boxes
 
 __all__ = ["evaluate_detector", "predict_objects"]
@@ -84,13 +85,25 @@ def predict_objects(
 
 def _objects(finder: _Finder, item: Item) -> ImageDetections:
     image = item.load()
-    rows = finder.find(image)
+    rows, masks = finder.find(image)
     if not rows.isfinite().all():
         raise FoveateError("the model's boxes or scores are NaN or infinite")
     boxes, scores, classes = rows[:, :4], rows[:, 4], rows[:, 5].long()
     return ImageDetections(
-        item.name, boxes, scores, classes, finder.labels, (image.height, image.width), item.path, item
+        item.name, boxes, scores, classes, finder.labels, (image.height, image.width), item.path, item, masks
     )
+
+
+class Found(NamedTuple):
+    """What is in an image.
+
+    Args:
+        rows: (n, 6), as ``in_pixels_of_the_file``.
+        masks: of each, in the size of the image; None where the network has none.
+    """
+
+    rows: Tensor
+    masks: InstanceMasks | None = None
 
 
 class _Finder(Protocol):
@@ -107,10 +120,11 @@ class _Finder(Protocol):
 
         Raises:
             Diverged: a weight is NaN or infinite.
+            FoveateError: a package is not installed.
         """
 
-    def find(self, image: Image.Image) -> Tensor:
-        """(n, 6), as ``in_pixels_of_the_file``."""
+    def find(self, image: Image.Image) -> Found:
+        """What is in an image."""
 
 
 class _NetworkFinder:
@@ -120,13 +134,19 @@ class _NetworkFinder:
 
     def check(self) -> None:
         check_finite(self.network)
+        if self.network.with_masks:
+            require_masks()
 
-    def find(self, image: Image.Image) -> Tensor:
+    def find(self, image: Image.Image) -> Found:
         device, dtype = device_and_dtype(self.network)
         with preserve_state(self.network, evaluation=True, no_grad=True):
             pixels = normalised(resized_for_boxes(image, self.preprocess)[None], self.preprocess, device).to(dtype)
-            one = self.network([pixels[0]])[0]
-        return _rows(one, image, pixels)
+            one = self.network([pixels[0]], whole_masks=False)[0]
+            rows = _rows(one, image, pixels)
+            if not self.network.with_masks:
+                return Found(rows)
+            sizes = (image.height, image.width), (pixels.shape[-2], pixels.shape[-1])
+            return Found(rows, masks_of_the_file(one, *sizes))
 
 
 class _FileFinder:
@@ -141,10 +161,10 @@ class _FileFinder:
     def check(self) -> None:
         """Of a file nothing is known."""
 
-    def find(self, image: Image.Image) -> Tensor:
+    def find(self, image: Image.Image) -> Found:
         prepare = partial(resized, exact=True) if self.file.exact else resized_for_boxes
         pixels = normalised(prepare(image, self.preprocess)[None], self.preprocess, torch.device("cpu"))
-        return _rows(self.file.objects(pixels), image, pixels)
+        return Found(_rows(self.file.objects(pixels), image, pixels))
 
 
 def _finder(model: Detector | ExportedDetector, image_size: int | None) -> _Finder:
@@ -166,6 +186,8 @@ def evaluate_detector(
     progress: bool = False,
 ) -> DetectionEvaluation:
     """Measure a detection network on images with boxes, in pixels of their files. The model is left as found.
+
+    Where network and data have masks, the mAP of masks is measured, too.
 
     Args:
         network: for detection, or its file.
@@ -200,10 +222,13 @@ def evaluate_detector(
         finder = _finder(network, image_size)
         with ProgressBar(progress) as bar:
             indices = bar.track(iter(range(len(split))), f"evaluating on {split.name}", len(split), lambda _: 1)
-            rows = [finder.find(split.load(index))[:MOST] for index in indices]
+            rows = [finder.find(split.load(index)).rows[:MOST] for index in indices]
         return measure_objects(rows, split.objects, split.classes)
-    loader = BoxLoader(split, WholeImage.of(network, image_size).preprocess, workers=workers)
+    preprocess = WholeImage.of(network, image_size).preprocess
+    loader = BoxLoader(split, preprocess, workers=workers, masks=network.with_masks)
+    if network.with_masks:
+        require_masks()
     with preserve_state(network, evaluation=True, no_grad=True), ProgressBar(progress) as bar:
         shown = bar.track(loader.whole(batch_size), f"evaluating on {split.name}", len(split), images_in)
         found = collect_objects(lambda inputs: loader.forward(network, inputs), shown)
-    return measure_objects(*found, split.classes)
+    return measure_objects(found.found, found.objects, split.classes, found.masks)

@@ -11,8 +11,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from foveate.data.detection.masks import InstanceMasks
 from foveate.errors import FoveateError, printable
-from foveate.explanations.mask_overlay import draw_boxes, palette
+from foveate.explanations.mask_overlay import draw_boxes, draw_masks, palette
 from foveate.html import html_lines
 from foveate.io import JsonObject, json_text, write_atomically
 from foveate.prediction.inputs import Item
@@ -36,6 +37,8 @@ class ImageDetections:
         size: height and width of the image.
         path: the image's file, where it has one of its own.
         item: decodes the image again, for pictures.
+        masks: of each object, in pixels of the image; None where the network has none. ``masks.array()`` is (n, H, W),
+            1 where a pixel belongs to the object.
     """
 
     name: str
@@ -46,6 +49,7 @@ class ImageDetections:
     size: tuple[int, int]
     path: Path | None = field(default=None, repr=False)
     item: Item | None = field(default=None, repr=False)
+    masks: InstanceMasks | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -56,9 +60,16 @@ class ImageDetections:
         return printable(f"{self.name}: {counts or 'nothing'} (score {_THRESHOLD:g} or more)")
 
     def to_dict(self) -> JsonObject:
-        """The objects as plain values, for JSON: class, score, and the box as left, top, width and height."""
+        """The objects as plain values, for JSON: class, score, the box as left, top, width and height, and the mask.
+
+        Masks are COCO's compressed run lengths, a dictionary ``segmentation`` of each object.
+        """
         rows = zip(self.classes.tolist(), self.scores.tolist(), self._placed(), strict=True)
-        found = [{"class": self.labels[label], "score": score, "bbox": place} for label, score, place in rows]
+        found: list[JsonObject] = [
+            {"class": self.labels[label], "score": score, "bbox": place} for label, score, place in rows
+        ]
+        for one, mask in zip(found, self.masks.to_coco() if self.masks is not None else (), strict=False):
+            one["segmentation"] = mask
         return {"path": self.name, "objects": found}
 
     def _placed(self) -> list[list[float]]:
@@ -67,7 +78,7 @@ class ImageDetections:
         return [[round(side, 2) for side in of] for of in sides]
 
     def picture(self, threshold: float = _THRESHOLD) -> Image.Image:
-        """The image with boxes in the colours of their classes, and a legend below it.
+        """The image with boxes, and masks, in the colours of their classes, and a legend below it.
 
         Args:
             threshold: objects with a lower score are left out.
@@ -78,7 +89,11 @@ class ImageDetections:
         if self.item is None:
             raise FoveateError(f"{self.name}: there is no image to draw on")
         sure = self.scores >= threshold
-        image = draw_boxes(self.item.load(), self.boxes[sure], self.classes[sure])
+        image = self.item.load()
+        if self.masks is not None:
+            shown_masks = self.masks.subset(sure.nonzero()[:, 0].tolist()).array()
+            image = draw_masks(image, shown_masks, self.classes[sure])
+        image = draw_boxes(image, self.boxes[sure], self.classes[sure])
         colours = palette(len(self.labels))
         shown: Counter[int] = Counter(self.classes[sure].tolist())
         lines = [(label, f"{self.labels[label]} ({count})") for label, count in shown.most_common()]
@@ -131,6 +146,8 @@ class Detections:
     ) -> int:
         """Write all objects as one COCO JSON file, each with its score, whole or not at all.
 
+        Masks stand in it as compressed run lengths, which pycocotools and ``open_detection`` read.
+
         Args:
             path: a name that ends in .json.
             pictures: a folder, for a PNG of each image with its boxes and a legend.
@@ -165,6 +182,10 @@ class Detections:
                 }
                 for at, (label, score, box) in enumerate(rows, 1)
             ]
+            if one.masks is not None:
+                of_image = zip(annotations[-len(one) :], one.masks.to_coco(), one.masks.areas(), strict=True)
+                for entry, mask, area in of_image if len(one) else ():
+                    entry.update(segmentation=mask, area=area)
             if pictures is not None:
                 self._draw(one, Path(pictures) / f"{number:06d}_{Path(one.name).stem or 'image'}.png", threshold)
         categories = [{"id": number, "name": label} for number, label in enumerate(self.labels, 1)]

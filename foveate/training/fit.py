@@ -137,7 +137,7 @@ def fit(
     ):
         ready = bar.task("getting ready")
         check_optimiser(recipe.optimiser)
-        opened, task = open_for_task(data)
+        opened, task = open_for_task(data, model)
         task.check(recipe, teacher is not None or bool(recipe.teacher))
         _require_images(opened)
         folder = RunFolder(output, resume=resume, writes=rank == 0) if output is not None else None

@@ -25,8 +25,10 @@ class DetectionReport:
         objects: (class, training objects, validation objects) of each class, without those that are ignored.
         ignored: objects that are marked as a crowd or as difficult.
         empty: names of the images without an object.
-        bad: (image, reason) of each box and each image that cannot be used as it stands.
+        bad: (image, reason) of each box, mask and image that cannot be used as it stands.
         unused: (reason, names) of every file that is not used.
+        masks: objects that count and whose mask is known, in both parts.
+        without_mask: the name of the image of each other object that counts, where some have a mask.
     """
 
     name: str
@@ -36,6 +38,8 @@ class DetectionReport:
     empty: tuple[str, ...]
     bad: tuple[tuple[str, str], ...]
     unused: tuple[tuple[str, tuple[str, ...]], ...]
+    masks: int = 0
+    without_mask: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -50,6 +54,8 @@ class DetectionReport:
             "sound": self.sound,
             "objects": [{"class": name, "train": train, "val": val} for name, train, val in self.objects],
             "ignored": self.ignored,
+            "masks": self.masks,
+            "without_mask": list(self.without_mask),
             "empty": list(self.empty),
             "bad": [{"image": name, "reason": reason} for name, reason in self.bad],
             "unused": [{"reason": reason, "files": list(names)} for reason, names in self.unused],
@@ -88,4 +94,8 @@ def check_detection(
             if not len(split.objects[index]):
                 empty.append(name)
     counts = tuple(zip(data.classes, data.train.counts(), data.val.counts(), strict=True))
-    return DetectionReport(data.name, data.note, counts, ignored, tuple(empty), tuple(bad), data.unused)
+    masks = sum(int((one.masked & ~one.ignored).sum()) for split in (data.train, data.val) for one in split.objects)
+    without = (*data.train.without_mask(), *data.val.without_mask()) if masks else ()
+    return DetectionReport(
+        data.name, data.note, counts, ignored, tuple(empty), tuple(bad), data.unused, masks, tuple(without)
+    )

@@ -1,4 +1,4 @@
-"""COCO's JSON: images, annotations with boxes [x, y, width, height], and categories, in one file for each part.
+"""COCO's JSON: images, annotations with boxes [x, y, width, height] and masks, and categories, a file for each part.
 
 Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, https://cocodataset.org/#format-data
 """
@@ -124,7 +124,8 @@ def _read(root: Path, path: Path) -> tuple[list[Record], tuple[str, ...], tuple[
         number = row.get("category_id")
         label = names.get(number) if isinstance(number, int) else None
         crowd = row.get("iscrowd") in (1, True)
-        boxes[image].append(Box(label if label is not None else f"number {number!r}", _corners(row.get("bbox")), crowd))
+        label = label if label is not None else f"number {number!r}"
+        boxes[image].append(Box(label, _corners(row.get("bbox")), crowd, row.get("segmentation")))
     base = _base(root, path, [row.get("file_name") for row in content["images"]])
     records = []
     for row in content["images"]:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from foveate.data.detection.coco import find_coco, read_coco
+from foveate.data.detection.masks import InstanceMasks, can_read_masks, parse_mask
 from foveate.data.detection.record import Box, Found, Record
 from foveate.data.detection.split import DetectionData, DetectionSplit, Objects
 from foveate.data.detection.voc import is_voc, read_voc
@@ -73,7 +74,9 @@ def open_detection(
         on_bad_image: ``stop`` at the first box without area, outside its image or of an unknown class, and at the first
             image that is missing, damaged, without its annotation or of another size than that says. ``skip`` cuts
             boxes off at the image's edge, leaves out the other boxes and those images, and lists all of them in
-            :attr:`DetectionData.bad`.
+            :attr:`DetectionData.bad`. A mask of COCO's that has too few points, is of another size than the image,
+            leaves it or has no pixel stops, too; with ``skip`` its object keeps its box and what can be used of the
+            mask.
 
     Returns:
         The data set, with its parts and classes.
@@ -108,17 +111,20 @@ def open_detection(
     parts = [_split(part, records, names, bad) for part, records in (("train", train), ("val", val))]
     if bad and on_bad_image == "stop":
         more = f" (and {len(bad) - 1} more like it, which foveate data check lists)" if len(bad) > 1 else ""
-        raise FoveateError(f"{bad[0][1]}{more}; on_bad_image='skip' cuts boxes off at the edge and leaves out the rest")
+        raise FoveateError(f"{bad[0][1]}{more}; on_bad_image='skip' cuts off at the edge and leaves out the rest")
     for split in parts:
         if not len(split):
             raise FoveateError(f"{root} has no {split.name} image that can be used: foveate data check says why")
-    left_out = f"{len(bad)} boxes or images cut off or left out" if bad else ""
+    what = "boxes, masks or images" if any(split.has_masks for split in parts) else "boxes or images"
+    left_out = f"{len(bad)} {what} cut off or left out" if bad else ""
+    told = any(box.segmentation for record in (*train, *val) for box in record.boxes)
+    unread = "masks not read, which needs pip install 'foveate[detection]'" if told and not can_read_masks() else ""
     data = DetectionData(
         name=root.resolve().stem if root.is_file() else root.resolve().name,
         classes=names,
         train=parts[0],
         val=parts[1],
-        note="; ".join(filter(None, (f"layout: {found.layout}", how, left_out))),
+        note="; ".join(filter(None, (f"layout: {found.layout}", how, left_out, unread))),
         bad=tuple(bad),
         unused=(("without an annotation of the same name", found.lonely),) if found.lonely else (),
     )
@@ -152,6 +158,7 @@ def _split(
 ) -> DetectionSplit:
     """A part, without what is bad, which is written down."""
     positions = {label: position for position, label in enumerate(classes)}
+    readable = can_read_masks()
     kept: list[tuple[str, str, tuple[int, int], Objects]] = []
     for record in records:
         try:
@@ -159,7 +166,7 @@ def _split(
         except FoveateError as error:
             bad.append((record.name, str(error)))
             continue
-        boxes, labels, ignored = [], [], []
+        boxes, labels, ignored, masks = [], [], [], []
         for box in record.boxes:
             place, reason = _place(record.name, box, size)
             if place is not None and box.label not in positions:
@@ -173,11 +180,21 @@ def _split(
                 boxes.append(place)
                 labels.append(positions[box.label])
                 ignored.append(box.ignored)
+                run, faults = parse_mask(box.segmentation, size, place) if readable else (None, ())
+                masks.append(run)
+                bad += [
+                    (record.name, f"{record.name}: the mask of an object of {box.label!r} {fault}") for fault in faults
+                ]
         objects = Objects(
-            np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(ignored, np.bool_)
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(labels, np.int64),
+            np.array(ignored, np.bool_),
+            InstanceMasks(size, tuple(masks)),
         )
         kept.append((path, record.name, size, objects))
     images, names, sizes, found = zip(*kept, strict=True) if kept else ((), (), (), ())
+    if not any(one.masked.any() for one in found):  # boxes alone
+        found = tuple(replace(one, masks=None) for one in found)
     return DetectionSplit(name, images, names, sizes, found)
 
 

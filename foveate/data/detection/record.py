@@ -17,11 +17,13 @@ class Box:
         label: the class's name; in quotes what stands in the file where it is none.
         place: left, top, right and bottom in pixels of the image, or what the file says instead.
         ignored: marked as a crowd or as difficult: it counts neither in training nor in a metric.
+        segmentation: its mask, or what the file says instead.
     """
 
     label: str
     place: object
     ignored: bool = False
+    segmentation: object = None
 
 
 @dataclass(frozen=True)

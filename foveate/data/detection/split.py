@@ -1,4 +1,4 @@
-"""What a data set for detection is: classes, and two sequences of images with boxes."""
+"""What a data set for detection is: classes, and two sequences of images with boxes, and perhaps masks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from foveate.arguments import checked_class
+from foveate.data.detection.masks import InstanceMasks
 from foveate.errors import FoveateError, printable
 from foveate.html import html_lines, html_table
 from foveate.images import open_image
@@ -28,14 +29,21 @@ class Objects:
         boxes: (n, 4) float32, left, top, right and bottom in pixels, within the image.
         labels: (n,) int64, the class of each.
         ignored: (n,) bool, True for a crowd or a difficult object, which counts neither in training nor in a metric.
+        masks: of each, within the image; None where the part of the data set has no masks.
     """
 
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     ignored: npt.NDArray[np.bool_]
+    masks: InstanceMasks | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def masked(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether the mask of each is known."""
+        return np.zeros(len(self), np.bool_) if self.masks is None else self.masks.known
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +69,8 @@ class DetectionSplit:
     classes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<DetectionSplit {self.name!r}: {len(self)} images, {sum(map(len, self.objects))} objects>"
+        masks = " with masks" if self.has_masks else ""
+        return f"<DetectionSplit {self.name!r}: {len(self)} images, {sum(map(len, self.objects))} objects{masks}>"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,6 +103,16 @@ class DetectionSplit:
             objects=tuple(self.objects[index] for index in indices),
         )
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the mask of an object that counts is known."""
+        return any(bool((one.masked & ~one.ignored).any()) for one in self.objects)
+
+    def without_mask(self) -> list[str]:
+        """The name of the image of each object that counts and whose mask is not known."""
+        counts = [int((~one.masked & ~one.ignored).sum()) for one in self.objects]
+        return [name for name, count in zip(self.names, counts, strict=True) for _ in range(count)]
+
     def counts(self) -> list[int]:
         """How many objects there are of each class, those that are ignored left out."""
         found = np.zeros(len(self.classes), np.int64)
@@ -114,7 +133,7 @@ class DetectionData:
         val: what it is measured on.
         licence: terms of use, if the data set states them.
         note: a text that says how the parts were made.
-        bad: (image, reason) of each box that was cut off or left out, and of each image that was left out.
+        bad: (image, reason) of each box or mask that was cut off or left out, and of each image that was left out.
         unused: (reason, names) of every file that is not used; the reason goes on after "12 files".
     """
 
@@ -149,7 +168,7 @@ class DetectionData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 in hex over class names, every box, and each image's name and size in bytes.
+        """SHA-256 in hex over class names, every box and mask, and each image's name and size in bytes.
 
         An image that is replaced by one of exactly the same number of bytes is not noticed.
         """
@@ -160,6 +179,8 @@ class DetectionData:
                 digest.update(f"{name!r} {_bytes(image)}\n".encode())
                 for part in (objects.boxes, objects.labels, objects.ignored):
                     digest.update(np.ascontiguousarray(part).tobytes())
+                if objects.masks is not None:
+                    digest.update(repr(objects.masks.runs).encode())
         return digest.hexdigest()
 
 

@@ -66,15 +66,26 @@ class Detector(nn.Module):
         return bool(self.decoder.with_masks)
 
     def forward(
-        self, images: Tensor | Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | None = None,
+        *,
+        whole_masks: bool = True,
     ) -> list[dict[str, Tensor]] | dict[str, Tensor]:
-        """Objects of each image, or in training mode the losses."""
+        """Objects of each image, or in training mode the losses.
+
+        Args:
+            images: see above.
+            targets: see above.
+            whole_masks: give masks of the size of the image; otherwise (n, 1, 28, 28), each of its box alone.
+        """
         batch = PaddedImages.of(images, int(self.decoder.divisor))
         if self.training and targets is None and not batch.tensors.is_meta:
             raise FoveateError("a detector in training mode needs targets: give them, or call .eval() first")
         own = [{**target, "labels": target["labels"] + 1} for target in targets] if targets is not None else None
         maps = self.taps.read(self.backbone, batch.tensors)
-        found, losses = self.decoder(batch, maps, own if self.training else None)
+        options = {"whole_masks": whole_masks} if self.with_masks else {}
+        found, losses = self.decoder(batch, maps, own if self.training else None, **options)
         if self.training:
             given: dict[str, Tensor] = losses
             return given

@@ -141,7 +141,12 @@ class FasterRCNNDecoder(nn.Module):
         return pyramid
 
     def forward(
-        self, images: PaddedImages, maps: Sequence[Tensor], targets: list[dict[str, Tensor]] | None
+        self,
+        images: PaddedImages,
+        maps: Sequence[Tensor],
+        targets: list[dict[str, Tensor]] | None,
+        *,
+        whole_masks: bool = True,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Detections of each image, and in training mode the losses instead; classes from 1 on, 0 is background."""
         pyramid = self._pyramid(maps)
@@ -149,7 +154,7 @@ class FasterRCNNDecoder(nn.Module):
             return self._without_data(images, pyramid)
         proposals, losses = self.rpn(images, pyramid, targets)
         found, more = self.roi_heads(pyramid, proposals, images.image_sizes, targets)
-        if not self.training:
+        if not self.training and whole_masks:
             for one, size in zip(found, images.image_sizes, strict=True):
                 if "masks" in one:
                     one["masks"] = paste_masks_in_image(one["masks"], one["boxes"], size)

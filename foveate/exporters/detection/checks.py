@@ -20,7 +20,8 @@ from foveate.exporters.options import ExportOptions, refuse_asked
 from foveate.exporters.program import Program
 from foveate.exporters.sample_images import Samples
 from foveate.exporters.verify import Check, Verification, metadata_check, operations_check
-from foveate.training.tasks.detection_metrics import MOST, in_pixels_of_the_file, measure_objects
+from foveate.training.tasks.collected_objects import MOST, in_pixels_of_the_file
+from foveate.training.tasks.detection_metrics import measure_objects
 
 __all__ = ["for_objects", "map_of", "verify_objects"]
 

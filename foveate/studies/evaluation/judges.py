@@ -20,7 +20,7 @@ from foveate.studies.comparison.statistics import Difference, difference_of, mcn
 from foveate.studies.evaluation.in_memory import Data, LoadedImages, load_images
 from foveate.studies.evaluation.whole_in_memory import KnownObjects, LoadedWhole, load_boxes, load_maps
 from foveate.training.input.detection import check_finite
-from foveate.training.tasks.detection_metrics import MOST, in_pixels_of_the_file
+from foveate.training.tasks.collected_objects import MOST, in_pixels_of_the_file
 from foveate.training.tasks.segmentation_metrics import score_counts
 
 __all__ = ["Audited", "ClassJudge", "Judge", "ObjectJudge", "PixelJudge", "load_judged"]

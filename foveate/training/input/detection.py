@@ -1,4 +1,4 @@
-"""Batches of images with boxes; whatever moves an image moves its boxes with it.
+"""Batches of images with boxes and masks; whatever moves an image moves its boxes and masks with it.
 
 The shorter side of an image is resized to the network's size s, but the longer one to 5/3 s at most, in torchvision's
 proportions of 800 and 1333. The network fills the images of a batch up to the largest. In training with "standard", the
@@ -12,15 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from foveate.data.detection import DetectionSplit
 from foveate.data.detection.split import Objects
+from foveate.dense import Detector
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
+from foveate.training.context import RunContext
 from foveate.training.freeze import Frozen
 from foveate.training.input.dense import DensePipeline, Stream, by_size
 from foveate.training.input.loaders import Batches, normalised
@@ -44,11 +48,13 @@ class Target:
     """What is known of one image.
 
     Args:
-        boxes: (n, 4) float32, in pixels of the input; without objects that are ignored.
+        boxes: (n, 4) float32, in pixels of the input; without objects that are ignored, and where masks are wanted
+            without those whose mask is not known.
         labels: (n,) int64.
         objects: all of them, in pixels of the image's file.
         size: height and width of the file.
         input_size: height and width of the input.
+        masks: (n, h, w) uint8 of the input's size, 1 where a pixel belongs to the object; None where none are wanted.
     """
 
     boxes: Tensor
@@ -56,6 +62,7 @@ class Target:
     objects: Objects
     size: tuple[int, int]
     input_size: tuple[int, int]
+    masks: Tensor | None = None
 
 
 class DetectionInputs(NamedTuple):
@@ -73,10 +80,13 @@ class _Examples(Dataset[Any]):
         preprocess: of the model.
         kind: a name of ``Recipe.augmentation``; None: for an evaluation.
         seed: of the recipe.
+        masks: whether masks are wanted.
     """
 
-    def __init__(self, split: DetectionSplit, preprocess: Preprocess, kind: str | None, seed: int) -> None:
-        self.split, self.preprocess, self.kind, self.seed = split, preprocess, kind, seed
+    def __init__(
+        self, split: DetectionSplit, preprocess: Preprocess, kind: str | None, seed: int, *, masks: bool
+    ) -> None:
+        self.split, self.preprocess, self.kind, self.seed, self.masks = split, preprocess, kind, seed, masks
 
     def __len__(self) -> int:
         return len(self.split)
@@ -98,33 +108,47 @@ class _Examples(Dataset[Any]):
                 torch.set_rng_state(state)
         pixels = resized_for_boxes(image, self.preprocess, shorter)
         objects, size = self.split.objects[index], (image.height, image.width)
-        boxes = self._boxes(objects, size, pixels)
+        input_size = int(pixels.shape[-2]), int(pixels.shape[-1])
+        counted = ~objects.ignored & objects.masked if self.masks else ~objects.ignored
+        boxes = torch.from_numpy(objects.boxes[counted])
+        boxes = boxes * boxes.new_tensor([input_size[1] / size[1], input_size[0] / size[0]] * 2)
+        masks = _masks(objects, counted, input_size) if self.masks and self.kind is not None else None
         if self.kind in ("flip", "standard") and seed & 1:
-            pixels, boxes = _flipped(pixels, boxes)
-        labels = torch.from_numpy(objects.labels[~objects.ignored])
-        return pixels, Target(boxes, labels, objects, size, (pixels.shape[-2], pixels.shape[-1]))
-
-    @staticmethod
-    def _boxes(objects: Objects, size: tuple[int, int], pixels: Tensor) -> Tensor:
-        boxes = torch.from_numpy(objects.boxes[~objects.ignored])
-        height, width = pixels.shape[-2:]
-        return boxes * boxes.new_tensor([width / size[1], height / size[0]] * 2)
+            pixels, boxes, masks = _flipped(pixels, boxes, masks)
+        return pixels, Target(boxes, torch.from_numpy(objects.labels[counted]), objects, size, input_size, masks)
 
 
-def _flipped(pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Left to right, the boxes with the image."""
+def _masks(objects: Objects, counted: npt.NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
+    """(n, h, w) uint8, the masks of the objects that count."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as transform
+
+    if objects.masks is None or not counted.any():
+        return torch.zeros(0, *size, dtype=torch.uint8)
+    masks = torch.from_numpy(objects.masks.subset(counted.nonzero()[0].tolist()).array())
+    # What torchvision does with a tv_tensors.Mask moves it half a pixel beside its image, which this does not.
+    resized: Tensor = transform.resize(masks, list(size), InterpolationMode.NEAREST_EXACT)
+    return resized
+
+
+def _flipped(pixels: Tensor, boxes: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Left to right, the boxes and masks with the image."""
     from torchvision import tv_tensors
     from torchvision.transforms.v2 import functional as transform
 
     size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
-    placed = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
-    flipped: Tensor = transform.horizontal_flip(placed)
-    return transform.horizontal_flip(pixels), flipped.as_subclass(Tensor)
+    moved = [tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)]
+    moved += [] if masks is None else [tv_tensors.Mask(masks)]
+    flipped = [transform.horizontal_flip(one).as_subclass(Tensor) for one in moved]
+    return transform.horizontal_flip(pixels), flipped[0], None if masks is None else flipped[1]
 
 
 def _collate(items: list[tuple[Tensor, Target]]) -> tuple[DetectionInputs, list[Target]]:
     pixels, targets = (list(of) for of in zip(*items, strict=True))
     known = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+    for one, target in zip(known, targets, strict=True):
+        if target.masks is not None:
+            one["masks"] = target.masks
     return DetectionInputs(pixels, known), targets
 
 
@@ -137,15 +161,23 @@ class BoxLoader:
         kind: a name of ``Recipe.augmentation``; None: for an evaluation.
         seed: of the recipe.
         workers: processes that load images.
+        masks: whether the model has masks.
     """
 
     trunk: Frozen | None = None
 
     def __init__(
-        self, split: DetectionSplit, preprocess: Preprocess, kind: str | None = None, seed: int = 0, workers: int = 0
+        self,
+        split: DetectionSplit,
+        preprocess: Preprocess,
+        kind: str | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        *,
+        masks: bool = False,
     ) -> None:
-        self.split, self.preprocess, self._checked = split, preprocess, False
-        self.batches: Batches = Stream(_Examples(split, preprocess, kind, seed), workers, _collate)
+        self.split, self.preprocess, self.masks, self._checked = split, preprocess, masks, False
+        self.batches: Batches = Stream(_Examples(split, preprocess, kind, seed, masks=masks), workers, _collate)
 
     @property
     def count(self) -> int:
@@ -164,8 +196,10 @@ class BoxLoader:
         return DetectionInputs(images, targets)
 
     def scores(self, model: nn.Module, inputs: Any) -> Any:
-        """In training mode the losses by name, otherwise the objects of each image."""
-        return model(inputs.images, inputs.targets) if model.training else model(inputs.images)
+        """In training mode the losses by name, otherwise the objects of each image, masks each of its box alone."""
+        if model.training:
+            return model(inputs.images, inputs.targets)
+        return model(inputs.images, whole_masks=False) if self.masks else model(inputs.images)
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
         """What the network gives for a batch; of an evaluation's first, its weights are looked at, too."""
@@ -189,7 +223,21 @@ def check_finite(model: nn.Module) -> None:
 
 
 class DetectionPipeline(DensePipeline[BoxLoader]):
-    """The batches of both splits, images with boxes."""
+    """The batches of both splits, images with boxes, and for a model with masks with masks.
+
+    Args:
+        model: as in ``DensePipeline``.
+        data: as there.
+        preprocess: as there.
+        context: as there.
+        head: as there.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Any, preprocess: Preprocess, context: RunContext, head: tuple[str, ...]
+    ) -> None:
+        super().__init__(model, data, preprocess, context, head)
+        self.masks = isinstance(model, Detector) and model.with_masks
 
     def _loader(self, split: DetectionSplit, kind: str | None) -> BoxLoader:
-        return BoxLoader(split, self.preprocess, kind, self.recipe.seed, self.recipe.workers)
+        return BoxLoader(split, self.preprocess, kind, self.recipe.seed, self.recipe.workers, masks=self.masks)

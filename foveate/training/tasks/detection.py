@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.data.detection import DetectionData, DetectionSplit
+from foveate.data.detection.masks import require_masks
 from foveate.dense import Detector, create_detector
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
@@ -17,17 +18,16 @@ from foveate.training.context import RunContext
 from foveate.training.input.detection import DetectionPipeline
 from foveate.training.input.sampler import Batch
 from foveate.training.recipes.recipe import Recipe
+from foveate.training.tasks.collected_objects import collect_objects, gathered
 from foveate.training.tasks.dense import decoder_of, fit_to_classes, for_classification
 from foveate.training.tasks.detection_metrics import (
     DetectionEvaluation,
-    collect_objects,
-    gathered,
     measure_objects,
     require_coco,
 )
 from foveate.whole_images import WholeImage
 
-__all__ = ["Detection", "DetectionObjective"]
+__all__ = ["Detection", "DetectionObjective", "InstanceSegmentation"]
 
 
 class DetectionObjective:
@@ -86,21 +86,23 @@ class Detection:
         """Compare the model with the data's classes, and write into it how images are prepared and the classes' names.
 
         Raises:
-            FoveateError: the model is no detector, has other classes, or learns from masks, which the data lacks.
+            FoveateError: the model is no detector, has other classes, or learns from masks, which the data lack.
         """
         if not isinstance(model, Detector):
             raise FoveateError(
                 f"this data has boxes, and {type(model).__name__} is not a detector: build one with create_detector("
                 f"NAME, classes={len(data.classes)})"
             )
-        if model.with_masks:
-            raise FoveateError(
-                "mask_rcnn learns from masks of the objects, and of this data only boxes are read: take faster_rcnn"
-            )
+        self.check_masks(model, data, say)
         preprocess = WholeImage.of(model, recipe.image_size).preprocess
         fit_to_classes(model, model.num_classes, data.classes, recipe, preprocess, "create_detector")
         say(f"images are {preprocess.size[0]} pixels on their shorter side")
         return preprocess
+
+    def check_masks(self, model: Detector, data: DetectionData, say: Callable[[str], None]) -> None:
+        """Say it where masks are not used."""
+        if data.train.has_masks:
+            say("the masks of the data are not used: this detector finds boxes (mask_rcnn learns from masks, too)")
 
     def head(self, model: nn.Module) -> tuple[str, ...]:
         """What reads the trunk's feature maps."""
@@ -128,7 +130,8 @@ class Detection:
         classes: tuple[str, ...],
     ) -> DetectionEvaluation:
         """Mean average precision and the rest."""
-        return measure_objects(*gathered(*collect_objects(forward, batches), gather), classes)
+        found, objects, masks = gathered(collect_objects(forward, batches), gather)
+        return measure_objects(found, objects, classes, masks)
 
     def row(self, evaluation: DetectionEvaluation) -> dict[str, float]:
         """The mAP over all thresholds and at .50."""
@@ -147,3 +150,42 @@ class Detection:
             "the boxes (foveate data check) and at the detector's anchor, the side of its smallest boxes in pixels"
         )
         return (text,)
+
+
+class InstanceSegmentation(Detection):
+    """Boxes, classes and masks of objects."""
+
+    columns = (
+        *("epoch", "train_loss", "eval_map", "eval_map50", "eval_mask_map", "eval_mask_map50"),
+        *("lr", "seconds", "images_per_second"),
+    )
+    best = "eval_mask_map"
+
+    def check_masks(self, model: Detector, data: DetectionData, say: Callable[[str], None]) -> None:
+        """Refuse data without masks, and say how many objects have none.
+
+        Raises:
+            FoveateError: no object of a part has a mask.
+        """
+        require_masks()
+        for part in (data.train, data.val):
+            if not part.has_masks:
+                raise FoveateError(
+                    f"this network learns from masks of the objects, and the {part.name} images have only boxes: take "
+                    "faster_rcnn or ssdlite, or data with masks (the segmentation of COCO's JSON)"
+                )
+        without = [*data.train.without_mask(), *data.val.without_mask()]
+        if without:
+            say(
+                f"{len(without)} objects have no mask and are left out, the first in {without[0]}: foveate data check "
+                "names them"
+            )
+
+    def row(self, evaluation: DetectionEvaluation) -> dict[str, float]:
+        """The same with those of the masks."""
+        masks = {"eval_mask_map": evaluation.mask_map, "eval_mask_map50": evaluation.mask_map50}
+        return super().row(evaluation) | {name: value for name, value in masks.items() if value is not None}
+
+    def line(self, row: Mapping[str, float]) -> str:
+        """The same with the mask mAP."""
+        return f"{super().line(row)}  mask mAP {row['eval_mask_map']:.4f}"

@@ -1,32 +1,33 @@
 """How good a detection network is: mean average precision as COCO counts it, by torchmetrics and faster-coco-eval.
 
 Of each image the 100 objects with the highest scores count. An object that is ignored (a crowd, or difficult) is
-neither missed nor wrongly found, as COCO has it for crowds.
+neither missed nor wrongly found, as COCO has it for crowds. In the mask mAP neither is one whose mask is not known.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.data.detection.masks import InstanceMasks
 from foveate.data.detection.split import Objects
 from foveate.errors import FoveateError
 from foveate.html import html_table
 from foveate.io import JsonObject, write_csv
-from foveate.training.input.sampler import Batch
 from foveate.training.tasks.average_precision import RECALLS, THRESHOLDS
 
-__all__ = ["MOST", "DetectionEvaluation", "collect_objects", "gathered", "measure_objects", "require_coco"]
+__all__ = ["DetectionEvaluation", "measure_objects", "require_coco"]
 
-MOST = 100  # objects of an image that count
 _BACKEND = "faster_coco_eval"
 
 
@@ -54,6 +55,11 @@ class DetectionEvaluation:
         found: of each image (n, 6): left, top, right and bottom in pixels of its file, score, class.
         objects: of each image what is there.
         classes: names of the K classes.
+        masks: of each image the masks of what was found; None where the model has none.
+        mask_map: the mAP where masks are compared in the place of boxes; None where the model or the data have none.
+        mask_map50: the same at the threshold .50 alone.
+        mask_map75: the same at .75.
+        mask_ap: (K, 2), as ``ap``.
     """
 
     map: float
@@ -63,17 +69,26 @@ class DetectionEvaluation:
     found: tuple[Tensor, ...] = field(repr=False)
     objects: tuple[Objects, ...] = field(repr=False)
     classes: tuple[str, ...] = field(default=(), repr=False)
+    masks: tuple[InstanceMasks, ...] | None = field(default=None, repr=False)
+    mask_map: float | None = None
+    mask_map50: float | None = None
+    mask_map75: float | None = None
+    mask_ap: Tensor | None = field(default=None, repr=False)
 
     curves: ClassVar[Mapping[str, str]] = {
         "train_loss": "training loss",
         "eval_map": "validation mAP, share",
         "eval_map50": "validation mAP50, share",
+        "eval_mask_map": "validation mask mAP, share",
     }
 
     @property
     def headline(self) -> str:
         """The most important numbers, in a line."""
-        return f"mAP {100 * self.map:.1f}%, mAP50 {100 * self.map50:.1f}%"
+        text = f"mAP {100 * self.map:.1f}%, mAP50 {100 * self.map50:.1f}%"
+        if self.mask_map is None or self.mask_map50 is None:
+            return text
+        return f"{text}, mask mAP {100 * self.mask_map:.1f}%, mask mAP50 {100 * self.mask_map50:.1f}%"
 
     @cached_property
     def counts(self) -> Tensor:
@@ -87,6 +102,8 @@ class DetectionEvaluation:
     def per_class(self, classes: Sequence[str] | None = None) -> list[JsonObject]:
         """A row for each class: name, images that have it, its objects, AP and AP50; None where there is no object.
 
+        With masks ``mask_ap`` and ``mask_ap50``, too.
+
         Args:
             classes: their names; without them those of :attr:`classes`.
 
@@ -98,17 +115,15 @@ class DetectionEvaluation:
             raise FoveateError(
                 f"{len(names)} class names for {len(self.ap)} classes: leave them out for the data's own"
             )
-        rows = zip(names, self.counts.tolist(), self.ap.tolist(), strict=True)
-        return [
-            {
-                "class": str(name),
-                "images": images,
-                "objects": objects,
-                "ap": ap if objects else None,
-                "ap50": ap50 if objects else None,
-            }
-            for name, (images, objects), (ap, ap50) in rows
-        ]
+        measured = {"ap": self.ap} | ({} if self.mask_ap is None else {"mask_ap": self.mask_ap})
+        rows: list[JsonObject] = []
+        for label, (name, (images, objects)) in enumerate(zip(names, self.counts.tolist(), strict=True)):
+            row: JsonObject = {"class": str(name), "images": images, "objects": objects}
+            for key, values in measured.items():
+                ap, ap50 = values[label].tolist()
+                row[key], row[f"{key}50"] = (None if math.isnan(value) else value for value in (ap, ap50))
+            rows.append(row)
+        return rows
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows of :meth:`per_class` as CSV, whole or not at all.
@@ -121,121 +136,106 @@ class DetectionEvaluation:
     def to_dict(self, classes: Sequence[str] | None = None) -> JsonObject:
         """Every metric as plain numbers, for JSON."""
         numbers = {name: getattr(self, name) for name in ("map", "map50", "map75")}
+        if self.mask_map is not None:
+            numbers |= {name: getattr(self, name) for name in ("mask_map", "mask_map50", "mask_map75")}
         return {**numbers, "images": len(self.objects), "classes": self.per_class(classes)}
 
     def _repr_html_(self) -> str:
         shares = {"mAP": self.map, "mAP50": self.map50, "mAP75": self.map75}
+        masks = {"mask mAP": self.mask_map, "mask mAP50": self.mask_map50, "mask mAP75": self.mask_map75}
+        shares |= {name: share for name, share in masks.items() if share is not None}
         rows = [("images", str(len(self.objects))), *((name, f"{share:.2%}") for name, share in shares.items())]
         return html_table(("metric", "value"), rows)
 
 
-def collect_objects(forward: Callable[[Any], Any], batches: Iterable[Batch]) -> tuple[list[Tensor], list[Objects]]:
-    """What a model finds in each image, (n, 6) in pixels of its file, and what is there; without gradients.
-
-    Args:
-        forward: what the model gives for the inputs of a batch.
-        batches: of ``BoxLoader``.
-    """
-    found: list[Tensor] = []
-    objects: list[Objects] = []
-    with torch.no_grad():
-        for inputs, targets in batches:
-            for one, target in zip(forward(inputs), targets, strict=True):
-                found.append(in_pixels_of_the_file(one, target.size, target.input_size)[:MOST])
-                objects.append(target.objects)
-    return found, objects
-
-
-def in_pixels_of_the_file(one: Mapping[str, Tensor], size: tuple[int, int], input_size: tuple[int, int]) -> Tensor:
-    """(n, 6) on the CPU: left, top, right, bottom, score, class, the highest score first.
-
-    Args:
-        one: what a detector found in one image.
-        size: height and width of the file.
-        input_size: height and width of what the detector saw.
-    """
-    scale = one["boxes"].new_tensor([size[1] / input_size[1], size[0] / input_size[0]] * 2)
-    columns = [one["boxes"] * scale, one["scores"][:, None], one["labels"][:, None]]
-    rows = torch.cat([column.float() for column in columns], 1).cpu()
-    return rows[rows[:, 4].argsort(descending=True, stable=True)]
-
-
-def gathered(
-    found: list[Tensor], objects: list[Objects], gather: Callable[[Tensor], Tensor]
-) -> tuple[list[Tensor], list[Objects]]:
-    """The same of all processes, in the order of the images.
-
-    Args:
-        found: of this process's images.
-        objects: of them.
-        gather: from rows for the images of this process to rows for all images.
-    """
-    there = [
-        torch.cat(
-            [
-                torch.from_numpy(one.boxes),
-                torch.from_numpy(one.labels)[:, None],
-                torch.from_numpy(one.ignored)[:, None],
-            ],
-            1,
-        )
-        for one in objects
-    ]
-    every = []
-    for rows in (found, there):
-        width = 6
-        counts = gather(torch.tensor([len(of) for of in rows], dtype=torch.int64))
-        padded = torch.zeros(len(rows), max(1, int(counts.max())), width)
-        for place, of in zip(padded, rows, strict=True):
-            place[: len(of)] = of
-        whole = gather(padded)
-        every.append([of[:count] for of, count in zip(whole, counts.tolist(), strict=True)])
-    known = [Objects(of[:, :4].numpy(), of[:, 4].long().numpy(), of[:, 5].bool().numpy()) for of in every[1]]
-    return every[0], known
-
-
 def measure_objects(
-    found: Sequence[Tensor], objects: Sequence[Objects], classes: tuple[str, ...]
+    found: Sequence[Tensor],
+    objects: Sequence[Objects],
+    classes: tuple[str, ...],
+    masks: Sequence[InstanceMasks] | None = None,
 ) -> DetectionEvaluation:
     """Every metric from what was found and what is there.
+
+    Args:
+        found: of each image, as ``DetectionEvaluation.found``.
+        objects: of each image.
+        classes: names of the K classes.
+        masks: those of ``found``; with them, and where the objects have masks, the mask mAP is counted, too.
 
     Raises:
         FoveateError: there is no image or no object, or the package that counts is not installed.
     """
     require_coco()
-    from torchmetrics.detection import MeanAveragePrecision  # imports for seconds
-
     if not any(bool((~one.ignored).any()) for one in objects):
         raise FoveateError("no image to evaluate on has an object that counts: mAP is of objects")
-    # torchmetrics' own are rounded to float32, which COCO's are not: a recall of .1 would count as less than .1.
-    exact = {"iou_thresholds": THRESHOLDS.tolist(), "rec_thresholds": RECALLS.tolist()}
-    metric = MeanAveragePrecision(backend=_BACKEND, extended_summary=True, **exact)
-    metric.update(
-        [{"boxes": of[:, :4], "scores": of[:, 4], "labels": of[:, 5].long()} for of in found],
-        [
-            {
-                "boxes": torch.from_numpy(of.boxes),
-                "labels": torch.from_numpy(of.labels),
-                "iscrowd": torch.from_numpy(of.ignored).long(),
-            }
-            for of in objects
-        ],
+    boxes = _averaged(_precision(found, objects), len(classes), _met(found, objects))
+    evaluation = DetectionEvaluation(
+        map=boxes.all,
+        map50=boxes.at50,
+        map75=boxes.at75,
+        ap=boxes.ap,
+        found=tuple(found),
+        objects=tuple(objects),
+        classes=classes,
+        masks=None if masks is None else tuple(masks),
     )
-    # Thresholds x recalls x classes that were met x sizes x most objects; -1 where a class has no object.
-    values = metric.compute()
-    precision = values["precision"][:, :, :, 0, -1].double()
-    met = sorted({int(label) for of in objects for label in of.labels} | {int(n) for of in found for n in of[:, 5]})
-    ap = torch.full((len(classes), 2), float("nan"), dtype=torch.float64)
+    if masks is None or not any(bool((one.masked & ~one.ignored).any()) for one in objects):
+        return evaluation
+    own = _averaged(_precision(found, objects, masks), len(classes), _met(found, objects))
+    return replace(evaluation, mask_map=own.all, mask_map50=own.at50, mask_map75=own.at75, mask_ap=own.ap)
+
+
+def _met(found: Sequence[Tensor], objects: Sequence[Objects]) -> list[int]:
+    """The classes that are there or were found, in their order."""
+    return sorted({int(label) for of in objects for label in of.labels} | {int(n) for of in found for n in of[:, 5]})
+
+
+def _precision(
+    found: Sequence[Tensor], objects: Sequence[Objects], masks: Sequence[InstanceMasks] | None = None
+) -> Tensor:
+    """(10, 101, classes that were met) by thresholds and recalls; -1 where a class has no object."""
+    from torchmetrics.detection import MeanAveragePrecision  # imports for seconds
+
+    # torchmetrics' own are rounded to float32, which COCO's are not: a recall of .1 would count as less than .1.
+    exact: dict[str, Any] = {"iou_thresholds": THRESHOLDS.tolist(), "rec_thresholds": RECALLS.tolist()}
+    kind: Literal["bbox", "segm"] = "bbox" if masks is None else "segm"
+    metric = MeanAveragePrecision(iou_type=kind, backend=_BACKEND, extended_summary=True, **exact)
+    for index, (of, there) in enumerate(zip(found, objects, strict=True)):
+        known = {"labels": torch.from_numpy(there.labels), "boxes": torch.from_numpy(there.boxes)}
+        given = {"labels": of[:, 5].long(), "boxes": of[:, :4], "scores": of[:, 4]}
+        ignored = torch.from_numpy(there.ignored)
+        if masks is not None:
+            given["masks"] = torch.from_numpy(masks[index].array()).bool()
+            known["masks"], unknown = _masks_there(there, masks[index].size)
+            ignored = ignored | unknown
+        metric.update([given], [{**known, "iscrowd": ignored.long()}])
+    # Thresholds x recalls x classes that were met x sizes x most objects.
+    precision: Tensor = metric.compute()["precision"][:, :, :, 0, -1]
+    return precision.double()
+
+
+def _masks_there(there: Objects, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(n, H, W) bool, and which of them are not known and have the place of their box; those count as ignored."""
+    unknown = ~there.masked
+    masks = np.zeros((len(there), *size), np.bool_) if there.masks is None else there.masks.array() > 0
+    for index in unknown.nonzero()[0]:
+        left, top, right, bottom = there.boxes[index]
+        masks[index, int(top) : math.ceil(bottom), int(left) : math.ceil(right)] = True
+    return torch.from_numpy(masks), torch.from_numpy(unknown)
+
+
+class _Averaged(NamedTuple):
+    all: float
+    at50: float
+    at75: float
+    ap: Tensor
+
+
+def _averaged(precision: Tensor, classes: int, met: Sequence[int]) -> _Averaged:
+    ap = torch.full((classes, 2), float("nan"), dtype=torch.float64)
     for place, label in enumerate(met):
         own = precision[:, :, place]
         if bool((own > -1).any()):
             ap[label] = torch.stack([own.mean(), own[0].mean()])
-    return DetectionEvaluation(
-        map=float(ap[:, 0].nanmean()),
-        map50=float(ap[:, 1].nanmean()),
-        map75=float(precision[5][precision[5] > -1].mean()),
-        ap=ap,
-        found=tuple(found),
-        objects=tuple(objects),
-        classes=classes,
-    )
+    at75 = precision[5][precision[5] > -1].mean()
+    return _Averaged(float(ap[:, 0].nanmean()), float(ap[:, 1].nanmean()), float(at75), ap)

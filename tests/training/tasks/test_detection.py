@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from foveate.data.detection import DetectionData, open_detection
+from foveate.data.detection.masks import InstanceMasks
 from foveate.data.detection.split import Objects
 from foveate.dense import create_detector
 from foveate.errors import FoveateError
@@ -24,7 +25,8 @@ from foveate.training.loop import Run
 from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.tasks import detection_metrics
-from foveate.training.tasks.detection_metrics import gathered, measure_objects
+from foveate.training.tasks.collected_objects import CollectedObjects, gathered
+from foveate.training.tasks.detection_metrics import measure_objects
 from foveate.whole_images import detection_size
 
 pytest.importorskip("faster_coco_eval")
@@ -33,8 +35,8 @@ COLOURS = (230, 60, 60), (60, 230, 60)
 PREPROCESS = Preprocess((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear")
 
 
-def squares(folder, count=8, side=64):
-    """Two bright squares in each image, one above the other, and their boxes in a COCO file."""
+def squares(folder, count=8, side=64, masks=False):
+    """Two bright squares in each image, one above the other, and their boxes (and masks) in a COCO file."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     images, boxes = [], []
@@ -46,6 +48,8 @@ def squares(folder, count=8, side=64):
             x, y = int(random.integers(0, side - size)), half * side // 2 + int(random.integers(0, side // 2 - size))
             pixels[y : y + size, x : x + size] = COLOURS[label]
             box = {"id": len(boxes), "image_id": n, "category_id": label + 1, "bbox": [x, y, size, size], "iscrowd": 0}
+            if masks:
+                box["segmentation"] = [[x, y, x + size, y, x + size, y + size, x, y + size]]
             boxes.append(box)
         Image.fromarray(pixels).save(folder / f"images/{n}.png")
     categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]
@@ -61,6 +65,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(folder):
     return open_detection(folder)
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    return open_detection(squares(tmp_path_factory.mktemp("masks") / "squares", masks=True))
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +130,12 @@ def test_faster_rcnn_learns(eight):
     [
         ("ssdlite(width=0.1)", {"augmentation": "standard", "workers": 2, "ema_decay": 0.5}),
         ("faster_rcnn(width=8, hidden=16, anchor=8, regions=16)", {"accumulate": 2, "batch_size": 2}),
+        ("mask_rcnn(width=8, hidden=16, anchor=8, regions=16)", {"augmentation": "standard", "workers": 2}),
     ],
 )
-def test_resumed_bit_for_bit(head, changes, data, tmp_path, monkeypatch):
+def test_resumed_bit_for_bit(head, changes, data, masked, tmp_path, monkeypatch):
+    with_masks = head.startswith("mask_rcnn")
+    data = masked if with_masks else data
     recipe = RECIPE.with_(**changes, checkpoint_every=1)
     whole = new_detector(head)
     wanted = fit(whole, data, recipe, progress=False)
@@ -150,7 +162,14 @@ def test_resumed_bit_for_bit(head, changes, data, tmp_path, monkeypatch):
     assert all(torch.equal(first[key], second[key]) for key in second)
     assert history(found) == history(wanted)
     lines = (tmp_path / "summary.csv").read_text().splitlines()
-    assert lines[0] == "epoch,train_loss,eval_map,eval_map50,lr,seconds,images_per_second"
+    masks = "eval_mask_map,eval_mask_map50," if with_masks else ""
+    assert lines[0] == f"epoch,train_loss,eval_map,eval_map50,{masks}lr,seconds,images_per_second"
+    if with_masks:
+        both = zip(found.evaluation.masks, wanted.evaluation.masks, strict=True)
+        assert all(one.runs == other.runs for one, other in both)
+        assert all(
+            len(one) == len(rows) for one, rows in zip(wanted.evaluation.masks, wanted.evaluation.found, strict=True)
+        )
     assert all(torch.equal(a, b) for a, b in zip(found.evaluation.found, wanted.evaluation.found, strict=True))
 
 
@@ -173,7 +192,7 @@ def test_what_is_for_other_tasks_is_refused(data, monkeypatch):
         fit(new_detector(classes=3), data, RECIPE, progress=False)
     with pytest.raises(FoveateError, match="class 0 of the model is called 'green'"):
         fit(new_detector(classes=("green", "red")), data, RECIPE, progress=False)
-    with pytest.raises(FoveateError, match="mask_rcnn learns from masks"):
+    with pytest.raises(FoveateError, match="learns from masks of the objects, and the train images have only boxes"):
         fit(new_detector("mask_rcnn(width=8, hidden=8)"), data, RECIPE, progress=False)
     with pytest.raises(FoveateError, match="the model's classes .3 without names. are not the data's"):
         evaluate(new_detector(classes=3), data)
@@ -221,9 +240,11 @@ def seen(pixels):
     return torch.tensor([left, top, right + 1, bottom + 1])
 
 
+@pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("kind", [None, "none", "flip", "standard"])
-def test_boxes_move_with_their_images(kind, data):
-    loader = BoxLoader(data.train, PREPROCESS, kind, seed=3)
+def test_boxes_and_masks_move_with_their_images(kind, masks, masked):
+    data = masked
+    loader = BoxLoader(data.train, PREPROCESS, kind, seed=3, masks=masks)
     state = torch.get_rng_state()
     order = [[(epoch, n) for n in range(4)] for epoch in range(3)]
     batches = list(loader.batches(order))
@@ -236,6 +257,12 @@ def test_boxes_move_with_their_images(kind, data):
             assert target.input_size == tuple(pixels.shape[-2:])
             around = torch.cat([target.boxes[:, :2].amin(0), target.boxes[:, 2:].amax(0)])
             assert (seen(pixels) - around).abs().max() <= 2.5
+            assert (target.masks is not None) == (masks and kind is not None)
+            if target.masks is not None:
+                bright = pixels.amax(0) > 120
+                assert (target.masks.any(0) != bright).float().mean() < 0.02
+                for mask, box in zip(target.masks, target.boxes, strict=True):
+                    assert (seen(mask.float()[None] * 255) - box).abs().max() <= 1.5
             plain = torch.from_numpy(data.train.objects[n].boxes) * pixels.shape[-1] / 64
             flipped += not torch.allclose(plain, target.boxes, atol=1e-3)
     assert (len(sides) > 3) == (kind == "standard")
@@ -297,16 +324,30 @@ def test_average_precision_by_hand_and_as_torchmetrics_counts_it():
         result.per_class(["a"])
 
 
-def test_rows_of_several_processes_come_back_in_their_order():
+@pytest.mark.parametrize("masks", [False, True])
+def test_rows_of_several_processes_come_back_in_their_order(masks):
+    random = np.random.default_rng(0)
     found = [torch.arange(6.0 * n).view(n, 6) for n in (2, 0, 3)]
-    objects = [Objects(np.full((n, 4), n, np.float32), np.arange(n), np.arange(n) > 0) for n in (1, 0, 2)]
+    own = [InstanceMasks.of(random.integers(0, 2, (len(of), 9, 7))) for of in found] if masks else None
+    there = [InstanceMasks.of(random.integers(0, 2, (n, 5, 6))) for n in (1, 0, 2)]
+    there[2] = InstanceMasks((5, 6), (None, there[2].runs[1]))
+    objects = [
+        Objects(np.full((n, 4), n, np.float32), np.arange(n), np.arange(n) > 0, of if masks else None)
+        for n, of in zip((1, 0, 2), there, strict=True)
+    ]
 
     def gather(rows):  # as of a second process with the same images
         return torch.stack([rows, rows], 1).flatten(0, 1)
 
-    every, known = gathered(found, objects, gather)
+    every, known, found_masks = gathered(CollectedObjects(found, objects, own), gather)
     assert [len(rows) for rows in every] == [2, 2, 0, 0, 3, 3]
     assert torch.equal(every[5], found[2])
     assert [len(one) for one in known] == [1, 1, 0, 0, 2, 2]
     assert known[4].ignored.tolist() == [False, True]
     assert known[4].labels.dtype == np.int64
+    if not masks:
+        assert found_masks is known[4].masks is None
+        return
+    assert [(one.size, one.runs) for one in found_masks[::2]] == [(one.size, one.runs) for one in own]
+    assert [(one.masks.size, one.masks.runs) for one in known[1::2]] == [(one.size, one.runs) for one in there]
+    assert known[4].masked.tolist() == [False, True]

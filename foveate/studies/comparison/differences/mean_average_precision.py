@@ -23,7 +23,8 @@ from foveate.errors import FoveateError, near
 from foveate.studies.comparison.miou import paired_values
 from foveate.studies.comparison.statistics import Difference, difference_of
 from foveate.training.tasks.average_precision import THRESHOLDS, Matches, average_precision, match_objects
-from foveate.training.tasks.detection_metrics import MOST, DetectionEvaluation
+from foveate.training.tasks.collected_objects import MOST
+from foveate.training.tasks.detection_metrics import DetectionEvaluation
 
 __all__ = ["image_parts", "map_differences", "packed", "resampled_map", "unpacked"]
 
