@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import threading
 import warnings
@@ -78,18 +79,23 @@ def prepare_pillow(start: bytes, name: str) -> None:
 
 
 @contextlib.contextmanager
-def image_header(path: str | os.PathLike[str], *, name: str | None = None) -> Iterator[Image.Image]:
+def image_header(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Iterator[Image.Image]:
     """An image of which only the header was read; decoding it, inside, raises errors that name it.
 
     Args:
-        path: of the file.
+        source: the path of the file, or its bytes.
         name: what errors call the image; by default the path.
 
     Raises:
         FoveateError: as ``open_image``.
     """
-    name = name or os.fspath(path)
-    with undecoded(open_file(Path(path), name), MAX_PIXELS, name) as image:
+    if isinstance(source, bytes):
+        name = name or f"image of {len(source)} bytes"
+        stream: BinaryIO = io.BytesIO(source)
+    else:
+        name = name or os.fspath(source)
+        stream = open_file(Path(source), name)
+    with undecoded(stream, MAX_PIXELS, name) as image:
         yield image
 
 

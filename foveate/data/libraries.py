@@ -14,7 +14,7 @@ from foveate.data.sources import Row
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, first_line, near
 
-__all__ = ["read_hugging_face", "read_torchvision"]
+__all__ = ["EncodedImages", "load_hugging_face", "read_hugging_face", "read_torchvision", "shown_name"]
 
 _Foreign: TypeAlias = Any  # a data set, or a part of one, of Hugging Face's or torchvision's
 
@@ -37,19 +37,7 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
         FoveateError: the library is not installed, the data set could not be downloaded, or it has no image or label
             column.
     """
-    try:
-        library: Any = importlib.import_module("datasets")
-    except ImportError as error:
-        raise FoveateError("hf:NAME needs the package datasets: pip install datasets") from error
-    parts = name.split("/")
-    try:
-        if Path(name).is_dir():
-            found = library.load_from_disk(name)
-        else:
-            found = library.load_dataset(*(("/".join(parts[:2]), parts[2]) if len(parts) == 3 else (name,)))
-    except Exception as error:
-        raise FoveateError(f"hf:{name} could not be downloaded or opened: {first_line(error)}") from error
-    splits = dict(found) if isinstance(found, Mapping) else {"train": found}
+    splits = load_hugging_face(name)
     named = parts_of({part: part for part in splits}, alone=True)
     train_name = named.pop("train", list(splits))[0]
     val_names = [part for same in named.values() for part in same if part != train_name]
@@ -61,9 +49,9 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
     positions = {value: at for at, value in enumerate(range(len(names)) if names else sorted(set(values)))}
 
     def split(part: str, rows: _Foreign) -> Split:
-        encoded = _Encoded(rows.cast_column(image, library.Image(decode=False)), image)
+        encoded = EncodedImages.of(rows, image)
         labels = [value if not usable(value) else positions.get(value) for value in rows[label]]
-        return _split(part, encoded, labels, f"hf:{name}", unused)
+        return _split(part, encoded, labels, shown_name(name), unused)
 
     training, validation, note = split("train", train), None, ""
     for val_name in val_names:  # a test part is often given out without labels
@@ -75,11 +63,48 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
         training, validation, note = divide(training, val_fraction, seed)
     licence = getattr(getattr(train, "info", None), "license", None) or None
     note = "; ".join([note, *unused.as_text("row")])
-    return ImageData(f"hf:{name}", classes, training, validation, licence, note, unused=unused.listed())
+    return ImageData(shown_name(name), classes, training, validation, licence, note, unused=unused.listed())
 
 
-class _Encoded:
-    """Encoded images of a Hugging Face data set, one at a time."""
+def load_hugging_face(name: str) -> dict[str, _Foreign]:
+    """The parts of a data set by name. The library executes no code of a data set.
+
+    Args:
+        name: as in ``read_hugging_face``.
+
+    Raises:
+        FoveateError: the library is not installed, or the data set could not be downloaded.
+    """
+    library, parts = _library(), name.split("/")
+    try:
+        if Path(name).is_dir():
+            found = library.load_from_disk(name)
+        else:
+            found = library.load_dataset(*(("/".join(parts[:2]), parts[2]) if len(parts) == 3 else (name,)))
+    except Exception as error:
+        raise FoveateError(f"hf:{name} could not be downloaded or opened: {first_line(error)}") from error
+    return dict(found) if isinstance(found, Mapping) else {"train": found}
+
+
+def shown_name(name: str) -> str:
+    """What a data set is called: of a folder without the folders above, for it may lie anywhere."""
+    return f"hf:{Path(name).resolve().name if Path(name).is_dir() else name}"
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise FoveateError("hf:NAME needs the package datasets: pip install datasets") from error
+
+
+class EncodedImages:
+    """Encoded images of a column of a Hugging Face data set, one at a time."""
+
+    @classmethod
+    def of(cls, rows: _Foreign, column: str) -> EncodedImages:
+        """The column without the library's own decoding, and without the others, which a row would decode, too."""
+        return cls(rows.select_columns([column]).cast_column(column, _library().Image(decode=False)), column)
 
     def __init__(self, rows: _Foreign, column: str) -> None:
         self.rows, self.column = rows, column

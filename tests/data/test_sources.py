@@ -73,6 +73,10 @@ class FakeRows:
         assert not self.decode, "the library must not decode"
         return {"image": {"bytes": self.images[at], "path": None}, "label": self.labels[at]}
 
+    def select_columns(self, names: list[str]) -> FakeRows:
+        assert names == ["image"]
+        return self
+
     def cast_column(self, name: str, feature) -> FakeRows:
         assert name == "image"
         return FakeRows(self.images, self.labels, feature.decode)
@@ -238,7 +242,10 @@ def test_hugging_face(hugging_face, picture, tmp_path):
     assert data.train.load(3).tobytes() == open_image(images[index]).tobytes()
     (tmp_path / "kept").mkdir()
     hugging_face["kept"] = hugging_face["me/pets"]["train"]
-    assert len(open_data(f"hf:{tmp_path / 'kept'}").train) == 8
+    kept = open_data(f"hf:{tmp_path / 'kept'}")
+    assert (len(kept.train), kept.name) == (8, "hf:kept")
+    (tmp_path / "other/kept").mkdir(parents=True)
+    assert open_data(f"hf:{tmp_path / 'other/kept'}").fingerprint == kept.fingerprint
     with pytest.raises(
         FoveateError, match="hf:me/cats could not be downloaded or opened: Dataset 'me/cats' doesn't exi"
     ):

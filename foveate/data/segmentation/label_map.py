@@ -7,69 +7,108 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from foveate.data.sources import Row
 from foveate.errors import FoveateError
 from foveate.image_formats import image_header, is_turned
 
-__all__ = ["IGNORE", "MAP_SUFFIXES", "UNKNOWN", "image_size", "read_classes", "read_values"]
+__all__ = ["IGNORE", "MAP_SUFFIXES", "UNKNOWN", "Source", "content_of", "image_size", "read_classes", "read_values"]
+
+Source = str | bytes | Row
+"""A path, encoded bytes, or the row of another library's data set that gives one of them."""
 
 IGNORE = 255
 """What stands in a map of classes where a pixel counts neither in the loss nor in a metric."""
 
 UNKNOWN = -1
 MAP_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # what stores numbers exactly
+_FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 
 
-def image_size(path: str) -> tuple[int, int]:
+def content_of(source: Source) -> str | bytes:
+    """The path or the encoded bytes.
+
+    Raises:
+        FoveateError: another library fails, or gives something else.
+    """
+    if not isinstance(source, Row):
+        return source
+    found = source.read()
+    if not isinstance(found, str | bytes):
+        raise FoveateError(f"row {source.index} gives {type(found).__name__}, not an encoded image")
+    return found
+
+
+def image_size(source: Source, name: str | None = None) -> tuple[int, int]:
     """Height and width of an image as it is shown, from the first bytes of its file.
+
+    Args:
+        source: its path, its encoded bytes, or the row of another library's data set that gives one of them.
+        name: what errors call it; by default the path.
 
     Raises:
         FoveateError: it is not an image, or has too many pixels.
     """
-    with image_header(path) as image:
+    with image_header(content_of(source), name=name) as image:
         width, height = image.size
         return (width, height) if is_turned(image) else (height, width)
 
 
-def read_values(path: str) -> npt.NDArray[np.uint8]:
+def read_values(source: Source, name: str | None = None) -> npt.NDArray[np.uint8]:
     """The numbers in a label map, (H, W).
+
+    Args:
+        source: as in ``image_size``.
+        name: as there.
 
     Raises:
         FoveateError: it cannot be read, has too many pixels, holds colours, or a number above 255.
     """
-    if not path.lower().endswith(MAP_SUFFIXES):
-        raise FoveateError(
-            f"{path}: a label map is a PNG with one number for each pixel; what {Path(path).suffix or 'no suffix'} "
-            "stores may not be the numbers that were written"
-        )
-    if not Path(path).exists():
-        raise FoveateError(f"no label map {path}")
-    with image_header(path, name=f"the label map {path}") as image:
+    content = content_of(source)
+    name = name or str(source)
+    if isinstance(content, str) and not content.lower().endswith(MAP_SUFFIXES):
+        raise _not_exact(name, Path(content).suffix or "no suffix")
+    if isinstance(content, str) and not Path(content).exists():
+        raise FoveateError(f"no label map {name}")
+    with image_header(content, name=f"the label map {name}") as image:
+        if not isinstance(content, str) and image.format not in _FORMATS:
+            raise _not_exact(name, str(image.format))
         image.load()
         mode, values = image.mode, np.asarray(image)
     if values.ndim != 2:
         raise FoveateError(
-            f"the label map {path} holds colours (mode {mode}): it needs one number for each pixel, grey or a palette"
+            f"the label map {name} holds colours (mode {mode}): it needs one number for each pixel, grey or a palette"
         )
     if values.dtype != np.uint8 and (values.max(initial=0) > 255 or values.min(initial=0) < 0):
-        raise FoveateError(f"the label map {path} holds the number {values.max()}: 0 to 255 are read")
+        raise FoveateError(f"the label map {name} holds the number {values.max()}: 0 to 255 are read")
     return values.astype(np.uint8)
 
 
-def read_classes(path: str, table: tuple[int, ...], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _not_exact(name: str, kind: str) -> FoveateError:
+    return FoveateError(
+        f"{name}: a label map is a PNG with one number for each pixel; what {kind} stores may not be the numbers that "
+        "were written"
+    )
+
+
+def read_classes(
+    source: Source, table: tuple[int, ...], size: tuple[int, int], name: str | None = None
+) -> npt.NDArray[np.uint8]:
     """The class of each pixel, (H, W), ``IGNORE`` where it does not count.
 
     Args:
-        path: of the label map.
+        source: the label map, as in ``image_size``.
         table: for each of 256 numbers the class, ``IGNORE`` or ``UNKNOWN``.
         size: height and width of the image that it belongs to.
+        name: as in ``image_size``.
 
     Raises:
         FoveateError: it cannot be read, has another size, or holds a number that stands for no class.
     """
-    values = read_values(path)
+    values = read_values(source, name)
+    name = name or str(source)
     if values.shape != size:
         raise FoveateError(
-            f"the label map {path} is {values.shape[1]}x{values.shape[0]} pixels and its image {size[1]}x{size[0]}: "
+            f"the label map {name} is {values.shape[1]}x{values.shape[0]} pixels and its image {size[1]}x{size[0]}: "
             "make it anew for this image"
         )
     classes = np.asarray(table, np.int16)[values]
@@ -78,7 +117,7 @@ def read_classes(path: str, table: tuple[int, ...], size: tuple[int, int]) -> np
         numbers, counts = np.unique(values[unknown], return_counts=True)
         known = sum(entry not in (IGNORE, UNKNOWN) for entry in table)
         raise FoveateError(
-            f"the label map {path} holds the number {numbers[0]} in {counts[0]} pixels, which is none of the {known} "
+            f"the label map {name} holds the number {numbers[0]} in {counts[0]} pixels, which is none of the {known} "
             f"classes: correct it, or pass ignore=({numbers[0]},) to open_segmentation"
         )
     return classes.astype(np.uint8)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveate.data.parts import parts_of
-from foveate.data.segmentation.label_map import IGNORE, MAP_SUFFIXES
+from foveate.data.segmentation.label_map import IGNORE, MAP_SUFFIXES, Source
 from foveate.errors import FoveateError, near
 from foveate.image_files import walk_images
 
-__all__ = ["Found", "Pair", "find_layout"]
+__all__ = ["Found", "Pair", "described", "find_layout", "not_classes"]
 
-Pair = tuple[str, Path, Path]
+Pair = tuple[str, Path | Source, Path | Source]
 """Name, image, label map."""
 
 _PICTURES = ("images", "image", "imgs", "img", "photos", "jpegimages")
@@ -138,12 +138,18 @@ def _plain(root: Path, pictures: Path, targets: Path, wanted: str | None) -> Fou
         train = _pairs(pictures, targets, lonely)
     if (root / "objectInfo150.txt").is_file() or root.name == "ADEChallengeData2016":
         return Found("ADE20K", train, val, _ade20k_names(root), frozenset({0}), note, None, tuple(lonely))
-    names, licence = _described(root)
-    ignore = frozenset(number for number, name in (names or {}).items() if name.lower() in _NOT_CLASSES)
-    return Found(f"{pictures.name}/ and {targets.name}/", train, val, names, ignore, note, licence, tuple(lonely))
+    names, licence = described(root)
+    return Found(
+        f"{pictures.name}/ and {targets.name}/", train, val, names, not_classes(names), note, licence, tuple(lonely)
+    )
 
 
-def _described(root: Path) -> tuple[dict[int, str] | None, str | None]:
+def not_classes(names: Mapping[int, str] | None) -> frozenset[int]:
+    """The numbers of classes that are called unlabelled, void or ignore."""
+    return frozenset(number for number, name in (names or {}).items() if name.lower() in _NOT_CLASSES)
+
+
+def described(root: Path) -> tuple[dict[int, str] | None, str | None]:
     """Class names and licence as ``dataset.json`` (``class_names``, ``licence``) or ``classes.txt`` tells them."""
     described, listed = root / "dataset.json", root / "classes.txt"
     names: object = None

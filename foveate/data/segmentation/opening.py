@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from foveate.data.division import sample, stratified
-from foveate.data.segmentation.label_map import IGNORE, UNKNOWN, image_size, read_values
+from foveate.data.libraries import load_hugging_face, shown_name
+from foveate.data.segmentation.label_map import IGNORE, UNKNOWN, Source, image_size, read_values
 from foveate.data.segmentation.layouts import Found, Pair, find_layout
+from foveate.data.segmentation.rows import HUB, find_rows
 from foveate.data.segmentation.split import SegmentationData, SegmentationSplit
 from foveate.errors import FoveateError
 
@@ -17,17 +22,22 @@ __all__ = ["find_segmentation", "open_segmentation"]
 
 
 def find_segmentation(source: object) -> bool:
-    """Whether a path is a folder of images beside label maps.
+    """Whether a path is a folder of images beside label maps, or a table with a column of each.
 
     Args:
-        source: anything; what is not a path is not one.
+        source: anything; what is not a path or ``hf:NAME`` is not one.
 
     Returns:
         True where ``open_segmentation`` knows the layout.
     """
-    if not isinstance(source, str | os.PathLike) or not Path(source).expanduser().is_dir():
-        return False
-    return find_layout(Path(source).expanduser().absolute()) is not None
+    return isinstance(source, str | os.PathLike) and _layout(source) is not None
+
+
+def _layout(source: str | os.PathLike[str]) -> Callable[[str | None], Found] | None:
+    if isinstance(source, str) and source.startswith(HUB):
+        return find_rows(source)
+    root = Path(source).expanduser().absolute()
+    return (find_layout(root) if root.is_dir() else None) or find_rows(root)
 
 
 def open_segmentation(
@@ -47,7 +57,10 @@ def open_segmentation(
             ``limit``. ``images/PART/NAME.jpg`` beside ``annotations/PART/NAME.png`` (also ``labels``, ``masks``, ...;
             parts called train, val, test, ..., or none of them), the numbers in the label maps named by
             ``dataset.json`` (``class_names``) or ``classes.txt`` (a name on each line, from 0 on); ADE20K as its
-            authors give it out, 0 ignored; Pascal VOC, 255 ignored; Cityscapes, 19 of its classes.
+            authors give it out, 0 ignored; Pascal VOC, 255 ignored; Cityscapes, 19 of its classes. Or Parquet files, or
+            ``hf:NAME`` (a data set of Hugging Face, or a folder that ``save_to_disk`` wrote), with a column of encoded
+            images and one of label maps, called annotation, label, mask, ...; ``dataset.json``, ``classes.txt`` or
+            ``id2label.json`` in the folder may name the numbers.
         classes: names for the numbers 0, 1, ... in the label maps, instead of those that the folder tells. Without
             either, every number that the training label maps hold is a class, and all of them are read now.
         ignore: more numbers that do not count; 255 never does, nor does a class that is called unlabelled, void or
@@ -70,10 +83,17 @@ def open_segmentation(
         raise FoveateError(f"limit {limit}: must be at least 1")
     if isinstance(source, SegmentationData):
         return source if limit is None else _limited(source, limit, seed)
-    root = Path(source).expanduser().absolute()
-    if not root.is_dir():
+    by_name = isinstance(source, str) and source.startswith(HUB)
+    root = Path(source) if by_name else Path(source).expanduser().absolute()
+    if not by_name and not root.exists():
         raise FoveateError(f"no data at {root}: name a folder with images/ beside annotations/")
-    read = find_layout(root)
+    read = _layout(source)
+    if read is None and by_name:
+        load_hugging_face(str(source).removeprefix(HUB))  # which says why it cannot be opened
+        raise FoveateError(
+            f"{source} has no column of images beside one of label maps (called annotation, label, mask, ...); "
+            "open_data opens images with one class each"
+        )
     if read is None:
         raise FoveateError(
             f"{root} holds no images beside label maps: name a folder with images/ beside annotations/ (PNG files with "
@@ -97,7 +117,11 @@ def open_segmentation(
     train, val, how = _divided(found, val_fraction, seed)
     shown = ", ".join(map(str, sorted(ignored)[:6])) + ", ..." * (len(ignored) > 6)
     data = SegmentationData(
-        name=root.resolve().name,
+        name=shown_name(str(source).removeprefix(HUB))
+        if by_name
+        else root.resolve().stem
+        if root.is_file()
+        else root.resolve().name,
         classes=tuple(names[number] for number in numbers),
         train=_split("train", train, tuple(table)),
         val=_split("val", val, tuple(table)),
@@ -118,8 +142,12 @@ def _names(found: Found, classes: Sequence[str] | None) -> tuple[Mapping[int, st
         if any(number > IGNORE for number in found.names):
             raise FoveateError(f"{len(found.names)} class names: a label map tells {IGNORE} classes apart")
         return found.names, ""
-    numbers = sorted({int(number) for _, _, path in found.train for number in set(read_values(str(path)).ravel())})
+    numbers = sorted({int(number) for name, _, path in found.train for number in set(_values(name, path).ravel())})
     return {number: str(number) for number in numbers}, "classes are the numbers in the training label maps"
+
+
+def _values(name: str, source: Path | Source) -> npt.NDArray[np.uint8]:
+    return read_values(str(source)) if isinstance(source, Path) else read_values(source, name)
 
 
 def _divided(found: Found, val_fraction: float, seed: int) -> tuple[Sequence[Pair], Sequence[Pair], str]:
@@ -134,20 +162,24 @@ def _divided(found: Found, val_fraction: float, seed: int) -> tuple[Sequence[Pai
 
 
 def _split(name: str, pairs: Sequence[Pair], table: tuple[int, ...]) -> SegmentationSplit:
-    sizes = []
-    for _, image, label_map in pairs:
-        for path, kind in ((image, "image"), (label_map, "label map")):
-            if not path.is_file():
-                raise FoveateError(f"the {kind} {path} is missing")
-        size, other = image_size(str(image)), image_size(str(label_map))
+    sizes, sources = [], []
+    for called, *pair in pairs:
+        own = []
+        for source, kind in zip(pair, ("image", "label map"), strict=True):
+            if isinstance(source, Path) and not source.is_file():
+                raise FoveateError(f"the {kind} {source} is missing")
+            own.append(str(source) if isinstance(source, Path) else source)
+        sources.append(own)
+        shown = [one if isinstance(one, str) else called for one in own]
+        size, other = (image_size(one, text) for one, text in zip(own, shown, strict=True))
         if size != other:
             raise FoveateError(
-                f"the label map {label_map} is {other[1]}x{other[0]} pixels and its image {size[1]}x{size[0]}: make it "
+                f"the label map {shown[1]} is {other[1]}x{other[0]} pixels and its image {size[1]}x{size[0]}: make it "
                 "anew for this image"
             )
         sizes.append(size)
-    names, images, maps = zip(*pairs, strict=True)
-    return SegmentationSplit(name, tuple(map(str, images)), tuple(map(str, maps)), names, tuple(sizes), table)
+    images, maps = zip(*sources, strict=True)
+    return SegmentationSplit(name, images, maps, tuple(called for called, *_ in pairs), tuple(sizes), table)
 
 
 def _limited(data: SegmentationData, limit: int, seed: int) -> SegmentationData:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from foveate.arguments import checked_class
-from foveate.data.segmentation.label_map import IGNORE, read_classes
+from foveate.data.segmentation.label_map import IGNORE, Source, content_of, read_classes
 from foveate.errors import FoveateError, printable
 from foveate.html import html_lines, html_table
 from foveate.images import open_image
@@ -23,12 +23,12 @@ __all__ = ["IGNORE", "SegmentationData", "SegmentationSplit"]
 class SegmentationSplit:
     """One part of a data set: a sequence of (image, label map).
 
-    It holds paths, never decoded pixels, so that worker processes get it at little cost.
+    It holds paths or encoded bytes, never decoded pixels, so that worker processes get it at little cost.
 
     Args:
         name: ``train`` or ``val``.
-        images: path of each image.
-        maps: path of each label map.
+        images: path of each image, its encoded bytes, or a row of another library's data set.
+        maps: the same of each label map.
         names: what each image is called in errors and in the fingerprint, relative to the data set's folder.
         sizes: height and width of each image.
         table: for each of the 256 numbers that a label map may hold the class, ``IGNORE`` where the pixel does not
@@ -37,8 +37,8 @@ class SegmentationSplit:
     """
 
     name: str
-    images: tuple[str, ...]
-    maps: tuple[str, ...]
+    images: tuple[Source, ...]
+    maps: tuple[Source, ...]
     names: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
     table: tuple[int, ...]
@@ -59,7 +59,7 @@ class SegmentationSplit:
         Raises:
             FoveateError: the image cannot be decoded; the message names the file.
         """
-        return open_image(self.images[index], name=self.images[index])
+        return open_image(content_of(self.images[index]), name=self._called(self.images[index], index))
 
     def target(self, index: int) -> Image.Image:
         """The class of each pixel as a grey picture of the image's size; ``IGNORE`` where a pixel does not count.
@@ -68,7 +68,11 @@ class SegmentationSplit:
             FoveateError: the label map cannot be read, has another size than the image, or holds a number that stands
                 for no class; the message names the file.
         """
-        return Image.fromarray(read_classes(self.maps[index], self.table, self.sizes[index]))
+        name = self._called(self.maps[index], index)
+        return Image.fromarray(read_classes(self.maps[index], self.table, self.sizes[index], name))
+
+    def _called(self, source: Source, index: int) -> str:
+        return source if isinstance(source, str) else self.names[index]
 
     def subset(self, indices: Sequence[int]) -> SegmentationSplit:
         """The images at these positions, in this order."""
@@ -134,8 +138,10 @@ class SegmentationData:
         return digest.hexdigest()
 
 
-def _bytes(path: str) -> int:
+def _bytes(source: Source) -> int:
+    if not isinstance(source, str):
+        return len(source) if isinstance(source, bytes) else source.size
     try:
-        return Path(path).stat().st_size
+        return Path(source).stat().st_size
     except OSError as error:
-        raise FoveateError(f"{path} cannot be read: {error.strerror}") from error
+        raise FoveateError(f"{source} cannot be read: {error.strerror}") from error
