@@ -102,6 +102,15 @@ def test_train_evaluate_predict(folder, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow(
+    reason="it exports a detector, as tests/exporters/test_detection.py does",
+    guards=(
+        "foveate/exporters/",
+        "foveate/cli/export.py",
+        "foveate/dense/detection/",
+        "foveate/prediction/",
+    ),
+)
 def test_export(folder, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("faster_coco_eval")

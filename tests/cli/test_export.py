@@ -29,6 +29,13 @@ def run(*arguments):
     return ended.value.code or 0
 
 
+@pytest.mark.slow(
+    reason="it exports twice; tests/exporters does so in every run",
+    guards=(
+        "foveate/exporters/",
+        "foveate/cli/export.py",
+    ),
+)
 def test_a_table_of_files(run_folder, folder, tmp_path, capsys):
     code = run(
         *("export", run_folder, "--to", "onnx", "pt2", "--precision", "fp32", "fp16", "--data", folder, "--size", "64"),

@@ -37,6 +37,10 @@ CLASSES = (
 SHOWN = tuple(name.replace(b"\n", b"\\n").replace(b"\x1b", b"\\x1b") for name in CLASSES)
 SET = "=set [red]<b>"
 PLAN = "se(reduction=4) after blocks.2"
+pytestmark = pytest.mark.slow(
+    reason="it starts every command on names that no one has by accident",
+    guards=("foveate/cli/", "foveate/data/", "foveate/io.py"),
+)
 SMALL = ("--image-size", "32", "--batch-size", "9")
 
 RUN = r"""

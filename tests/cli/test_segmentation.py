@@ -105,6 +105,14 @@ def test_audit(folder, tmp_path, capsys):
     assert [row["site"] for row in found["modules"]] == ["backbone.blocks.1.0"]
 
 
+@pytest.mark.slow(
+    reason="it exports, as tests/exporters/test_segmentation.py does",
+    guards=(
+        "foveate/exporters/",
+        "foveate/cli/",
+        "foveate/dense/",
+    ),
+)
 def test_export_and_views(folder, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     model = fv.create_segmenter("test_efficientnet", "lraspp(width=8)", classes=("0", "1", "2"))

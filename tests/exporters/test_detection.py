@@ -150,6 +150,14 @@ def test_a_file_that_finds_something_else_is_noticed(made, model, folder):
     assert {check.name for check in seen.checks if check.passed is False} >= {"objects that both find", "metadata"}
 
 
+@pytest.mark.slow(
+    reason="a second detector; the first one is exported in every run",
+    guards=(
+        "foveate/exporters/",
+        "foveate/dense/detection/",
+        "foveate/prediction/",
+    ),
+)
 def test_faster_rcnn_that_takes_pixels_of_one_size(folder, tmp_path):
     model = detector("faster_rcnn(anchor=16, hidden=64, width=32)")
     options = {"input": "uint8", "size": (64, 96), "data": folder, "time": True}

@@ -18,6 +18,8 @@ from foveate.exporters.examples import example_text
 from foveate.exporters.format import find_format, format_names
 from foveate.images import Preprocess
 
+pytestmark = pytest.mark.slow(reason="it starts the program that each export brings", guards=("foveate/exporters/",))
+
 SIZE = 64
 CLASSES = ["left", "right", "up", "down", "none"]
 

@@ -10,6 +10,16 @@ import foveate as fv
 from foveate.cli import main
 from foveate.errors import FoveateError
 
+pytestmark = pytest.mark.slow(
+    reason="it exports four files and times them",
+    guards=(
+        "foveate/exporters/",
+        "foveate/accounting/latency.py",
+        "foveate/accounting/file_latency.py",
+        "foveate/prediction/",
+    ),
+)
+
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 

@@ -77,6 +77,13 @@ def test_predict_and_evaluate_take_the_file(made, model, folder):
         fv.evaluate(made.path, fv.open_data("elpv", limit=4))
 
 
+@pytest.mark.slow(
+    reason="a third export; of classification it is tried in every run",
+    guards=(
+        "foveate/exporters/",
+        "foveate/dense/",
+    ),
+)
 def test_a_file_of_one_size_and_batch(model, folder, tmp_path):
     made = fv.export(model, "onnx", tmp_path, data=folder, size=(48, 64), batch=2, input="uint8", time=False)
     assert made.metadata["input"]["shape"] == [2, 48, 64, 3]
@@ -87,6 +94,13 @@ def test_a_file_of_one_size_and_batch(model, folder, tmp_path):
         fv.predict(made.path, folder / "images/val", image_size=32)
 
 
+@pytest.mark.slow(
+    reason="a second export; of classification a wrong file is tried in every run",
+    guards=(
+        "foveate/exporters/",
+        "foveate/dense/",
+    ),
+)
 def test_a_wrong_file_is_not_kept(model, folder, tmp_path, monkeypatch):
     from foveate.exporters.program import DeployableNetwork
 

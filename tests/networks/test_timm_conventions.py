@@ -274,6 +274,7 @@ def test_symbolic_trace(name):
         assert torch.equal(traced(x)[nodes[-1]], model(x))
 
 
+@pytest.mark.slow(reason="exports of real networks", guards=("foveate/networks/",))
 @one_each
 @torch.no_grad()
 def test_export(name):

@@ -474,6 +474,13 @@ def test_a_stream_may_be_closed_on_one_of_its_own_threads(net, new_picture):
     assert errors == []
 
 
+@pytest.mark.slow(
+    reason="it exports; tests/exporters compares files with networks in every run",
+    guards=(
+        "foveate/exporters/",
+        "foveate/prediction/",
+    ),
+)
 def test_an_exported_file_says_what_the_network_says(saved, photos, tmp_path):
     pytest.importorskip("onnxruntime")
     fv.export(fv.load(saved), "onnx", tmp_path, check=False, time=False)

@@ -205,6 +205,14 @@ def test_torchvision_is_saved_and_loaded_with_a_head(image, tmp_path):
     assert torch.equal(fv.load(tmp_path / "model")(image), network(image))
 
 
+@pytest.mark.slow(
+    reason="it compiles and exports",
+    guards=(
+        "foveate/surgery/",
+        "foveate/heads/",
+        "foveate/pooling/",
+    ),
+)
 @pytest.mark.parametrize("plan", ["largest(classes=7) as pool", "means as head; se after layer2"])
 def test_compile_and_export(plan, image):
     network = timm.create_model("resnet10t", num_classes=7).eval()

@@ -66,6 +66,14 @@ def nothing_is_left():
     return thread.whole is None and not thread.parts and not thread.found
 
 
+@pytest.mark.slow(
+    reason="it tries every order of a pass for four ends",
+    guards=(
+        "foveate/surgery/",
+        "foveate/heads/",
+        "foveate/pooling/",
+    ),
+)
 def test_halves_of_a_pass_in_any_order(build, plan):
     """forward_head gives the scores of the image whose features it gets, or refuses; never those of another."""
     for network in ("resnet", "mobilenet", "convnext"):
@@ -206,6 +214,14 @@ def test_gradients_with_checkpointing(build, plan):
     assert nothing_is_left()
 
 
+@pytest.mark.slow(
+    reason="it traces by each of the tools for four ends",
+    guards=(
+        "foveate/surgery/",
+        "foveate/heads/",
+        "foveate/pooling/",
+    ),
+)
 def test_tracers_leave_the_model_usable(build, plan):
     """torch.export, torch.jit.trace and torch.fx are right or refuse; afterwards the model is as before."""
     for network in ("resnet", "shufflenet"):
@@ -242,6 +258,13 @@ def test_onnx(build):
     torch.testing.assert_close(torch.from_numpy(given), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow(
+    reason="it compiles real networks",
+    guards=(
+        "foveate/surgery/",
+        "foveate/attention/",
+    ),
+)
 @pytest.mark.parametrize("network", ["resnet", "shufflenet"])
 def test_compile(build, network):
     """Of the whole model, of its forward alone, in halves, and with a break in the graph."""

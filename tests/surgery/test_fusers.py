@@ -17,9 +17,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 import foveate as fv
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch.ao"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch.ao"),
+    pytest.mark.slow(
+        reason="it runs torch's own fusers and quantizers", guards=("foveate/surgery/", "foveate/attention/")
+    ),
+]
 
 
 class Net(nn.Module):

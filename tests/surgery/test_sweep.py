@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import timm
 
+pytestmark = pytest.mark.slow(
+    reason="real networks of each family; make test has small ones", guards=("foveate/surgery/",)
+)
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "sweep.py"
 SAMPLE = (  # small ones, of many families
     *("dla46_c", "efficientformerv2_s0", "lcnet_050", "mobilevit_xxs", "nf_regnet_b0", "repghostnet_050"),

@@ -60,6 +60,13 @@ def worked(tmp_path_factory):
     return scores, gradients
 
 
+@pytest.mark.slow(
+    reason="it starts processes; tests/training has them in every run",
+    guards=(
+        "foveate/surgery/",
+        "foveate/attention/",
+    ),
+)
 def test_data_parallel_gradients_are_those_of_the_whole_batch(worked):
     found = worked[1]
     model = planned().eval()

@@ -4,6 +4,14 @@ import pytest
 
 import foveate as fv
 
+pytestmark = pytest.mark.slow(
+    reason="two exports for the length of a graph",
+    guards=(
+        "foveate/exporters/",
+        "foveate/attention/",
+    ),
+)
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -15,6 +15,15 @@ from foveate.exporters.quantization.keep import quantize_keeping
 from foveate.exporters.quantization.static_onnx import static_quantizer
 from foveate.registry import names
 
+pytestmark = pytest.mark.slow(
+    reason="it exports each mechanism and reads the graphs",
+    guards=(
+        "foveate/exporters/",
+        "foveate/attention/",
+        "foveate/surgery/",
+    ),
+)
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -124,6 +124,14 @@ def test_tables_say_map(found, tmp_path, capsys):
     assert images.tolist() == (found.objects > 0).sum(0).tolist()
 
 
+@pytest.mark.slow(
+    reason="three comparisons of detectors; classification has them in every run",
+    guards=(
+        "foveate/studies/comparison/",
+        "foveate/dense/detection/",
+        "foveate/training/tasks/",
+    ),
+)
 def test_a_trunk_by_name_and_a_family_with_learning_rates(boxes, capsys):
     small = RECIPE.with_(epochs=0, image_size=32)
     family = "se(reduction=2|4) after backbone.blocks.1.0"

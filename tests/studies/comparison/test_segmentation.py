@@ -108,6 +108,14 @@ def test_tables_say_miou(found, tmp_path, capsys):
     assert red.split("|")[2].strip() == f"{100 * float(ious.mean()):.1f}"
 
 
+@pytest.mark.slow(
+    reason="three comparisons of segmentation networks; classification has them in every run",
+    guards=(
+        "foveate/studies/comparison/",
+        "foveate/dense/",
+        "foveate/training/tasks/",
+    ),
+)
 def test_a_trunk_by_name_and_a_family_with_learning_rates(maps, capsys):
     family = "se(reduction=2|4) after backbone.blocks.1.0"
     done = fv.compare("test_efficientnet", family, maps, RECIPE.with_(epochs=0), 2, progress=False)

@@ -20,6 +20,14 @@ def compared(folder, tmp_path_factory):
     return found, data
 
 
+@pytest.mark.slow(
+    reason="four files of a comparison; each step of it is tested alone",
+    guards=(
+        "foveate/exporters/",
+        "foveate/studies/deployment/",
+        "foveate/studies/reporting/",
+    ),
+)
 def test_a_row_for_each_plan_and_target(compared):
     found, data = compared
     made = fv.export_plans(found, data, ["onnx", "pt2:fp16"], images=8)

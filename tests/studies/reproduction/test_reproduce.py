@@ -69,11 +69,21 @@ DECLARED = {
 }
 
 
+COUNTED = pytest.mark.slow(
+    reason="it builds and counts every network of the tables; tests/accounting counts one of each kind in every run",
+    guards=(
+        *("foveate/accounting/", "foveate/attention/", "foveate/dense/", "foveate/heads/", "foveate/networks/"),
+        *("foveate/pooling/", "foveate/studies/reproduction/", "foveate/surgery/"),
+    ),
+)
+
+
 @pytest.fixture(scope="module")
 def everything():
     return reproduce(measured=MEASURED if MEASURED.is_file() else None)
 
 
+@COUNTED
 def test_every_computable_cell_comes_out_or_is_declared(everything):
     assert [cell for cell in everything.cells if cell.verdict == "differs"] == []
     counts = everything.counts()
@@ -96,6 +106,7 @@ def test_every_computable_cell_comes_out_or_is_declared(everything):
     assert "183 of 210 computable ones reproduced (97 in exact counting, " in str(everything)
 
 
+@COUNTED
 def test_every_baseline_of_the_papers_counting_is_one_that_its_authors_print(everything):
     """Else "with the paper's own baseline" would be said of a network that was counted exactly."""
     found = {cell.how for cell in everything.cells if cell.counting == "paper" and cell.how.startswith("network(")}
@@ -106,6 +117,7 @@ def test_every_baseline_of_the_papers_counting_is_one_that_its_authors_print(eve
     assert len(found) > 10
 
 
+@COUNTED
 def test_what_is_declared_is_what_does_not_come_out(everything):
     found = {
         (cell.table, cell.number, cell.column): (cell.printed, cell.ours)
@@ -119,6 +131,7 @@ def test_what_is_declared_is_what_does_not_come_out(everything):
                 assert (table.name, row.number, column) in DECLARED, "declared, and yet it comes out"
 
 
+@COUNTED
 def test_each_table_of_accuracies_says_what_was_found_of_its_claims(everything):
     page = (Path(__file__).parents[3] / "docs" / "reports" / "evidence.md").read_text(encoding="utf-8")
     titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
@@ -133,6 +146,7 @@ def test_each_table_of_accuracies_says_what_was_found_of_its_claims(everything):
             assert claim.section in sections if claim.found != "not testable here" else not claim.section
 
 
+@COUNTED
 def test_every_cell_says_where_it_is_from_and_what_was_counted(everything):
     assert set(names()) == {table.name for table in everything.tables}
     for cell in everything.cells:
@@ -166,6 +180,7 @@ def _difference_of_mask_rcnn(measure, scale, digits):
     return f"{(getattr(count(large), measure) - getattr(count(small), measure)) / scale:.{digits}f}"
 
 
+@COUNTED
 def test_every_number_in_a_reason_is_a_number_that_was_worked_out(everything):
     """It is printed, it is ours, it is the difference of the two, it says what was counted, or it is counted here."""
     printed = {cell.printed.rstrip("M%×") for cell in everything.cells}
@@ -183,6 +198,7 @@ def test_every_number_in_a_reason_is_a_number_that_was_worked_out(everything):
     assert unknown == set()
 
 
+@COUNTED
 def test_the_difference_of_each_resnets_row_is_its_own(everything):
     rows = {cell.row: cell for cell in everything.of("mask-rcnn").cells if cell.column == "GFLOPs"}
     (reason,) = {cell.reason for name, cell in rows.items() if name.startswith("ResNe")}
@@ -193,6 +209,7 @@ def test_the_difference_of_each_resnets_row_is_its_own(everything):
         assert round(Decimal(cell.ours) - Decimal(cell.printed)) == int(difference)
 
 
+@COUNTED
 def test_a_formula_that_is_not_the_modules_says_so(everything):
     for cell in everything.cells:
         if cell.table.startswith("overhead") and cell.counting == "paper":
@@ -324,6 +341,7 @@ def test_tables_are_whole(name):
             assert text in ("", "-") or Number.parse(text)
 
 
+@COUNTED
 def test_csv_has_a_line_for_each_cell(everything, tmp_path):
     file = everything.write_csv(tmp_path / "new" / "cells.csv")
     lines = list(csv.DictReader(io.StringIO(file.read_text("utf-8"))))
@@ -339,10 +357,12 @@ def test_csv_has_a_line_for_each_cell(everything, tmp_path):
         everything.write_csv(tmp_path / "taken" / "cells.csv")
 
 
+@COUNTED
 def test_page_is_what_the_code_gives(everything):
     assert (ROOT / "docs" / "reports" / "reproduce.md").read_text("utf-8") == reproduce_page.page(everything)
 
 
+@COUNTED
 def test_page_and_pictures_are_written(everything, tmp_path):
     fv.write_page(everything, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text("utf-8")
@@ -354,6 +374,7 @@ def test_page_and_pictures_are_written(everything, tmp_path):
         fv.write_page(everything.of("overhead"), tmp_path / "page.md")
 
 
+@COUNTED
 def test_no_name_lies_over_a_point_or_another_name(everything):
     for column, _ in reproduce_pictures.PICTURES.values():
         points = reproduce_pictures.dots(everything, column)
@@ -376,6 +397,7 @@ def test_a_name_is_drawn_in_the_middle_of_its_box():
         assert drawn.get_position() == pytest.approx((x / 1000, 1 - middle / 700))
 
 
+@COUNTED
 def test_terminal(everything):
     console = Console(file=io.StringIO(), width=80)
     everything.print(console)
