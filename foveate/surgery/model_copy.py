@@ -31,6 +31,7 @@ __all__ = ["copied", "guarded", "is_compiled", "on_a_copy"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LOCKS: dict[type, Callable[[], object]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
+_PLAIN, _EMPTY = frozenset((bool, int, float, str, type(None))), (dict, OrderedDict)
 _KEPT = ("_parameters", "_buffers", "_modules")
 _OWN = frozenset(vars(nn.Module()))
 Result = TypeVar("Result")
@@ -104,6 +105,12 @@ def copied(model: nn.Module, *, data: bool) -> nn.Module:
         for _, _, hook in _foreign_hooks(module):
             memo[id(hook)] = hook
         for name, value in vars(module).items():
+            kind = type(value)
+            if kind in _PLAIN:  # nearly all attributes: the steps below would find nothing in them
+                continue
+            if kind in _EMPTY and not value:
+                memo[id(value)] = kind()
+                continue
             for state in _states(value) if name not in _KEPT or not value else ():
                 if isinstance(state, Tensor):  # such as a feature map that the module keeps, which has a history
                     memo[id(state)] = state.detach().clone() if data else state.detach().to("meta")

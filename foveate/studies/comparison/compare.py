@@ -203,7 +203,8 @@ class Maker:
             )
         words, start = (str(plan), self.start) if plan else (BASELINE, None)
         run = Run(self._identity(recipe.seed), words, start, recipe, data.fingerprint)
-        return Job(run, label, data, partial(self.build, plan, recipe, recipe.seed))
+        build, plain = (partial(self.build, each, recipe, recipe.seed) for each in (plan, None))
+        return Job(run, label, data, build, plain)
 
     def build(self, plan: Plan | None, recipe: Recipe, seed: int) -> nn.Module:
         """The network with a plan."""

@@ -26,7 +26,6 @@ from foveate.preserve import preserve_state
 from foveate.studies.comparison.lock import RunLocks
 from foveate.studies.comparison.measure import measure_of
 from foveate.studies.comparison.run import Run, RunResult, read_result, scores_of, write_result
-from foveate.surgery.insert import remove
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.fit import fit
 from foveate.training.input.feature_cache import FeatureCache
@@ -51,6 +50,7 @@ class Job:
         label: what it is called in messages.
         data: what it trains on.
         build: makes the network with its plan, anew at each call and always the same.
+        plain: makes the same network without its plan.
         until_epoch: pause after so many of the recipe's epochs; a later job of the same run goes on from there.
         cost: of the network, where it is known; else it is counted.
     """
@@ -59,6 +59,7 @@ class Job:
     label: str
     data: OpenedData
     build: Callable[[], nn.Module]
+    plain: Callable[[], nn.Module]
     until_epoch: int | None = None
     cost: Cost | None = None
 
@@ -130,15 +131,17 @@ class Grid:
             FoveateError: the folder that ``fit`` wrote is gone or damaged.
         """
         if job.run.name not in self.kept:
-            network, recipe = job.build(), job.run.recipe
+            recipe = job.run.recipe
             if recipe.epochs:
                 if result.folder is None or not self.has_model(job, result):
                     raise FoveateError(f"the trained network of {job.label} is not in {self.place(job.run)} any more")
+                network = job.plain()  # load inserts the plan
                 with preserve_state():
                     # the classifier that the weights are for
-                    self.task.adapt(remove(network), job.data, recipe, lambda _: None)
+                    self.task.adapt(network, job.data, recipe, lambda _: None)
                 load(result.folder / _MODEL, network)
             else:  # nothing was trained or written
+                network = job.build()
                 fit(network, job.data, recipe, progress=False, cache=self.cache)
             self.kept[job.run.name] = network
         return self.kept[job.run.name]

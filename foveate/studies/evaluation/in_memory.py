@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,26 @@ from foveate.scores import check_logits, class_numbers
 from foveate.training.input.loaders import Source
 from foveate.training.input.sampler import of_whole
 
-__all__ = ["Data", "LoadedImages", "load_images", "outputs_of"]
+__all__ = ["Data", "LoadedImages", "SharedImages", "load_images", "outputs_of"]
 
 Data = str | os.PathLike[str] | ImageData | Split | Iterable[tuple[Tensor, Tensor]]
 _AT_ONCE = 64  # images decoded in one go
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SharedImages(ImageData):
+    """A data set for several networks that look at the same images: what was decoded for one is kept for the next.
+
+    Args:
+        prepared: pixels, labels and positions by how the images are prepared and chosen.
+    """
+
+    prepared: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: ImageData) -> SharedImages:
+        """The same data set."""
+        return cls(**{each.name: getattr(data, each.name) for each in fields(ImageData)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +103,13 @@ def load_images(
     name = data.name if isinstance(data, ImageData | Split) else "images"
     part = data.val if isinstance(data, ImageData) else data
     if isinstance(part, Split):
-        found = _of_split(name, part, model, limit, image_size, seed)
+        kept = data.prepared if isinstance(data, SharedImages) else {}
+        preprocess = Preprocess.of(model, image_size)
+        asked = (preprocess, limit, seed)
+        if asked not in kept:
+            kept[asked] = _of_split(name, part, preprocess, limit, seed)
+        inputs, labels, positions = kept[asked]
+        found = LoadedImages(name, inputs, labels, Source(part, "", preprocess), positions, part.classes)
     else:
         if image_size is not None:
             raise FoveateError("image_size= is for image files: batches are taken as they are; leave it out")
@@ -98,18 +120,18 @@ def load_images(
 
 
 def _of_split(
-    name: str, part: Split, model: nn.Module, limit: int | None, image_size: int | None, seed: int
-) -> LoadedImages:
+    name: str, part: Split, preprocess: Preprocess, limit: int | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels, labels, and where each image stands in the part."""
     chosen = list(range(len(part)))
     if limit is not None and limit < len(part):
         chosen = sample(part.names, part.labels, limit, seed)
         part = part.subset(chosen)
     if not len(part):
         raise FoveateError(f"{name} has no image to look at")
-    source = Source(part, "", Preprocess.of(model, image_size))
-    batches = list(source.stream()(of_whole(len(part), _AT_ONCE)))
+    batches = list(Source(part, "", preprocess).stream()(of_whole(len(part), _AT_ONCE)))
     inputs, labels = (torch.cat(of) for of in zip(*batches, strict=True))
-    return LoadedImages(name, inputs, labels, source, torch.tensor(chosen), part.classes)
+    return inputs, labels, torch.tensor(chosen)
 
 
 def outputs_of(model: nn.Module, loaded: LoadedImages) -> tuple[int, ...] | None:

@@ -22,7 +22,9 @@ from foveate.studies.comparison.measure import MAP, MIOU, TOP1
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.evaluation.audit import audit
 from foveate.studies.evaluation.audit_result import Audit
+from foveate.studies.evaluation.in_memory import SharedImages
 from foveate.studies.reporting.class_results import class_table, confusion_table, score_table
+from foveate.studies.reporting.html import saved_picture
 from foveate.studies.reporting.report_images import Gallery, changes, confusions, looked_at, spread_over_classes
 from foveate.studies.reporting.tables import PlanTable
 from foveate.surgery.insert import plan_of
@@ -82,8 +84,9 @@ def _of_classes(
 
 
 def _audits(comparison: Comparison, data: Any, audited: int) -> dict[str, Audit]:
+    given = SharedImages.of(data) if isinstance(data, ImageData) else data
     return {
-        label: audit(model, data, limit=audited, image_size=comparison.recipe.image_size)
+        label: audit(model, given, limit=audited, image_size=comparison.recipe.image_size)
         for label, model in comparison.models.items()
         if audited and plan_of(model)
     }
@@ -166,7 +169,7 @@ def _worst_boxes(
     per_image = torch.stack(own).mean(0)
     # An image without an object has no mAP.
     order = [index for index in per_image.argsort().tolist() if not per_image[index].isnan()][:images]
-    gallery: list[tuple[str, Image.Image]] = []
+    gallery: list[tuple[str, bytes]] = []
     for k, index in enumerate(order):
         small = data.val.load(index).convert("RGB")
         width = small.width
@@ -181,9 +184,9 @@ def _worst_boxes(
         drawn = [small, *(draw_boxes(small, boxes * scale, labels) for boxes, labels in every)]
         present = sorted(set().union(*(labels.tolist() for _, labels in every)))
         sheet = _beside(drawn, legend(present, data.classes, len(drawn) * (small.width + 4)))
-        sheet.save(overlays / f"worst_{k}.png")
+        drawing = saved_picture(sheet, overlays / f"worst_{k}.png")
         names = ", ".join(("image", "objects", *shown))
-        gallery.append((f"{data.val.names[index]}, mAP {100 * float(per_image[index]):.1f}%: {names}", sheet))
+        gallery.append((f"{data.val.names[index]}, mAP {100 * float(per_image[index]):.1f}%: {names}", drawing))
     if gallery:
         how = f"of each plan the boxes of its first seed with a score of {_SURE:g} or more"
         yield (
@@ -207,7 +210,7 @@ def _worst(
         label: list(predict_masks(comparison.models[label], pictures, image_size=comparison.recipe.image_size))
         for label in shown
     }
-    gallery: list[tuple[str, Image.Image]] = []
+    gallery: list[tuple[str, bytes]] = []
     for k, index in enumerate(order):
         small = pictures[k].convert("RGB")
         small.thumbnail((_SIDE, _SIDE))
@@ -216,9 +219,9 @@ def _worst(
         drawn = [small, *(draw_classes(small, classes) for classes in every)]
         there = sorted(set().union(*(classes.flatten().tolist() for classes in every)) - {IGNORED})
         sheet = _beside(drawn, legend(there, data.classes, len(drawn) * (small.width + 4)))
-        sheet.save(overlays / f"worst_{k}.png")
+        drawing = saved_picture(sheet, overlays / f"worst_{k}.png")
         names = ", ".join(("image", "label map", *shown))
-        gallery.append((f"{data.val.names[index]}, mIoU {100 * float(per_image[index]):.1f}%: {names}", sheet))
+        gallery.append((f"{data.val.names[index]}, mIoU {100 * float(per_image[index]):.1f}%: {names}", drawing))
     yield "The worst images: those with the lowest mIoU of their own, as the mean of plans and seeds", gallery
 
 

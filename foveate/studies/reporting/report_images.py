@@ -14,6 +14,7 @@ from foveate.explanations.explain import explain
 from foveate.studies.comparison.config import BASELINE
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.reporting.class_results import changed_images, confusion_of, hardest_images
+from foveate.studies.reporting.html import saved_picture
 from foveate.surgery.insert import attentions
 from foveate.training.confusion_picture import picture
 
@@ -37,12 +38,12 @@ def looked_at(comparison: Comparison, data: ImageData, chosen: Sequence[int], ov
                 continue
             found = explain(model, pictures, method, image_size=comparison.recipe.image_size)
             coarse = all(max(one.values.shape[-2:]) <= _CELLS for one in found.maps)
-            gallery: list[tuple[str, Image.Image]] = []
+            gallery: list[tuple[str, bytes]] = []
             for k, index in enumerate(chosen):
                 said = data.classes[int(found.predictions[k])]
                 drawn = found.draw(k, true=true[k], smooth=not coarse)
-                drawn.save(overlays / f"{number}_{method}_{k}.png")
-                gallery.append((f"{_said(true[k], said)}: {data.val.names[index]}", drawn))
+                shown = saved_picture(drawn, overlays / f"{number}_{method}_{k}.png")
+                gallery.append((f"{_said(true[k], said)}: {data.val.names[index]}", shown))
             yield _heading(label, method), gallery
 
 

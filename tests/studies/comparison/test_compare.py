@@ -1,5 +1,6 @@
 """Comparisons are fair, resumable, and say what they found."""
 
+import base64
 import csv
 import json
 import shutil
@@ -150,8 +151,10 @@ def test_report_is_one_page_with_its_pictures(found, data):
     assert text.count("loss: training dotted, validation solid") == 2 * len(found.rows)  # broad and narrow
     assert "true class" in text
     assert f"{found.setup.val_images} validation images</dd>" in text
+    drawn = [file.read_bytes() for file in (found.folder / "overlays").glob("*.png")]
+    assert len(drawn) >= 2
+    assert all(base64.b64encode(png).decode() in text for png in drawn)  # the page has the same bytes
     assert "Does the attention" not in fv.report(found, data, images=1, audited=0).read_text()
-    assert len(list((found.folder / "overlays").glob("*.png"))) >= 2
 
 
 def test_report_of_something_else(data):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from foveate.errors import FoveateError
 from foveate.studies.evaluation.audit import audit
 from foveate.studies.evaluation.faithfulness import faithfulness
+from foveate.studies.evaluation.in_memory import SharedImages
 from foveate.surgery.insert import attentions, insert
 
 LEVELS = 4
@@ -451,6 +452,25 @@ def test_a_model_in_another_dtype_on_images_in_a_folder(data, dtype):
     assert found.images == 8
     assert found.rows[0].bf16.norm_ratio is not None
     assert "gradcam" in str(faithfulness(model, data, ["gradcam"], ["drop"], limit=4))
+
+
+def test_networks_that_share_images_decode_each_once(data, monkeypatch):
+    """And what is found is the same; other images are decoded anew."""
+    torch.manual_seed(0)
+    model = insert(Tiny(), "se after body", seed=0)
+    model.pretrained_cfg["label_names"] = ["left", "right", "up", "down"]
+    decoded, load = [], type(data.val).load
+    monkeypatch.setattr(
+        type(data.val), "load", lambda self, index, *more: [decoded.append(index), load(self, index, *more)][1]
+    )
+    shared = SharedImages.of(data)
+    one, other = audit(model, data, limit=8), audit(model, shared, limit=8)
+    assert len(decoded) == 16
+    again, fewer = audit(model, shared, limit=8), audit(model, shared, limit=4)
+    assert (len(decoded), again.images, fewer.images) == (20, 8, 4)
+    for found in (other, again):
+        assert found.data == one.data
+        assert dataclasses.replace(found.rows[0], time=0.0) == dataclasses.replace(one.rows[0], time=0.0)
 
 
 def test_one_image_whose_output_is_not_a_multiple_tells_for_all():

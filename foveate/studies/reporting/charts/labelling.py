@@ -6,7 +6,7 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["LINE", "Box", "labels", "lead"]
 
@@ -14,8 +14,7 @@ LINE = 15.0  # height of a line of text, at 12 pixels a letter
 GAP = 9.0  # between a point and its label
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle in pixels, y downwards."""
 
     left: float
@@ -55,7 +54,7 @@ def labels(
         width, height = max(map(_width, lines)), LINE * len(lines)
         places = sorted(_around(x, y, width, height, frame), key=lambda box: _away(box, x, y))
         others = [box for box, _ in placed] if ink is not None else []
-        free = (box for box in places if _is_free(box, frame, taken))
+        free = (box for box in places if not _meets([box], taken))
         box = next((box for box in free if not _meets(_trail(box, x, y), others)), None)
         if box is None:
             return None
@@ -64,12 +63,12 @@ def labels(
     return placed
 
 
-def _is_free(box: Box, frame: Box, taken: Sequence[Box]) -> bool:
-    return frame.holds(box) and not _meets([box], taken)
-
-
 def _meets(boxes: Sequence[Box], others: Sequence[Box]) -> bool:
-    return any(box.touches(other) for box in boxes for other in others)
+    for left, top, right, bottom in boxes:
+        for a, b, c, d in others:  # Box.touches, written out: a page asks for millions
+            if left < c and a < right and top < d and b < bottom:
+                return True
+    return False
 
 
 def lead(box: Box, x: float, y: float) -> tuple[float, float] | None:
@@ -89,13 +88,16 @@ def _trail(box: Box, x: float, y: float) -> list[Box]:
 
 
 def _around(x: float, y: float, width: float, height: float, frame: Box) -> Iterator[Box]:
+    """Places for a label within the frame."""
     lefts = [x + GAP, x - GAP - width, x - width / 2, frame.left + 4, frame.right - width]
     lefts += [x + side * step - (width if side < 0 else 0) for side in (1, -1) for step in (30, 60, 120, 240)]
+    tops = [frame.top + 4 * step for step in range(int((frame.bottom - frame.top) / 4) + 1)]
+    rows = [(top, top + height) for top in tops] + [(y - height / 2, y + height / 2)]
+    rows = [(top, bottom) for top, bottom in rows if frame.top <= top and bottom <= frame.bottom]
     for left in lefts:
-        for step in range(int((frame.bottom - frame.top) / 4) + 1):
-            top = frame.top + 4 * step
-            yield Box(left, top, left + width, top + height)
-        yield Box(left, y - height / 2, left + width, y + height / 2)
+        if frame.left <= left and left + width <= frame.right:
+            for top, bottom in rows:
+                yield Box(left, top, left + width, bottom)
 
 
 def _away(box: Box, x: float, y: float) -> float:
