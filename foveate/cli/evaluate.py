@@ -36,6 +36,7 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     views: ViewOptions | None = None,
+    boundary: bool = False,
     confusion: Path | None = None,
     csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     json: bool = False,
@@ -56,6 +57,7 @@ def evaluate(
         image_size: side of the images in pixels; without it the model's own.
         batch_size: images in one pass.
         workers: processes that load images.
+        boundary: of label maps, measure boundary IoU, too: how well the contours are met.
         confusion: draw the confusion matrix to this .png, .svg or .pdf file.
         csv: write a line for each class to this file; "-" prints them, and nothing else.
         json: print every metric as JSON.
@@ -81,6 +83,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         **(views or ViewOptions()).given(),
+        boundary=boundary,
         progress=True,
     )
     rows = found.per_class()
@@ -97,7 +100,8 @@ def evaluate(
         _table(rows, ("class", "images", "objects", "ap", "ap50", *masks))
     elif csv != "-" and maps:
         print(printable(f"{opened.name}, {part}: {len(found.counts)} images, {found.headline}, loss {found.loss:.4f}"))
-        _table(rows, ("class", "images", "iou", "recall", "precision"))
+        contours = ("boundary_iou",) if boundary else ()
+        _table(rows, ("class", "images", "iou", *contours, "recall", "precision"))
     elif csv != "-":
         _print(found, rows, opened.name, part)
 

@@ -45,6 +45,7 @@ class _Options(TypedDict, total=False):
     flip: bool
     scales: Sequence[float]
     window: int | None
+    boundary: bool
 
 
 @overload
@@ -78,6 +79,7 @@ def evaluate(
     flip: bool = False,
     scales: Sequence[float] = (),
     window: int | None = None,
+    boundary: bool = False,
 ) -> Evaluation | SegmentationEvaluation | DetectionEvaluation:
     """Measure a classifier on images, in eval mode, on the device where it is. The model is left as found.
 
@@ -101,6 +103,7 @@ def evaluate(
         flip: of segmentation: show each image flipped left to right, too, and average the probabilities.
         scales: of segmentation: show each image with its shorter side at these multiples of the size, and average.
         window: of segmentation: show each image in windows of so many pixels, which overlap by a third.
+        boundary: of segmentation: measure boundary IoU, too, which takes some time.
 
     Returns:
         The metrics, with the prediction for each image.
@@ -126,8 +129,11 @@ def evaluate(
             part=part,
             progress=progress,
             test_time=views,
+            boundary=boundary,
             **sizes,  # type: ignore[arg-type]
         )
+    if boundary:
+        raise FoveateError("boundary= is for images with label maps, and these data have none: leave it out")
     if isinstance(data, DetectionData | DetectionSplit) or find_detection(data):
         if preprocess is not None:
             raise FoveateError("preprocess= is for classifiers: a detector takes image_size=")

@@ -211,6 +211,7 @@ def evaluate_segmenter(
     workers: int = 0,
     progress: bool = False,
     test_time: TestTime | None = None,
+    boundary: bool = False,
 ) -> SegmentationEvaluation:
     """Measure a segmentation network on images with label maps, at their own size. The model is left as found.
 
@@ -223,6 +224,7 @@ def evaluate_segmenter(
         workers: processes that load images for a network that is shown each once.
         progress: show a bar.
         test_time: in how many views an image is shown; without it once, whole.
+        boundary: measure boundary IoU, too.
 
     Raises:
         FoveateError: it has other classes, or an image or a label map cannot be read.
@@ -252,8 +254,8 @@ def evaluate_segmenter(
                 return image_scores(model, inputs, shown_as)
 
         shown = bar.track(batches, f"evaluating on {split.name}", len(split), images_in)
-        found = collect_counts(forward, shown, len(split.classes))
-    return measure_counts(*found, split.classes)
+        found = collect_counts(forward, shown, len(split.classes), boundary=boundary)
+    return measure_counts(found, split.classes)
 
 
 def _one_by_one(split: SegmentationSplit) -> Iterator[Batch]:

@@ -21,7 +21,12 @@ from foveate.training.input.segmentation import SegmentationPipeline
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.tasks.dense import decoder_of, fit_to_classes, for_classification
 from foveate.training.tasks.segmentation_loss import SegmentationObjective
-from foveate.training.tasks.segmentation_metrics import SegmentationEvaluation, collect_counts, measure_counts
+from foveate.training.tasks.segmentation_metrics import (
+    CollectedCounts,
+    SegmentationEvaluation,
+    collect_counts,
+    measure_counts,
+)
 from foveate.whole_images import WholeImage
 
 __all__ = ["Segmentation"]
@@ -104,8 +109,8 @@ class Segmentation:
         classes: tuple[str, ...],
     ) -> SegmentationEvaluation:
         """The mean intersection over union and the rest."""
-        counts, losses = collect_counts(forward, batches, len(classes))
-        return measure_counts(gather(counts), gather(losses), classes)
+        own = collect_counts(forward, batches, len(classes))
+        return measure_counts(CollectedCounts(gather(own.counts), gather(own.losses)), classes)
 
     def row(self, evaluation: SegmentationEvaluation) -> dict[str, float]:
         """Loss, mIoU, pixel accuracy."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,18 @@ from foveate.io import JsonObject, write_csv
 from foveate.scores import pixel_scores
 from foveate.training.input.sampler import Batch
 from foveate.training.metrics import Diverged
+from foveate.training.tasks.boundary import boundary_counts
 
 __all__ = [
-    *("SegmentationEvaluation", "at_size", "class_ious", "collect_counts", "image_counts", "measure_counts"),
+    *(
+        "CollectedCounts",
+        "SegmentationEvaluation",
+        "at_size",
+        "class_ious",
+        "collect_counts",
+        "image_counts",
+        "measure_counts",
+    ),
     "score_counts",
 ]
 
@@ -41,6 +50,8 @@ class SegmentationEvaluation:
         counts: (N, K, 3) int64: of each image and class the pixels that are and are predicted as the class, those that
             are predicted as it, and those that are it.
         classes: names of the K classes.
+        boundary_counts: (N, K, 3) int64, the same of the pixels at the contours, as in ``boundary_miou``; None where it
+            was not asked for.
     """
 
     loss: float
@@ -48,6 +59,7 @@ class SegmentationEvaluation:
     pixel_accuracy: float
     counts: Tensor = field(repr=False)
     classes: tuple[str, ...] = field(default=(), repr=False)
+    boundary_counts: Tensor | None = field(default=None, repr=False)
 
     curves: ClassVar[Mapping[str, str]] = {
         "train_loss": "training loss",
@@ -58,15 +70,29 @@ class SegmentationEvaluation:
     @property
     def headline(self) -> str:
         """The most important numbers, in a line."""
-        return f"mIoU {100 * self.miou:.1f}%, pixel accuracy {100 * self.pixel_accuracy:.1f}%"
+        boundary = "" if self.boundary_miou is None else f", boundary mIoU {100 * self.boundary_miou:.1f}%"
+        return f"mIoU {100 * self.miou:.1f}%{boundary}, pixel accuracy {100 * self.pixel_accuracy:.1f}%"
 
     @cached_property
     def iou(self) -> Tensor:
         """(K,) float64, of each class over all images; NaN where the class is neither present nor predicted."""
         return class_ious(self.counts.sum(0))
 
+    @property
+    def boundary_miou(self) -> float | None:
+        """Mean over the classes of boundary IoU (Cheng et al., CVPR 2021), 0 to 1; None where it was not asked for.
+
+        It is the IoU of the pixels within 2% of the image's diagonal of a contour: those of the class in the label map,
+        and those in the prediction.
+        """
+        if self.boundary_counts is None:
+            return None
+        return float(class_ious(self.boundary_counts.sum(0)).nanmean())
+
     def per_class(self, classes: Sequence[str] | None = None) -> list[JsonObject]:
         """A row for each class: name, images that have it, its pixels, IoU, recall and precision; None where undefined.
+
+        Where it was asked for, ``boundary_iou``, too.
 
         Args:
             classes: their names; without them those of :attr:`classes`.
@@ -78,7 +104,7 @@ class SegmentationEvaluation:
         names = classes or self.classes or tuple(map(str, range(len(total))))
         if len(names) != len(total):
             raise FoveateError(f"{len(names)} class names for {len(total)} classes: leave them out for the data's own")
-        return [
+        rows: list[JsonObject] = [
             {
                 "class": str(names[label]),
                 "images": int(present[label]),
@@ -89,6 +115,10 @@ class SegmentationEvaluation:
             }
             for label, (right, predicted, actual) in enumerate(total.tolist())
         ]
+        if self.boundary_counts is not None:
+            for row, (right, predicted, actual) in zip(rows, self.boundary_counts.sum(0).tolist(), strict=True):
+                row["boundary_iou"] = _share(right, predicted + actual - right)
+        return rows
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows of :meth:`per_class` as CSV, whole or not at all.
@@ -101,12 +131,15 @@ class SegmentationEvaluation:
     def to_dict(self, classes: Sequence[str] | None = None) -> JsonObject:
         """Every metric as plain numbers, for JSON."""
         numbers = {name: getattr(self, name) for name in ("loss", "miou", "pixel_accuracy")}
+        if self.boundary_miou is not None:
+            numbers["boundary_miou"] = self.boundary_miou
         return {**numbers, "images": len(self.counts), "classes": self.per_class(classes)}
 
     def _repr_html_(self) -> str:
         rows = [
             ("images", str(len(self.counts))),
             ("mIoU", f"{self.miou:.2%}"),
+            *((("boundary mIoU", f"{self.boundary_miou:.2%}"),) if self.boundary_miou is not None else ()),
             ("pixel accuracy", f"{self.pixel_accuracy:.2%}"),
             ("loss", f"{self.loss:.4f}"),
         ]
@@ -167,7 +200,21 @@ def score_counts(scores: Tensor, target: Tensor, classes: int) -> tuple[Tensor, 
     return image_counts(predicted, target, classes), predicted
 
 
-def collect_counts(forward: Any, batches: Iterable[Batch], classes: int) -> tuple[Tensor, Tensor]:
+class CollectedCounts(NamedTuple):
+    """What is counted of N images.
+
+    Args:
+        counts: (N, K, 3) int64.
+        losses: (N, 2) float64, the sum of the pixels' losses and their number.
+        boundary: (N, K, 3) int64 at the contours; None where it was not asked for.
+    """
+
+    counts: Tensor
+    losses: Tensor
+    boundary: Tensor | None = None
+
+
+def collect_counts(forward: Any, batches: Iterable[Batch], classes: int, *, boundary: bool = False) -> CollectedCounts:
     """For each image the counts (N, K, 3) int64, and the sum of its pixels' losses and their number (N, 2) float64.
 
     Args:
@@ -175,12 +222,14 @@ def collect_counts(forward: Any, batches: Iterable[Batch], classes: int) -> tupl
             label maps.
         batches: of pixels and label maps.
         classes: K.
+        boundary: count the pixels at the contours, too.
 
     Raises:
         Diverged: a score is NaN or infinite.
         FoveateError: the model gives no scores for pixels, or for another number of classes.
     """
     counts, losses = [torch.empty(0, classes, 3, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.float64)]
+    contours = [counts[0]]
     with torch.no_grad():
         for inputs, targets in batches:
             scores = pixel_scores(forward(inputs))
@@ -191,18 +240,26 @@ def collect_counts(forward: Any, batches: Iterable[Batch], classes: int) -> tupl
                 own = at_size(each, target.shape)
                 if own is None:
                     raise Diverged("the model's outputs are NaN or infinite: lower the learning rate")
-                counts.append(image_counts(own[0].argmax(0), target, classes)[None].cpu())
+                predicted = own[0].argmax(0)
+                counts.append(image_counts(predicted, target, classes)[None].cpu())
+                if boundary:
+                    contours.append(boundary_counts(predicted, target, classes)[None])
                 lost = F.cross_entropy(own, target[None], ignore_index=IGNORE, reduction="sum").double()
                 losses.append(torch.stack([lost.cpu(), (target != IGNORE).sum().double().cpu()])[None])
-    return torch.cat(counts), torch.cat(losses)
+    return CollectedCounts(torch.cat(counts), torch.cat(losses), torch.cat(contours) if boundary else None)
 
 
-def measure_counts(counts: Tensor, losses: Tensor, classes: tuple[str, ...]) -> SegmentationEvaluation:
+def measure_counts(collected: CollectedCounts, classes: tuple[str, ...]) -> SegmentationEvaluation:
     """Every metric from what :func:`collect_counts` gives.
+
+    Args:
+        collected: of all images.
+        classes: names of the K classes.
 
     Raises:
         FoveateError: no pixel of any image counts.
     """
+    counts, losses, contours = collected
     total = counts.sum(0)
     pixels = int(total[:, 2].sum())
     if not pixels:
@@ -214,4 +271,5 @@ def measure_counts(counts: Tensor, losses: Tensor, classes: tuple[str, ...]) -> 
         pixel_accuracy=int(total[:, 0].sum()) / pixels,
         counts=counts,
         classes=classes,
+        boundary_counts=contours,
     )

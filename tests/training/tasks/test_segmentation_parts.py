@@ -76,7 +76,7 @@ def test_counts_against_torchmetrics():
     targets = [torch.randint(0, 4, (2, 9, 7)), torch.randint(0, 3, (1, 5, 8))]
     targets[0][:, 0] = IGNORE
     logits = [torch.randn(2, 5, 9, 7), torch.randn(1, 5, 5, 8)]
-    found = measure_counts(*collect_counts(lambda n: {"out": logits[n]}, enumerate(targets), 5), tuple("abcde"))
+    found = measure_counts(collect_counts(lambda n: {"out": logits[n]}, enumerate(targets), 5), tuple("abcde"))
     predicted = torch.cat([x.argmax(1).flatten() for x in logits])
     actual = torch.cat([t.flatten() for t in targets])
     given = (predicted, actual, 5)
@@ -98,11 +98,11 @@ def test_a_class_that_is_nowhere_is_left_out_of_the_mean():
     target = torch.zeros(1, 4, 4, dtype=torch.int64)
     target[:, :2] = 1
     perfect = nn.functional.one_hot(target, 3).movedim(-1, 1).float()
-    found = measure_counts(*collect_counts(lambda _: perfect, [(0, target)], 3), ("a", "b", "c"))
+    found = measure_counts(collect_counts(lambda _: perfect, [(0, target)], 3), ("a", "b", "c"))
     assert found.miou == found.pixel_accuracy == 1
     assert found.per_class()[2]["iou"] is None
     with pytest.raises(FoveateError, match="every pixel"):
-        measure_counts(*collect_counts(lambda _: perfect, [(0, torch.full_like(target, IGNORE))], 3), ())
+        measure_counts(collect_counts(lambda _: perfect, [(0, torch.full_like(target, IGNORE))], 3), ())
     with pytest.raises(Diverged):
         collect_counts(lambda _: perfect * float("nan"), [(0, target)], 3)
 
