@@ -41,6 +41,13 @@ class _Left:
 _LEFT: Any = _Left()
 
 
+class _Unchecked:
+    """Tells pydantic to take any value: where a program has imported it, cyclopts lets it check ``_LEFT``, too."""
+
+    def __get_pydantic_core_schema__(self, *_: object) -> dict[str, str]:
+        return {"type": "any"}
+
+
 class _Shown:
     """Shows a recipe's default in the help."""
 
@@ -59,7 +66,7 @@ def _options() -> Any:
         # A recipe in a file may say true, and the option then no.
         negative = f"--no-{field.name.replace('_', '-')}" if hints[field.name] is bool else ()
         parameter = Parameter(show_default=_Shown(repr(field.default)), negative=negative)
-        shown = operator.getitem(typing.cast(Any, Annotated), (hints[field.name], parameter))
+        shown = operator.getitem(typing.cast(Any, Annotated), (hints[field.name], parameter, _Unchecked()))
         fields.append((field.name, shown, dataclasses.field(default=_LEFT)))
     made = dataclasses.make_dataclass("RecipeOptions", fields, frozen=True, namespace={"__doc__": fv.Recipe.__doc__})
     made.__module__ = __name__

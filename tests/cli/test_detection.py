@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -160,3 +161,27 @@ def test_audit(folder, tmp_path, capsys):
     assert [row["site"] for row in found["modules"]] == ["backbone.blocks.1.0"]
     assert run("audit", tmp_path, folder, "--image-size", 32) == 2
     assert "has no area; on_bad_image='skip'" in capsys.readouterr().err
+
+
+def test_masks_on_the_command_line(folder, tmp_path, capsys):
+    pytest.importorskip("faster_coco_eval")
+    content = json.loads((folder / "boxes.json").read_text())
+    for one in content["annotations"]:
+        x, y, width, height = one["bbox"]
+        one["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    masked = tmp_path / "masks"
+    shutil.copytree(folder, masked)
+    (masked / "boxes.json").write_text(json.dumps({**content, "annotations": content["annotations"][:5]}))
+    head = "mask_rcnn(width=8, hidden=8, anchor=8, threshold=0.0, detections=3)"
+    kept = tmp_path / "run"
+    options = ("--epochs", 1, "--image-size", 32, "--batch-size", 2, "--model", "test_efficientnet", "--output", kept)
+    assert run("train", folder, "--head", head, *options, "--on-bad-image", "skip") == 2
+    assert "learns from masks of the objects, and the train images have only boxes" in capsys.readouterr().err
+    assert run("train", masked, "--head", head, *options) == 0
+    assert "mask mAP50" in capsys.readouterr().out
+    assert run("evaluate", kept, masked) == 0
+    assert "mask_ap50" in capsys.readouterr().out
+    assert run("predict", kept, masked / "images", "--output", tmp_path / "out.json") == 0
+    found = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert found
+    assert all(set(one["segmentation"]) == {"size", "counts"} for one in found)

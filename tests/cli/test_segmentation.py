@@ -48,8 +48,10 @@ def test_train_evaluate_predict_check(folder, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [row["class"] for row in found["classes"]] == ["0", "1", "2"]
     assert found["images"] == 1
-    assert run("evaluate", kept, folder) == 0
-    assert "iou" in capsys.readouterr().out
+    assert run("evaluate", kept, folder, "--boundary") == 0
+    out = capsys.readouterr().out
+    assert "boundary mIoU" in out
+    assert "boundary_iou" in out
     assert run("predict", kept, folder / "images", "--output", tmp_path / "masks") == 0
     assert "6 masks written" in capsys.readouterr().err
     with Image.open(tmp_path / "masks/3.png") as mask:

@@ -55,3 +55,15 @@ def test_one_line_for_a_file_that_is_wrong(folder, tmp_path, capsys):
         .err.strip()
         .endswith("line 1: 010 has a leading zero; write it without, or in quotes if it is text")
     )
+
+
+def test_options_that_were_not_given_are_left_where_a_program_has_pydantic(folder, capsys):
+    pytest.importorskip("pydantic")  # with which cyclopts then checks values
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(folder), "--model", "resnet10tt", "--epochs", "1"])
+    assert ended.value.code == 2
+    assert "resnet10tt" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(folder), "--epochs", "one"])
+    assert ended.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
