@@ -93,16 +93,11 @@ class Detection:
                 f"this data has boxes, and {type(model).__name__} is not a detector: build one with create_detector("
                 f"NAME, classes={len(data.classes)})"
             )
-        self.check_masks(model, data, say)
+        _check_masks(model, data, say)
         preprocess = WholeImage.of(model, recipe.image_size).preprocess
         fit_to_classes(model, model.num_classes, data.classes, recipe, preprocess, "create_detector")
         say(f"images are {preprocess.size[0]} pixels on their shorter side")
         return preprocess
-
-    def check_masks(self, model: Detector, data: DetectionData, say: Callable[[str], None]) -> None:
-        """Say it where masks are not used."""
-        if data.train.has_masks:
-            say("the masks of the data are not used: this detector finds boxes (mask_rcnn learns from masks, too)")
 
     def head(self, model: nn.Module) -> tuple[str, ...]:
         """What reads the trunk's feature maps."""
@@ -161,26 +156,6 @@ class InstanceSegmentation(Detection):
     )
     best = "eval_mask_map"
 
-    def check_masks(self, model: Detector, data: DetectionData, say: Callable[[str], None]) -> None:
-        """Refuse data without masks, and say how many objects have none.
-
-        Raises:
-            FoveateError: no object of a part has a mask.
-        """
-        require_masks()
-        for part in (data.train, data.val):
-            if not part.has_masks:
-                raise FoveateError(
-                    f"this network learns from masks of the objects, and the {part.name} images have only boxes: take "
-                    "faster_rcnn or ssdlite, or data with masks (the segmentation of COCO's JSON)"
-                )
-        without = [*data.train.without_mask(), *data.val.without_mask()]
-        if without:
-            say(
-                f"{len(without)} objects have no mask and are left out, the first in {without[0]}: foveate data check "
-                "names them"
-            )
-
     def row(self, evaluation: DetectionEvaluation) -> dict[str, float]:
         """The same with those of the masks."""
         masks = {"eval_mask_map": evaluation.mask_map, "eval_mask_map50": evaluation.mask_map50}
@@ -189,3 +164,28 @@ class InstanceSegmentation(Detection):
     def line(self, row: Mapping[str, float]) -> str:
         """The same with the mask mAP."""
         return f"{super().line(row)}  mask mAP {row['eval_mask_map']:.4f}"
+
+
+def _check_masks(model: Detector, data: DetectionData, say: Callable[[str], None]) -> None:
+    """Refuse data without masks for a model that learns them, and say what of the data is not used.
+
+    Raises:
+        FoveateError: no object of a part has a mask.
+    """
+    if not model.with_masks:
+        if data.train.has_masks:
+            say("the masks of the data are not used: this detector finds boxes (mask_rcnn learns from masks, too)")
+        return
+    require_masks()
+    for part in (data.train, data.val):
+        if not part.has_masks:
+            raise FoveateError(
+                f"this network learns from masks of the objects, and the {part.name} images have only boxes: take "
+                "faster_rcnn or ssdlite, or data with masks (the segmentation of COCO's JSON)"
+            )
+    without = [*data.train.without_mask(), *data.val.without_mask()]
+    if without:
+        say(
+            f"{len(without)} objects have no mask and are left out, the first in {without[0]}: foveate data check "
+            "names them"
+        )
