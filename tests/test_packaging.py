@@ -75,6 +75,14 @@ main()
 """
 
 
+@pytest.mark.slow(
+    reason="it builds and installs",
+    guards=(
+        "pyproject.toml",
+        "foveate/__init__.pyi",
+        "foveate/__init__.py",
+    ),
+)
 def test_the_wheel_works_where_the_clone_is_not(wheel_file, tmp_path):
     there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
     elsewhere.mkdir()

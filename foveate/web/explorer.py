@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import re
 import shutil
 import tempfile
@@ -86,19 +87,31 @@ class Explorer:
         most, pixels = self.limits.file_bytes / 1e6, self.limits.pixels / 1e6
         return f"JPEG, PNG, WebP and others, at most {most:g} MB and {pixels:g} megapixels"
 
+    @functools.cached_property
+    def opened(self) -> fv.ImageData | fv.SegmentationData | fv.DetectionData | None:
+        """The owner's data, without what is damaged: a visitor cannot mend it."""
+        if self.data is None:
+            return None
+        if fv.find_segmentation(self.data):
+            return fv.open_segmentation(self.data)
+        if fv.find_detection(self.data):
+            return fv.open_detection(self.data, on_bad_image="skip")
+        return fv.open_data(self.data, on_bad_image="skip")
+
+    @property
+    def left_out(self) -> str:
+        """What is left out of the owner's data, in a sentence; "" where nothing is."""
+        bad = getattr(self.opened, "bad", ())
+        what = "images or objects" if isinstance(self.opened, fv.DetectionData) else "images"
+        return f"{len(bad)} damaged {what} of the data are left out; foveate data check lists them" if bad else ""
+
     def examples(self, count: int = 4) -> list[tuple[Image.Image, str]]:
         """Some of the owner's validation images, spread evenly, with their true classes; none without data."""
-        if self.data is None:
+        if self.opened is None:
             return []
-        if fv.find_segmentation(self.data):
-            val: Any = fv.open_segmentation(self.data).val
-            names = val.names
-        elif fv.find_detection(self.data):
-            val = fv.open_detection(self.data, on_bad_image="skip").val
-            names = val.names
-        else:
-            data = fv.open_data(self.data)
-            val, names = data.val, [data.classes[label] for label in data.val.labels]
+        val: Any = self.opened.val
+        of_classes = isinstance(self.opened, fv.ImageData)
+        names = [self.opened.classes[label] for label in val.labels] if of_classes else val.names
         count = min(count, len(val))
         chosen = [int((k + 0.5) * len(val) / count) for k in range(count)]
         return [(val.load(index).convert("RGB"), PurePath(str(names[index])).name) for index in chosen]
@@ -239,12 +252,12 @@ class Explorer:
         Raises:
             FoveateError: the server was started without data, or the network carries no attention.
         """
-        if self.data is None:
+        if self.opened is None:
             raise FoveateError("an audit needs images with labels: start with foveate serve MODEL --data FOLDER")
         with self._lock:
             key = name.strip(), plan if plan is None else plan.strip()
             if key not in self._audits:
-                self._audits[key] = fv.audit(self.network(*key), self.data, limit=images, progress=progress)
+                self._audits[key] = fv.audit(self.network(*key), self.opened, limit=images, progress=progress)
             return self._audits[key]
 
     def export(self, name: str, plan: str | None = None) -> tuple[str, str]:
@@ -256,5 +269,5 @@ class Explorer:
         with self._lock:
             folder = tempfile.mkdtemp(prefix="foveate-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # at the server's end, too
-            found = fv.export(self.network(name, plan), "onnx", folder, data=self.data, images=32)
+            found = fv.export(self.network(name, plan), "onnx", folder, data=self.opened, images=32)
         return str(found.path), str(found).replace(f"{folder}/", "")

@@ -169,6 +169,8 @@ def page(explorer: Explorer) -> gr.Blocks:
                     costs = gr.Dataframe(headers=_HEADINGS, interactive=False, wrap=False, elem_classes="wide")
                 with gr.Tab("Audit"):
                     start = gr.Button("Audit each attention on the server's data")
+                    if explorer.left_out:
+                        gr.Markdown(explorer.left_out, elem_classes="hint")
                     audits = gr.Dataframe(headers=_AUDIT, interactive=False, wrap=True)
                 with gr.Tab("Export"):
                     make = gr.Button("Write an ONNX file and check it")

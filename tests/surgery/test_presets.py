@@ -36,6 +36,13 @@ PAPER = {
 }
 
 
+@pytest.mark.slow(
+    reason="54 networks; some of them are built and counted in every run",
+    guards=(
+        "foveate/surgery/",
+        "foveate/networks/",
+    ),
+)
 @pytest.mark.parametrize("name", PRESETS)
 def test_timm_builds_it(name):
     with torch.device("meta"):
@@ -48,6 +55,14 @@ def test_timm_builds_it(name):
         assert model.pretrained_cfg["architecture"] == network
 
 
+@pytest.mark.slow(
+    reason="11 real networks; tests/accounting has one of each kind in every run",
+    guards=(
+        "foveate/surgery/",
+        "foveate/accounting/",
+        "foveate/attention/",
+    ),
+)
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_cost(name):
     with torch.device("meta"):

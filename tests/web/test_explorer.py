@@ -1,6 +1,7 @@
 """What the page does, without a browser."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,13 @@ def test_an_audit_tells_how_far_it_is(with_data):
     assert seen == sorted(seen)
 
 
+@pytest.mark.slow(
+    reason="it exports, as tests/exporters does",
+    guards=(
+        "foveate/web/",
+        "foveate/exporters/",
+    ),
+)
 def test_a_network_is_exported_and_checked(with_data):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -269,9 +277,20 @@ def test_examples_of_images_with_masks_and_with_boxes(tmp_path):
         "annotations": [{"id": k, "image_id": k, "category_id": 1, "bbox": [4, 4, 20, 20]} for k in range(4)],
         "categories": [{"id": 1, "name": "cat"}],
     }
+    entries["annotations"].append({"id": 9, "image_id": 0, "category_id": 1, "bbox": [4, 4, 0, 20]})  # no area
     (tmp_path / "boxes" / "boxes.json").write_text(json.dumps(entries))
     assert [name for _, name in Explorer(data=str(tmp_path / "masks")).examples(2)] == ["0", "1"]
-    assert len(Explorer(data=str(tmp_path / "boxes")).examples(9)) >= 1
+    boxes = Explorer(data=str(tmp_path / "boxes"))
+    assert len(boxes.examples(9)) >= 1
+    assert boxes.left_out == "1 damaged images or objects of the data are left out; foveate data check lists them"
+
+
+def test_a_damaged_image_of_the_owners_is_no_visitors_error(with_data, tmp_path):
+    shutil.copytree(with_data.data, tmp_path / "data")
+    (tmp_path / "data/val/bright/0.png").write_bytes(b"no image")
+    damaged = Explorer(with_data.saved, data=str(tmp_path / "data"))
+    assert damaged.left_out == "1 damaged images of the data are left out; foveate data check lists them"
+    assert damaged.audit(next(iter(damaged.saved))).rows
 
 
 def test_a_vision_transformer_shows_its_class_token(explorer):

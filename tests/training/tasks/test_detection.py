@@ -92,6 +92,15 @@ def history(result):
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in result.history]
 
 
+@pytest.mark.slow(
+    reason="it trains a detector until it knows its images",
+    guards=(
+        "foveate/training/",
+        "foveate/dense/detection/",
+        "foveate/data/detection/",
+        "foveate/attention/",
+    ),
+)
 def test_a_detector_with_attention_learns_eight_images_and_is_loaded_without_its_module(eight, folder, tmp_path):
     model = insert(new_detector("ssdlite(width=0.25)"), "se after backbone.blocks.2.0", input_size=64)
     recipe = RECIPE.with_(epochs=130, batch_size=4, augmentation="none", evaluate_every=130)

@@ -20,6 +20,15 @@ from foveate.data.detection import open_detection
 from foveate.prediction.evaluate import evaluate
 from foveate.training.fit import fit
 
+pytestmark = pytest.mark.slow(
+    reason="it starts and kills processes; of classification tests/training has that in every run",
+    guards=(
+        "foveate/training/",
+        "foveate/dense/detection/",
+        "foveate/data/detection/",
+    ),
+)
+
 pytest.importorskip("faster_coco_eval")
 SCRIPT = Path(__file__).parent / "detection_processes.py"
 

@@ -16,6 +16,15 @@ from safetensors.torch import load_file
 
 from foveate.training.fit import fit
 
+pytestmark = pytest.mark.slow(
+    reason="it starts and kills processes; of classification tests/training has that in every run",
+    guards=(
+        "foveate/training/",
+        "foveate/dense/",
+        "foveate/data/segmentation/",
+    ),
+)
+
 SCRIPT = Path(__file__).parent / "processes.py"
 
 
