@@ -32,6 +32,13 @@ def new_detector():
     return create_detector("test_efficientnet", "ssdlite(width=0.1)", classes=("red", "green"))
 
 
+def new_masked():
+    """One that learns masks, too."""
+    torch.manual_seed(0)
+    head = "mask_rcnn(width=8, hidden=16, anchor=8, regions=16, threshold=0.0, detections=5)"
+    return create_detector("test_efficientnet", head, classes=("red", "green"))
+
+
 def killed(data: str, folder: Path) -> None:
     """Train until the fifth batch, in the second epoch of three batches."""
     model, batches = new_detector(), 0
@@ -48,10 +55,12 @@ def killed(data: str, folder: Path) -> None:
 
 def one_of_two(data: str, folder: Path) -> None:
     """Train as one of two processes and keep what came of it."""
-    model, rank = new_detector(), os.environ["RANK"]
+    model, rank = new_masked(), os.environ["RANK"]
     result = fit(model, open_detection(data), RECIPE, progress=False, timeout_seconds=120)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"weights{rank}")
     found = {f"{n}": rows.contiguous() for n, rows in enumerate(result.evaluation.found)}
+    found |= {f"masks{n}": torch.from_numpy(masks.array()) for n, masks in enumerate(result.evaluation.masks)}
+    found["map"] = torch.tensor([result.evaluation.map, result.evaluation.mask_map], dtype=torch.float64)
     save_file(found, folder / f"found{rank}")
 
 

@@ -44,7 +44,7 @@ def processes():
 
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory):
-    """Nine images, three of them for validation, with none to three objects."""
+    """Nine images, two of them for validation, with none to three objects."""
     folder = tmp_path_factory.mktemp("boxes")
     annotations, images = [], []
     (folder / "images").mkdir()
@@ -55,6 +55,7 @@ def boxes(tmp_path_factory):
             x, y = 4 + 20 * k, 6 + 9 * k
             pixels[y : y + 16, x : x + 16, k % 2] = 240
             box = {"id": len(annotations), "image_id": n, "category_id": 1 + k % 2, "bbox": [x, y, 16, 16]}
+            box["segmentation"] = [[x, y, x + 16, y, x + 16, y + 16, x, y + 16]]
             annotations.append(box)
         Image.fromarray(pixels).save(folder / f"images/{n}.png")
     names = [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]
@@ -88,19 +89,23 @@ def test_killed_in_the_middle_it_ends_with_the_same_bits(ended, boxes, processes
     assert all(torch.equal(a, b) for a, b in zip(found.evaluation.found, wanted.evaluation.found, strict=True))
 
 
-def test_two_processes_keep_one_detector_and_measure_all_images(ended, boxes, processes):
+def test_two_processes_keep_one_detector_with_masks_and_measure_all_images(ended, boxes, processes):
     place, codes, said = ended
     assert codes[1:] == [0, 0], said
     weights, found = ([load_file(place / f"{kind}{rank}") for rank in range(2)] for kind in ("weights", "found"))
     for one in (weights, found):
         assert one[0].keys() == one[1].keys()
         assert all(torch.equal(value, one[1][key]) for key, value in one[0].items())
-    model, data = processes.new_detector(), open_detection(boxes)
+    model, data = processes.new_masked(), open_detection(boxes)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(weights[0])
     assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
     fit(model, data, processes.RECIPE.with_(epochs=0), progress=False)  # how images are prepared
     alone = evaluate(model, data, batch_size=1)
-    assert len(alone.found) == len(found[0]) == len(data.val)
-    for n, rows in enumerate(alone.found):
+    assert len(alone.found) == len(alone.masks) == len(data.val) == 2
+    assert len(found[0]) == 2 * len(data.val) + 1
+    for n, (rows, masks) in enumerate(zip(alone.found, alone.masks, strict=True)):
         assert torch.allclose(found[0][str(n)], rows, atol=1e-3)
+        assert (found[0][f"masks{n}"] != torch.from_numpy(masks.array())).float().mean() < 1e-3
+    assert all(masks.array().any() for masks in alone.masks)
+    assert found[0]["map"].tolist() == pytest.approx([alone.map, alone.mask_map], abs=1e-6)
