@@ -14,7 +14,8 @@ taken within its round, and the table has the median and the quartiles of the ra
 ``mechanisms_cpu.csv`` and, from before the passes of the gates in C, ``mechanisms_cpu_before.csv`` were measured with
 ``--threads 1 --clock processor --steps inference`` on a machine that was busy, the rows of ``double`` again on a quiet
 one, after its inference by fewer products, and those of ``timm:eca`` again, with ``--seconds 2``, after its call of the
-function in C. The forms are
+function in C. ``mechanisms_training.csv`` was measured with ``--only se cbam bam --steps training --batches 16
+--threads 1 --clock processor --forms plain timm --seconds 2`` on a busy machine. The forms are
 
     copy      x.clone(), of which ``copies`` are counted
     ours      the module as ``foveate`` builds it with its defaults

@@ -23,6 +23,7 @@ from foveate.attention._gates import use_fused_path
 from foveate.errors import FoveateError, near
 from foveate.kernels.dispatch import Built
 from foveate.kernels.gates import op as gates_op
+from foveate.kernels.pooled import mean_over
 
 __all__ = ["BAM"]
 
@@ -86,7 +87,7 @@ class BAM(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """sigmoid(Mc + Ms), or of their product, (B, m, h, w)."""
-        channels = self.channel(x.mean(dim=(2, 3)))[:, :, None, None]
+        channels = self.channel(mean_over(x, [2, 3]))[:, :, None, None]
         positions = self.spatial(x)
         scores = channels + positions if self.combine == "sum" else channels * positions
         found: Tensor = scores.sigmoid()

@@ -22,6 +22,7 @@ from foveate.attention._gates import layers_of, use_fused_path
 from foveate.errors import FoveateError, near
 from foveate.kernels.dispatch import Built
 from foveate.kernels.gates import op as gates_op
+from foveate.kernels.pooled import largest_over, mean_over
 
 __all__ = ["CBAM"]
 
@@ -87,17 +88,17 @@ class CBAM(nn.Module):
     def attend_channels(self, x: Tensor) -> Tensor:
         """Mc, (B, m, 1, 1)."""
         if self.channel_pool == "max":
-            scores: Tensor = self.fc2(F.relu(self.fc1(x.amax(dim=(2, 3)))))
+            scores: Tensor = self.fc2(F.relu(self.fc1(largest_over(x, [2, 3]))))
         else:
-            scores = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3)))))
+            scores = self.fc2(F.relu(self.fc1(mean_over(x, [2, 3]))))
             if self.channel_pool == "both":
-                scores = scores + self.fc2(F.relu(self.fc1(x.amax(dim=(2, 3)))))
+                scores = scores + self.fc2(F.relu(self.fc1(largest_over(x, [2, 3]))))
         return scores.sigmoid()[:, :, None, None]
 
     def attend_positions(self, x: Tensor) -> Tensor:
         """Ms, (B, 1, h, w)."""
         if self.squeeze is None:
-            planes = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+            planes = torch.cat([largest_over(x, [1], True), mean_over(x, [1], True)], dim=1)
         else:
             planes = self.squeeze(x)
         scores: Tensor = self.bn(self.conv(planes))

@@ -18,6 +18,7 @@ from foveate.attention._gates import layers_of, use_fused_path
 from foveate.errors import FoveateError
 from foveate.kernels.dispatch import Built
 from foveate.kernels.gates import op as gates_op
+from foveate.kernels.pooled import mean_over
 
 __all__ = ["SE"]
 
@@ -50,7 +51,7 @@ class SE(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """The channel weights s, (B, m)."""
-        scores: Tensor = self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3)))))
+        scores: Tensor = self.fc2(F.relu(self.fc1(mean_over(x, [2, 3]))))
         return scores.sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:

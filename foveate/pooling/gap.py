@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from foveate.kernels.pooled import mean_over
+
 __all__ = ["GlobalAveragePool"]
 
 
@@ -36,4 +38,4 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The means, (B, C)."""
-        return x.mean(dim=(2, 3))
+        return mean_over(x, [2, 3])
