@@ -17,9 +17,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -173,8 +173,9 @@ class UperNetDecoder(nn.Module):
         strides: of each; where all are one of 4, 8, 16 and 32, the maps are rescaled to strides 4, 8, 16 and 32.
         classes: K.
         width: of ``UPerHead``.
-        aux_width: of ``FCNHead``.
+        aux_width: of ``FCNHead``; 0: there is no auxiliary head.
         dropout: of both.
+        map_norm: layer norm of each map's channels first, as in what mmsegmentation reads of ConvNeXt and Swin.
 
     Shape:
         maps: four of (B, C_l, h_l, w_l) -> by name (B, K, h, w): ``out``, and in training mode ``aux``.
@@ -185,7 +186,7 @@ class UperNetDecoder(nn.Module):
 
     levels = 4
     finest: int | None = None
-    loss_weights: ClassVar[Mapping[str, float]] = {"out": 1.0, "aux": 0.4}
+    loss_weights: Mapping[str, float] = {"out": 1.0, "aux": 0.4}
 
     def __init__(
         self,
@@ -196,16 +197,21 @@ class UperNetDecoder(nn.Module):
         width: int = 512,
         aux_width: int = 256,
         dropout: float = 0.1,
+        map_norm: bool = False,
     ) -> None:
         super().__init__()
         self.pyramid = rescaled("upernet", channels, strides)
+        self.map_norms = nn.ModuleList(LayerNorm2d(c) for c in channels) if map_norm else None
         self.decode_head = UPerHead(channels, classes, width=width, dropout=dropout)
-        self.auxiliary_head = FCNHead(channels[2], classes, width=aux_width, dropout=dropout)
+        self.auxiliary_head = FCNHead(channels[2], classes, width=aux_width, dropout=dropout) if aux_width else None
+        self.loss_weights = {name: w for name, w in self.loss_weights.items() if name == "out" or aux_width}
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
         """Scores by name."""
         maps = [rescale(x) for rescale, x in zip(self.pyramid, maps, strict=True)]
+        if self.map_norms is not None:
+            maps = [norm(x) for norm, x in zip(self.map_norms, maps, strict=True)]
         scores = {"out": self.decode_head(maps)}
-        if self.training:
+        if self.training and self.auxiliary_head is not None:
             scores["aux"] = self.auxiliary_head(maps[2])
         return scores

@@ -50,6 +50,17 @@ def test_size_on_resnet_50():
     assert parameters(aux) == 2_398_358
 
 
+def test_without_auxiliary_head_and_with_norms():
+    maps = [torch.randn(2, c, side, side) for c, side in ((4, 16), (6, 8), (8, 4), (10, 2))]
+    decoder = UperNetDecoder((4, 6, 8, 10), (4, 8, 16, 32), 3, width=8, aux_width=0, map_norm=True)
+    assert decoder.loss_weights == {"out": 1.0}
+    assert set(decoder(maps)) == {"out"}
+    decoder.eval()
+    normed = [F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2) for x in maps]
+    torch.testing.assert_close(decoder(maps)["out"], decoder.decode_head(normed))
+    assert UperNetDecoder.loss_weights == {"out": 1.0, "aux": 0.4}
+
+
 def conv(layers, x):
     kernel = layers.conv.weight
     y = F.conv2d(x, kernel, None, padding=kernel.shape[-1] // 2)
