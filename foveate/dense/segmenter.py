@@ -56,9 +56,9 @@ class Segmenter(nn.Module):
         decoder = HEADS[spec.name]
         self.taps = find_taps(backbone, decoder.levels, taps, finest=decoder.finest)
         self.num_classes = classes
-        self.loss_weights: Mapping[str, float] = decoder.loss_weights
         self.backbone = backbone
         self.decoder = build_decoder(spec, HEADS, self.taps, classes)
+        self.loss_weights: Mapping[str, float] = self.decoder.loss_weights
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Scores by name."""

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import foveate as fv
 from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.dense import FCNHead, UPerHead
 from foveate.dense.upernet import UperNetDecoder
 from foveate.errors import FoveateError
+from foveate.training.tasks.segmentation_loss import SegmentationObjective
 
 # C of a column, parameters of the pyramid, of UPerHead and of FCNHead, MACs of the pyramid and UPerHead at 512 x 2048
 COLUMNS = [
@@ -59,6 +61,9 @@ def test_without_auxiliary_head_and_with_norms():
     normed = [F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2) for x in maps]
     torch.testing.assert_close(decoder(maps)["out"], decoder.decode_head(normed))
     assert UperNetDecoder.loss_weights == {"out": 1.0, "aux": 0.4}
+    segmenter = fv.create_segmenter("test_resnet", "upernet(width=8, aux_width=0)", classes=("a", "b"))
+    labels, scores = torch.zeros(2, 32, 32, dtype=torch.int64), segmenter(torch.randn(2, 3, 32, 32))
+    assert SegmentationObjective(segmenter, fv.Recipe()).loss(scores, labels) > 0
 
 
 def conv(layers, x):
