@@ -103,7 +103,7 @@ class Explorer:
         """What is left out of the owner's data, in a sentence; "" where nothing is."""
         bad = getattr(self.opened, "bad", ())
         what = "images or objects" if isinstance(self.opened, fv.DetectionData) else "images"
-        return f"{len(bad)} damaged {what} of the data are left out; foveate data check lists them" if bad else ""
+        return f"damaged {what} that are left out: {len(bad)}; foveate data check lists them" if bad else ""
 
     def examples(self, count: int = 4) -> list[tuple[Image.Image, str]]:
         """Some of the owner's validation images, spread evenly, with their true classes; none without data."""

@@ -282,14 +282,14 @@ def test_examples_of_images_with_masks_and_with_boxes(tmp_path):
     assert [name for _, name in Explorer(data=str(tmp_path / "masks")).examples(2)] == ["0", "1"]
     boxes = Explorer(data=str(tmp_path / "boxes"))
     assert len(boxes.examples(9)) >= 1
-    assert boxes.left_out == "1 damaged images or objects of the data are left out; foveate data check lists them"
+    assert boxes.left_out == "damaged images or objects that are left out: 1; foveate data check lists them"
 
 
 def test_a_damaged_image_of_the_owners_is_no_visitors_error(with_data, tmp_path):
     shutil.copytree(with_data.data, tmp_path / "data")
     (tmp_path / "data/val/bright/0.png").write_bytes(b"no image")
     damaged = Explorer(with_data.saved, data=str(tmp_path / "data"))
-    assert damaged.left_out == "1 damaged images of the data are left out; foveate data check lists them"
+    assert damaged.left_out == "damaged images that are left out: 1; foveate data check lists them"
     assert damaged.audit(next(iter(damaged.saved))).rows
 
 

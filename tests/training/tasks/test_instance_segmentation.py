@@ -268,7 +268,7 @@ def test_what_does_not_go_together_is_refused_or_said(data, monkeypatch, capsys)
     fewer = replace(some, masks=InstanceMasks(some.masks.size, (None, *some.masks.runs[1:])))
     partly = replace(data, train=replace(data.train, objects=(fewer, *data.train.objects[1:])))
     result = fv.fit(new_detector(), partly, replace(recipe, epochs=1))
-    assert "1 objects have no mask and are left out, the first in" in capsys.readouterr().err
+    assert "objects without a mask, which are left out: 1, the first in" in capsys.readouterr().err
     assert result.history[0]["train_loss"] > 0
     assert partly.fingerprint != data.fingerprint != no_masks.fingerprint
     monkeypatch.setattr("foveate.data.detection.masks._PACKAGE", "no_such_package")
