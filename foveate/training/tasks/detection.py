@@ -186,6 +186,6 @@ def _check_masks(model: Detector, data: DetectionData, say: Callable[[str], None
     without = [*data.train.without_mask(), *data.val.without_mask()]
     if without:
         say(
-            f"objects without a mask, which are left out: {len(without)}, the first in {without[0]}; foveate data check "
-            "names them"
+            f"objects without a mask, which are left out: {len(without)}, the first in {without[0]}; foveate data "
+            "check names them"
         )
