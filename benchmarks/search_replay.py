@@ -31,6 +31,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,8 @@ def search(truth: Truth, seed: int, drawn: Sequence[int]) -> tuple[int, int]:
 
     def job(candidate: Candidate, until: int) -> Job:
         run = Run("replayed", candidate.text, None, recipe, "")
-        return Job(run, candidate.text, None, lambda: None, until)  # type: ignore[arg-type]  # nothing is trained
+        nothing: Any = None  # is built or trained
+        return Job(run, candidate.text, nothing, build=nothing, plain=nothing, until_epoch=until)
 
     halving = Halving(grid, job, rungs)  # type: ignore[arg-type]  # it needs no more of a grid
     halving.halve([Named(truth.plans[plan], fv.Cost(0, 0, 0)) for plan in drawn[:count]], 1)  # type: ignore[list-item]  # see Named
