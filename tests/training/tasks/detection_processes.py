@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from timm.layers import freeze_batch_norm_2d
 
 from foveate.data.detection import open_detection
 from foveate.dense import create_detector
@@ -24,12 +25,18 @@ shared = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shared)
 
 RECIPE = Recipe(epochs=2, batch_size=2, image_size=64, learning_rate=1e-2, seed=1, optimiser="adamw")
+ONE_EACH = {"batch_size": 1, "optimiser": "sgd"}  # a process has one image of a step
 KILLED = {"augmentation": "standard", "ema_decay": 0.5, "checkpoint_every": 2}
 
 
 def new_detector():
     torch.manual_seed(0)
     return create_detector("test_efficientnet", "ssdlite(width=0.1)", classes=("red", "green"))
+
+
+def new_frozen():
+    """One whose normalisation does not depend on the batch: a batch of one image has maps of a single number."""
+    return freeze_batch_norm_2d(new_detector())
 
 
 def new_masked():
@@ -62,6 +69,9 @@ def one_of_two(data: str, folder: Path) -> None:
     found |= {f"masks{n}": torch.from_numpy(masks.array()) for n, masks in enumerate(result.evaluation.masks)}
     found["map"] = torch.tensor([result.evaluation.map, result.evaluation.mask_map], dtype=torch.float64)
     save_file(found, folder / f"found{rank}")
+    model = new_frozen()
+    fit(model, open_detection(data), RECIPE.with_(**ONE_EACH), progress=False, timeout_seconds=120)
+    save_file({name: value.detach().contiguous() for name, value in model.named_parameters()}, folder / f"one{rank}")
 
 
 def main(data: str, folder: Path) -> None:

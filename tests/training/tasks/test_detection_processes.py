@@ -109,3 +109,18 @@ def test_two_processes_keep_one_detector_with_masks_and_measure_all_images(ended
         assert (found[0][f"masks{n}"] != torch.from_numpy(masks.array())).float().mean() < 1e-3
     assert all(masks.array().any() for masks in alone.masks)
     assert found[0]["map"].tolist() == pytest.approx([alone.map, alone.mask_map], abs=1e-6)
+
+
+def test_two_processes_train_as_one_that_adds_up_the_same_images(ended, boxes, processes):
+    """A detector's loss is a mean over the boxes of a process's images: with one image each nothing else differs."""
+    place, codes, said = ended
+    assert codes[1:] == [0, 0], said
+    alone, before = processes.new_frozen(), processes.new_frozen()
+    recipe = processes.RECIPE.with_(**processes.ONE_EACH, accumulate=2)
+    fit(alone, open_detection(boxes), recipe, progress=False)
+    both, started = load_file(place / "one0"), dict(before.named_parameters())
+    moved = 0.0
+    for name, value in alone.named_parameters():
+        torch.testing.assert_close(both[name], value.detach(), rtol=1e-3, atol=1e-5)
+        moved = max(moved, float((value - started[name]).detach().abs().max()))
+    assert moved > 1e-2, moved
