@@ -27,7 +27,7 @@ footer { display: none !important }
 #problem { border-left: 4px solid #b45309; padding: 4px 12px }
 .hint { font-size: 0.85em }
 .hint *, .info-text, .file-preview *, .or { color: var(--body-text-color) !important }
-input[role=listbox] { text-overflow: ellipsis; margin-right: 1.5em } /* a long name ends before the arrow */
+input[role=combobox] { text-overflow: ellipsis; margin-right: 1.5em !important } /* a long name ends before the arrow */
 .dark button[role=tab].selected { color: #5eead4 }
 /* Pictures in three columns, in two on a phone; the whole name of each below it, not cut off over it. */
 .pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(8rem, 30%), 1fr)) !important }

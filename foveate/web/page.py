@@ -171,7 +171,9 @@ def page(explorer: Explorer) -> gr.Blocks:
                     start = gr.Button("Audit each attention on the server's data")
                     if explorer.left_out:
                         gr.Markdown(explorer.left_out, elem_classes="hint")
-                    audits = gr.Dataframe(headers=_AUDIT, interactive=False, wrap=True)
+                    audits = gr.Dataframe(
+                        headers=_AUDIT, interactive=False, wrap=True, column_widths=["22%", "20%", "12%", "46%"]
+                    )
                 with gr.Tab("Export"):
                     make = gr.Button("Write an ONNX file and check it")
                     file = gr.File(label="ONNX", visible=False, interactive=False)
