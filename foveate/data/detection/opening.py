@@ -117,8 +117,8 @@ def open_detection(
             raise FoveateError(f"{root} has no {split.name} image that can be used: foveate data check says why")
     what = "boxes, masks or images" if any(split.has_masks for split in parts) else "boxes or images"
     left_out = f"{len(bad)} {what} cut off or left out" if bad else ""
-    told = any(box.segmentation for record in (*train, *val) for box in record.boxes)
-    unread = "masks not read, which needs pip install 'foveate[detection]'" if told and not can_read_masks() else ""
+    masked = any(box.segmentation for record in (*train, *val) for box in record.boxes)
+    unread = "masks not read, which needs pip install 'foveate[detection]'" if masked and not can_read_masks() else ""
     data = DetectionData(
         name=root.resolve().stem if root.is_file() else root.resolve().name,
         classes=names,

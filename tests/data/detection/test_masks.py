@@ -43,8 +43,8 @@ def test_masks_are_encoded_and_read_as_coco_defines_them(seed, share, height, wi
     assert kept.areas() == masks.sum((1, 2)).tolist()
     for compressed, mask in zip(kept.to_coco(), masks, strict=True):
         plain = {"size": [height, width], "counts": runs_of(mask)}
-        for told in (plain, json.loads(json.dumps(compressed))):
-            run, faults = parse_mask(told, (height, width), (0, 0, width, height))
+        for runs in (plain, json.loads(json.dumps(compressed))):
+            run, faults = parse_mask(runs, (height, width), (0, 0, width, height))
             assert (run is not None, len(faults)) == (mask.any(), not mask.any())
             if run is not None:
                 assert np.array_equal(InstanceMasks((height, width), (run,)).array()[0], mask)
@@ -106,8 +106,8 @@ def test_what_a_hostile_file_says_is_a_fault_and_not_a_crash(segmentation):
 def test_every_fault_is_named_and_counted_and_the_object_keeps_its_box(writers, tmp_path, capsys):
     def spoil(content):
         box = {"image_id": 1, "category_id": 7, "iscrowd": 0, "bbox": [4, 5, 12, 12]}
-        told = [[SQUARE], *FAULTS.values(), None]
-        content["annotations"] += [{"id": 50 + n, **box, "segmentation": one} for n, one in enumerate(told)]
+        masks = [[SQUARE], *FAULTS.values(), None]
+        content["annotations"] += [{"id": 50 + n, **box, "segmentation": one} for n, one in enumerate(masks)]
         content["annotations"].append(
             {"id": 90, **box, "iscrowd": 1, "segmentation": {"size": [30, 40], "counts": [0, 1200]}}
         )
@@ -116,9 +116,9 @@ def test_every_fault_is_named_and_counted_and_the_object_keeps_its_box(writers, 
     with pytest.raises(FoveateError, match=r"1.png: the mask of an object of 'cat' has a polygon with 2 points.*skip"):
         open_detection(root)
     data = open_detection(root, on_bad_image="skip")
-    told = [reason for _, reason in data.bad if "the mask of an object of 'cat'" in reason]
+    reasons = [reason for _, reason in data.bad if "the mask of an object of 'cat'" in reason]
     for words in FAULTS:
-        assert sum(words in reason for reason in told) == 1, words
+        assert sum(words in reason for reason in reasons) == 1, words
     assert len(data.bad) == len(FAULTS)
     objects = data.train.objects[1]
     assert len(objects) == len(FAULTS) + 4

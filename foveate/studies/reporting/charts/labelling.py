@@ -22,16 +22,6 @@ class Box(NamedTuple):
     right: float
     bottom: float
 
-    def touches(self, other: Box) -> bool:
-        """Whether the two rectangles share more than an edge."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
-
-    def holds(self, other: Box) -> bool:
-        """Whether the other rectangle lies inside."""
-        across = self.left <= other.left and other.right <= self.right
-        return across and self.top <= other.top and other.bottom <= self.bottom
-
 
 def labels(
     wanted: Sequence[tuple[tuple[float, float], str]], ink: Sequence[Box] | None, frame: Box, letters: int
@@ -64,8 +54,9 @@ def labels(
 
 
 def _meets(boxes: Sequence[Box], others: Sequence[Box]) -> bool:
+    """Whether two rectangles share more than an edge; without a call for each pair, of which a page has millions."""
     for left, top, right, bottom in boxes:
-        for a, b, c, d in others:  # Box.touches, written out: a page asks for millions
+        for a, b, c, d in others:
             if left < c and a < right and top < d and b < bottom:
                 return True
     return False
