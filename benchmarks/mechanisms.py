@@ -23,6 +23,8 @@ function in C. ``mechanisms_training.csv`` was measured with ``--only se cbam ba
     compiled  the definition under torch.compile
     timm      timm's layer of the same name with its defaults, where there is one; of ``timm:eca`` its own
               forward pass
+    timm_as_wide  of ``non_local`` timm's with half of the channels inside, as the paper and ``foveate`` have it; by
+              default it has an eighth
     onnxruntime  the exported definition, in inference; its copies are of a contiguous input, whatever the format
     bound     what it cannot do without: its products on matrices that lie ready, by torch's matrix product and its
               scaled_dot_product_attention; of ``sparse`` the dense attention with the same projections
@@ -58,8 +60,9 @@ from foveate.cli.process.allocator import keep_freed_memory
 from foveate.errors import FoveateError
 
 SIZES = ("64@56", "256@28", "512@14", "1024@7")
-FORMS = ("plain", "compiled", "timm", "bound", "onnxruntime")
+FORMS = ("plain", "compiled", "timm", "timm_as_wide", "bound", "onnxruntime")
 TIMM = {"se": "se", "cbam": "cbam", "non_local": "nl", "timm:eca": "eca"}
+AS_WIDE = {"non_local": {"rd_ratio": 0.5}}
 KINDS = ("attention", "pooling", "heads")
 CLASSES = 1000
 CLOCKS = {"wall": time.perf_counter, "processor": time.thread_time}
@@ -178,9 +181,9 @@ def forms(kind: str, name: str, x: Tensor, training: bool, wanted: list[str]) ->
         made["plain"] = unfused(call(module))
     if "compiled" in wanted:
         made["compiled"] = unfused(call(torch.compile(module)))
-    if "timm" in wanted and TIMM.get(name):
-        theirs = get_attn(TIMM[name])(x.shape[1]).to(x.device).train(training)
-        made["timm"] = call(theirs)
+    for form, arguments in (("timm", {}), ("timm_as_wide", AS_WIDE.get(name))):
+        if form in wanted and name in TIMM and arguments is not None:
+            made[form] = call(get_attn(TIMM[name])(x.shape[1], **arguments).to(x.device).train(training))
     if "onnxruntime" in wanted and not training:
         with contextlib.suppress(FoveateError):  # what the exporter or the runtime does not take has no such row
             made["onnxruntime"] = in_onnxruntime(build(kind, name, x.shape[1]).eval(), x)
@@ -240,7 +243,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 16))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=tuple(FORMATS))
     parser.add_argument("--steps", nargs="+", choices=("inference", "training"), default=("inference", "training"))
-    parser.add_argument("--forms", nargs="*", choices=FORMS, default=("timm", "bound"), help="beside copy and ours")
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=("timm", "timm_as_wide", "bound"), help="beside copy and ours")
     parser.add_argument("--threads", type=int, help="default: as torch has them")
     parser.add_argument(
         "--seconds", type=float, default=0.5, help="of each place, warm-up not counted; 5 rounds at least"

@@ -4,10 +4,16 @@ Same network, folder of JPEG files, batch, optimiser, augmentation (random resiz
 threads. The contenders take turns, each in processes of its own. Images per second are those of the training steps,
 data loading included, as each program reports them for its epochs after the first. Processor seconds are those of the
 whole program, start and evaluation included: on a busy machine they tell more than the clock. Memory is the largest sum
-of proportional set sizes over the program's processes.
+of proportional set sizes over the program's processes. Images per second of the whole program are the training images
+of all epochs by its seconds, start, compilation and evaluation included.
 
     python benchmarks/training.py --timm-script PATH/train.py --data FOLDER        # writes benchmarks/training.csv
     python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --images 2000 --side 128
+    python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --contenders "foveate, everything on" timm \
+        --epochs 100 --output benchmarks/training_whole.csv
+
+"foveate, everything on" is ``--compile auto`` with the cache, "timm, compiled" timm's script with ``--torchcompile``. Each
+run of these two begins with an empty folder for what torch compiles.
 
 timm's train.py is in its repository, not in its package: https://github.com/huggingface/pytorch-image-models.
 """
@@ -18,7 +24,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -28,11 +33,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from kernels import device_name
+from waiting import busy_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
     *("contender", "repeat", "model", "side", "batch", "workers", "images", "epochs"),
-    *("images_per_second", "seconds", "cpu_seconds", "peak_mib", "threads", "load", "machine", "versions"),
+    *("images_per_second", "seconds", "cpu_seconds", "peak_mib", "whole_images_per_second"),
+    *("threads", "load", "machine", "versions"),
 )
+
+MEASURED = COLUMNS[8:13]
 
 
 def write_folder(parquet: Path, folder: Path, images: int) -> None:
@@ -123,6 +134,8 @@ def commands(options: argparse.Namespace, data: Path, output: Path) -> dict[str,
         "foveate": [*ours, "--no-cache", "--output", str(output / "foveate")],
         "timm": theirs,
         "foveate, cached": [*ours, "--output", str(output / "foveate, cached")],
+        "foveate, everything on": [*ours, "--compile", "auto", "--output", str(output / "foveate, everything on")],
+        "timm, compiled": [*theirs, "--torchcompile"],
     }
 
 
@@ -143,6 +156,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--contenders", nargs="+", default=["foveate", "timm", "foveate, cached"])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "training.csv")
     options = parser.parse_args()
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -156,38 +170,36 @@ def main() -> None:
         images = sum(1 for path in (data / "train").rglob("*") if path.is_file())
         for repeat in range(options.repeats):
             output = Path(folder) / f"runs{repeat}"
-            for contender, command in commands(options, data, output).items():
-                load = os.getloadavg()[0]
-                text, seconds, used, peak = run(command, environment)
+            known = commands(options, data, output)
+            for contender in options.contenders:
+                load = busy_cores()
+                compiled = {"TORCHINDUCTOR_CACHE_DIR": str(output / f"compiled{options.contenders.index(contender)}")}
+                text, seconds, used, peak = run(known[contender], environment | compiled)
                 found = speeds(contender, text, output / contender)[1:]
                 row = dict.fromkeys(COLUMNS, "") | {
                     "contender": contender, "repeat": repeat, "model": options.model, "side": options.side,
                     "batch": options.batch, "workers": options.workers, "images": images, "epochs": options.epochs,
                     "images_per_second": round(statistics.harmonic_mean(found), 1), "seconds": round(seconds, 1),
-                    "cpu_seconds": round(used, 1),
-                    "peak_mib": round(peak), "threads": options.threads, "load": round(load, 1),
-                    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                    "cpu_seconds": round(used, 1), "peak_mib": round(peak),
+                    "whole_images_per_second": round(images * options.epochs / seconds, 1), "threads": options.threads, "load": round(load, 2),
+                    "machine": f"{device_name('cpu')}, {torch.backends.cpu.get_cpu_capability()}",
                     "versions": f"torch {torch.__version__}, timm {timm.__version__}",
                 }  # fmt: skip
                 rows.append(row)
-                print(
-                    {
-                        key: row[key]
-                        for key in ("contender", "images_per_second", "seconds", "cpu_seconds", "peak_mib", "load")
-                    }
-                )
+                print({key: row[key] for key in ("contender", *MEASURED, "load")}, flush=True)
             shutil.rmtree(output, ignore_errors=True)
     with options.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     middle = {
-        name: {key: statistics.median(row[key] for row in rows if row["contender"] == name) for key in COLUMNS[8:12]}
+        name: {key: statistics.median(row[key] for row in rows if row["contender"] == name) for key in MEASURED}
         for name in dict.fromkeys(row["contender"] for row in rows)
     }
     for name, found in middle.items():
         ratio = found["images_per_second"] / middle["timm"]["images_per_second"]
-        print(f"{name}: {found} ({ratio:.2f}x timm's speed)")
+        whole = found["whole_images_per_second"] / middle["timm"]["whole_images_per_second"]
+        print(f"{name}: {found} ({ratio:.2f}x timm's speed in steps, {whole:.2f}x as a whole)")
 
 
 if __name__ == "__main__":

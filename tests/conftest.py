@@ -2,9 +2,12 @@
 
 ``@pytest.mark.slow(reason="...", guards=("foveate/room/", "foveate/file.py"))`` marks a test that is only worth running
 when something that it guards has changed. ``pytest`` alone runs all, ``pytest --guarded-since COMMIT`` leaves out those
-slow tests whose guards and own file are as in that commit: for ``make test`` the last one, for CI one that it has seen.
+slow tests whose guards, own file and the files that this one imports are as in that commit: for ``make test`` the last
+one, for CI one that it has seen.
 """
 
+import ast
+import functools
 import gc
 import json
 import os
@@ -47,6 +50,19 @@ def changed_files(root, commit):
     return found
 
 
+@functools.cache
+def imported_files(path, root):
+    """The project's files that a file imports by their own names, as paths from the root."""
+    wanted = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            wanted |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            wanted |= {name.name for name in node.names}
+    files = {name.replace(".", "/") + end for name in wanted if "." in name for end in (".py", "/__init__.py")}
+    return tuple(sorted(file for file in files if (root / file).is_file()))
+
+
 def pytest_collection_modifyitems(config, items):
     # The longest tests first, so that no process is left with one at the end.
     items.sort(key=lambda item: item.path.name != "test_snippets.py")
@@ -67,7 +83,8 @@ def pytest_collection_modifyitems(config, items):
                 f"(with / at the end); not there: {missing or 'none'}"
             )
         own = Path(item.path).relative_to(root).as_posix()
-        if changed is not None and not any(file.startswith((*guards, own)) for file in changed):
+        guards = (*guards, own, *imported_files(item.path, root))
+        if changed is not None and not any(file.startswith(guards) for file in changed):
             left_out.append(item)
     if since and left_out:
         gone = set(left_out)

@@ -10,6 +10,7 @@ pytest_plugins = ["pytester"]
 
 TESTS = """
 import pytest
+from product.room_of_helpers import four, five
 
 def test_quick():
     pass
@@ -26,10 +27,11 @@ def project(pytester):
     pytester.makeini("[pytest]\nmarkers = slow: ...\naddopts = --strict-markers -p no:cacheprovider")
     pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text("utf-8"))
     pytester.makepyfile(TESTS)
-    for file in ("one.py", "two.py", "room/three.py"):
+    for file in ("one.py", "two.py", "room/three.py", "room_of_helpers/four.py", "room_of_helpers/__init__.py"):
         path = pytester.path / "product" / file
         path.parent.mkdir(exist_ok=True, parents=True)
-        path.touch()
+        path.write_text("five = 5" if path.name == "__init__.py" else "")
+    pytester.syspathinsert()
     git(pytester, "init", "-q")
     commit(pytester)
     return pytester
@@ -67,6 +69,8 @@ def test_slow_tests_run_where_what_they_guard_has_changed(project):
             ("product/one.py", True),
             ("product/room/three.py", True),
             ("product/room/4.py", True),
+            ("product/room_of_helpers/four.py", True),
+            ("product/room_of_helpers/other.py", False),
         ]
     ):
         expected = both if slow else (["test_quick"], 1)
