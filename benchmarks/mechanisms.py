@@ -243,7 +243,9 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 16))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=tuple(FORMATS))
     parser.add_argument("--steps", nargs="+", choices=("inference", "training"), default=("inference", "training"))
-    parser.add_argument("--forms", nargs="*", choices=FORMS, default=("timm", "timm_as_wide", "bound"), help="beside copy and ours")
+    parser.add_argument(
+        "--forms", nargs="*", choices=FORMS, default=("timm", "timm_as_wide", "bound"), help="beside copy and ours"
+    )
     parser.add_argument("--threads", type=int, help="default: as torch has them")
     parser.add_argument(
         "--seconds", type=float, default=0.5, help="of each place, warm-up not counted; 5 rounds at least"

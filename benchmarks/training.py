@@ -9,11 +9,11 @@ of all epochs by its seconds, start, compilation and evaluation included.
 
     python benchmarks/training.py --timm-script PATH/train.py --data FOLDER        # writes benchmarks/training.csv
     python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --images 2000 --side 128
-    python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --contenders "foveate, everything on" timm \
-        --epochs 100 --output benchmarks/training_whole.csv
+    python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --images 1000 --epochs 80 \
+        --contenders timm "foveate, everything on" --output benchmarks/training_whole.csv
 
-"foveate, everything on" is ``--compile auto`` with the cache, "timm, compiled" timm's script with ``--torchcompile``. Each
-run of these two begins with an empty folder for what torch compiles.
+"foveate, everything on" is ``--compile auto`` with the cache, "timm, compiled" timm's script with ``--torchcompile``.
+Each run begins with an empty folder for what torch compiles; what foveate decides about that is printed.
 
 timm's train.py is in its repository, not in its package: https://github.com/huggingface/pytorch-image-models.
 """
@@ -162,7 +162,9 @@ def main() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, options.output.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
         data = options.data
         if data is None:
             data = Path(folder) / "images"
@@ -178,20 +180,19 @@ def main() -> None:
                 found = speeds(contender, text, output / contender)[1:]
                 row = dict.fromkeys(COLUMNS, "") | {
                     "contender": contender, "repeat": repeat, "model": options.model, "side": options.side,
-                    "batch": options.batch, "workers": options.workers, "images": images, "epochs": options.epochs,
+                    "batch": options.batch, "workers": options.workers, "images": images, "epochs": options.epochs, "threads": options.threads,
                     "images_per_second": round(statistics.harmonic_mean(found), 1), "seconds": round(seconds, 1),
                     "cpu_seconds": round(used, 1), "peak_mib": round(peak),
-                    "whole_images_per_second": round(images * options.epochs / seconds, 1), "threads": options.threads, "load": round(load, 2),
+                    "whole_images_per_second": round(images * options.epochs / seconds, 1), "load": round(load, 2),
                     "machine": f"{device_name('cpu')}, {torch.backends.cpu.get_cpu_capability()}",
                     "versions": f"torch {torch.__version__}, timm {timm.__version__}",
                 }  # fmt: skip
                 rows.append(row)
+                writer.writerow(row)
+                file.flush()
                 print({key: row[key] for key in ("contender", *MEASURED, "load")}, flush=True)
+                print(*re.findall(r"^compile: .*", text, re.MULTILINE), sep="\n", flush=True)
             shutil.rmtree(output, ignore_errors=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
     middle = {
         name: {key: statistics.median(row[key] for row in rows if row["contender"] == name) for key in MEASURED}
         for name in dict.fromkeys(row["contender"] for row in rows)
