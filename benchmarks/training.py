@@ -180,7 +180,8 @@ def main() -> None:
                 found = speeds(contender, text, output / contender)[1:]
                 row = dict.fromkeys(COLUMNS, "") | {
                     "contender": contender, "repeat": repeat, "model": options.model, "side": options.side,
-                    "batch": options.batch, "workers": options.workers, "images": images, "epochs": options.epochs, "threads": options.threads,
+                    "batch": options.batch, "workers": options.workers, "images": images, "epochs": options.epochs,
+                    "threads": options.threads,
                     "images_per_second": round(statistics.harmonic_mean(found), 1), "seconds": round(seconds, 1),
                     "cpu_seconds": round(used, 1), "peak_mib": round(peak),
                     "whole_images_per_second": round(images * options.epochs / seconds, 1), "load": round(load, 2),
