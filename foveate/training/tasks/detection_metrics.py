@@ -198,8 +198,9 @@ def _precision(
 
     # torchmetrics' own are rounded to float32, which COCO's are not: a recall of .1 would count as less than .1.
     exact: dict[str, Any] = {"iou_thresholds": THRESHOLDS.tolist(), "rec_thresholds": RECALLS.tolist()}
-    kind: Literal["bbox", "segm"] = "bbox" if masks is None else "segm"
-    metric = MeanAveragePrecision(iou_type=kind, backend=_BACKEND, extended_summary=True, **exact)
+    # With "segm" alone torchmetrics leaves out the images without an object, and what was wrongly found there.
+    kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox",) if masks is None else ("bbox", "segm")
+    metric = MeanAveragePrecision(iou_type=kinds, backend=_BACKEND, extended_summary=True, **exact)
     for index, (of, there) in enumerate(zip(found, objects, strict=True)):
         known = {"labels": torch.from_numpy(there.labels), "boxes": torch.from_numpy(there.boxes)}
         given = {"labels": of[:, 5].long(), "boxes": of[:, :4], "scores": of[:, 4]}
@@ -210,7 +211,8 @@ def _precision(
             ignored = ignored | unknown
         metric.update([given], [{**known, "iscrowd": ignored.long()}])
     # Thresholds x recalls x classes that were met x sizes x most objects.
-    precision: Tensor = metric.compute()["precision"][:, :, :, 0, -1]
+    name = "precision" if masks is None else "segm_precision"
+    precision: Tensor = metric.compute()[name][:, :, :, 0, -1]
     return precision.double()
 
 

@@ -16,6 +16,7 @@ from foveate.data.detection.masks import InstanceMasks
 from foveate.data.detection.split import Objects
 from foveate.errors import FoveateError
 from foveate.training.tasks.collected_objects import masks_of_the_file
+from foveate.training.tasks.detection import InstanceSegmentation
 from foveate.training.tasks.detection_metrics import measure_objects
 
 coco = pytest.importorskip("faster_coco_eval.core.mask")
@@ -177,6 +178,13 @@ def test_mask_map_is_that_of_coco_and_an_object_without_a_mask_counts_nowhere():
     assert 0.1 < result.mask_map < 1
     assert result.mask_map != result.map
 
+    nothing = Objects(boxes[0][:0], labels[:0], ignored[:0], InstanceMasks((30, 40), ()))
+    wrong = torch.tensor([[0, 0, 40, 30, 1.0, 0], [0, 0, 40, 30, 0.5, 1]])
+    more = [*found, wrong], [*there, nothing], [*masks, masks[0].subset([0, 1])]
+    lower = measure_objects(more[0], more[1], ("a", "b"), more[2])
+    assert lower.mask_map == pytest.approx(by_coco(more[0], more[2], more[1]), abs=1e-9)
+    assert lower.mask_map < result.mask_map - 0.01  # what is found where nothing is counts as wrong
+
     known = measure_objects([found[0]], [there[0]], ("a", "b"), [masks[0]])
     box = np.array([[0, 0, 40, 30]], np.float32)
     more = Objects(
@@ -190,6 +198,14 @@ def test_mask_map_is_that_of_coco_and_an_object_without_a_mask_counts_nowhere():
     with_unknown = measure_objects([torch.cat([extra, found[0]])], [more], ("a", "b"), [other])
     assert with_unknown.mask_ap.tolist() == known.mask_ap.tolist()
     assert with_unknown.ap[1, 0] != known.ap[1, 0]  # as a box it counts
+
+
+def test_where_nothing_is_found_the_mask_map_is_0_and_a_note_says_so(data):
+    empty = [InstanceMasks(one.masks.size, ()) for one in data.val.objects]
+    result = measure_objects([torch.zeros(0, 6)] * len(empty), data.val.objects, data.classes, empty)
+    assert (result.map, result.mask_map, result.mask_map50) == (0, 0, 0)
+    assert not result.mask_ap.nan_to_num(0).any()
+    assert "no object was found where one is" in InstanceSegmentation().notes(result)[0]
 
 
 def by_coco(found, masks, there):
