@@ -246,6 +246,11 @@ def test_hugging_face(hugging_face, picture, tmp_path):
     assert (len(kept.train), kept.name) == (8, "hf:kept")
     (tmp_path / "other/kept").mkdir(parents=True)
     assert open_data(f"hf:{tmp_path / 'other/kept'}").fingerprint == kept.fingerprint
+    other = [picture(90), *images[1:]]  # the same names and labels
+    hugging_face["me/pets"] = {"train": FakeRows(other, [0, 1] * 5)}
+    assert open_data("hf:me/pets").fingerprint != data.fingerprint
+    hugging_face["me/pets"] = {"train": FakeRows(images, [0, 1] * 5)}
+    assert open_data("hf:me/pets").fingerprint == data.fingerprint
     with pytest.raises(
         FoveateError, match="hf:me/cats could not be downloaded or opened: Dataset 'me/cats' doesn't exi"
     ):
@@ -283,6 +288,21 @@ def test_torchvision(tmp_path, monkeypatch):
     assert data.train.load(4).tobytes() == Tiny(tmp_path)[4][0].tobytes()
     assert isinstance(data.train.sources[0], Row)
     assert data.fingerprint == open_data(f"torchvision:CIFAR10:{tmp_path}").fingerprint
+
+    class Other(Tiny):  # the same names and labels
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return (image.rotate(90) if index == 7 else image), label
+
+    monkeypatch.setattr(datasets, "CIFAR10", Other)
+    assert open_data(f"torchvision:CIFAR10:{tmp_path}").fingerprint != data.fingerprint
+    monkeypatch.setattr("foveate.data.split._LOOKED_AT", 1000)  # bytes: six images of each part
+    asked, read = [], Row.read
+    monkeypatch.setattr(Row, "read", lambda row: asked.append(row.index) or read(row))
+    bounded = open_data(f"torchvision:CIFAR10:{tmp_path}").fingerprint
+    assert len(asked) == 12
+    assert open_data(f"torchvision:CIFAR10:{tmp_path}").fingerprint == bounded
+    monkeypatch.undo()
     with pytest.raises(FoveateError, match="torchvision has no data set 'CIFAR11': did you mean 'CIFAR10'"):
         open_data("torchvision:CIFAR11")
 
