@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from foveate.data.sources import Row
 from foveate.errors import FoveateError
@@ -22,6 +23,7 @@ IGNORE = 255
 UNKNOWN = -1
 MAP_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # what stores numbers exactly
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")
+_STEPS = {"L;2": 255 // 3, "L;4": 255 // 15}
 
 
 def content_of(source: Source) -> str | bytes:
@@ -72,6 +74,7 @@ def read_values(source: Source, name: str | None = None) -> npt.NDArray[np.uint8
     with image_header(content, name=f"the label map {name}") as image:
         if not isinstance(content, str) and image.format not in _FORMATS:
             raise _not_exact(name, str(image.format))
+        step = _step(image)
         image.load()
         mode, values = image.mode, np.asarray(image)
     if values.ndim != 2:
@@ -80,7 +83,18 @@ def read_values(source: Source, name: str | None = None) -> npt.NDArray[np.uint8
         )
     if values.dtype != np.uint8 and (values.max(initial=0) > 255 or values.min(initial=0) < 0):
         raise FoveateError(f"the label map {name} holds the number {values.max()}: 0 to 255 are read")
-    return values.astype(np.uint8)
+    return values.astype(np.uint8) // np.uint8(step)
+
+
+def _step(image: Image.Image) -> int:
+    """By how much two neighbouring numbers of an image that is not decoded yet differ when it is.
+
+    Pillow stretches grey of 2 and 4 bits to 0 to 255.
+    """
+    tiles = getattr(image, "tile", ())  # which only an image of a file has
+    arguments = tiles[0][3] if tiles else ()
+    stored = arguments if isinstance(arguments, str) else next(iter(arguments), "")
+    return next((step for bits, step in _STEPS.items() if str(stored).startswith(bits)), 1)
 
 
 def _not_exact(name: str, kind: str) -> FoveateError:

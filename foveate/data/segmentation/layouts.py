@@ -61,7 +61,7 @@ class Found:
         train: pairs to learn from.
         val: pairs to be measured on; () where the folder has no such part.
         names: of the classes by the number in the label maps; None where nothing names them.
-        ignore: numbers that do not count.
+        ignore: numbers that never count in this layout, whatever they are called.
         note: how the parts were made.
         licence: terms of use, or None.
         lonely: names of images without a label map, and of label maps without an image.
@@ -139,14 +139,13 @@ def _plain(root: Path, pictures: Path, targets: Path, wanted: str | None) -> Fou
     if (root / "objectInfo150.txt").is_file() or root.name == "ADEChallengeData2016":
         return Found("ADE20K", train, val, _ade20k_names(root), frozenset({0}), note, None, tuple(lonely))
     names, licence = described(root)
-    return Found(
-        f"{pictures.name}/ and {targets.name}/", train, val, names, not_classes(names), note, licence, tuple(lonely)
-    )
+    shown = f"{pictures.name}/ and {targets.name}/"
+    return Found(shown, train, val, names, note=note, licence=licence, lonely=tuple(lonely))
 
 
-def not_classes(names: Mapping[int, str] | None) -> frozenset[int]:
+def not_classes(names: Mapping[int, str]) -> frozenset[int]:
     """The numbers of classes that are called unlabelled, void or ignore."""
-    return frozenset(number for number, name in (names or {}).items() if name.lower() in _NOT_CLASSES)
+    return frozenset(number for number, name in names.items() if name.lower() in _NOT_CLASSES)
 
 
 def described(root: Path) -> tuple[dict[int, str] | None, str | None]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from foveate.data.division import sample, stratified
 from foveate.data.libraries import load_hugging_face, shown_name
 from foveate.data.segmentation.label_map import IGNORE, UNKNOWN, Source, image_size, read_values
-from foveate.data.segmentation.layouts import Found, Pair, find_layout
+from foveate.data.segmentation.layouts import Found, Pair, find_layout, not_classes
 from foveate.data.segmentation.rows import HUB, find_rows
 from foveate.data.segmentation.split import SegmentationData, SegmentationSplit
 from foveate.errors import FoveateError
@@ -103,7 +103,7 @@ def open_segmentation(
     if not found.train:
         raise FoveateError(f"{root} holds no training image with a label map of the same name")
     names, note = _names(found, classes)
-    ignored = {IGNORE, *found.ignore, *ignore}
+    ignored = {IGNORE, *found.ignore, *not_classes(names), *ignore}
     numbers = [number for number in sorted(names) if number not in ignored]
     if len(numbers) < 2:
         raise FoveateError(f"{root} has {len(numbers)} classes that count: segmentation needs at least 2")
@@ -135,7 +135,7 @@ def open_segmentation(
 def _names(found: Found, classes: Sequence[str] | None) -> tuple[Mapping[int, str], str]:
     """The classes by number, and a text where nobody named them."""
     if classes is not None:
-        if isinstance(classes, str) or len(classes) > IGNORE:
+        if isinstance(classes, str) or len(classes) > IGNORE or not all(isinstance(name, str) for name in classes):
             raise FoveateError(f"classes: give a list of at most {IGNORE} names")
         return dict(enumerate(classes)), ""
     if found.names is not None:

@@ -15,7 +15,7 @@ from foveate.data.libraries import EncodedImages, load_hugging_face
 from foveate.data.parquet import is_parquet
 from foveate.data.parts import part_of, parts_of
 from foveate.data.segmentation.label_map import Source
-from foveate.data.segmentation.layouts import Found, Pair, described, not_classes
+from foveate.data.segmentation.layouts import Found, Pair, described
 from foveate.data.sources import Row
 from foveate.errors import FoveateError, first_line, near
 
@@ -93,8 +93,7 @@ def _of_hub(source: str, parts: Mapping[str, Any], columns: tuple[str, str], wan
     licence = licence or getattr(getattr(parts[train], "info", None), "license", None) or None
     note = f"split as the data set's {train} and {val}" if val else ""
     shown = f"the columns {columns[0]} and {columns[1]}"
-    ignore = not_classes(names)
-    return Found(shown, pairs(train), pairs(val) if val else (), names, ignore, note, licence)
+    return Found(shown, pairs(train), pairs(val) if val else (), names, note=note, licence=licence)
 
 
 def _row(rows: EncodedImages, index: int) -> Row:
@@ -139,7 +138,7 @@ def _of_parquet(path: Path, files: Sequence[Path], columns: tuple[str, str], wan
     pairs = [tuple(row for file in groups[part] for row in _read(file, columns)) for part in (train, val) if part]
     note = f"split as the files {groups[train][0].name} and {groups[val][0].name}" if val else ""
     shown = f"the columns {columns[0]} and {columns[1]}"
-    return Found(shown, pairs[0], pairs[1] if val else (), names, not_classes(names), note, licence)
+    return Found(shown, pairs[0], pairs[1] if val else (), names, note=note, licence=licence)
 
 
 def _read(file: Path, columns: tuple[str, str]) -> list[Pair]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from foveate.data import open_data
 from foveate.data.segmentation import IGNORE, SegmentationData, find_segmentation, open_segmentation
+from foveate.data.segmentation.label_map import read_values
 from foveate.errors import FoveateError
 
 
@@ -42,6 +45,15 @@ def test_names_from_the_description_and_from_the_caller(plain):
         open_segmentation(plain)
 
 
+def test_the_callers_names_decide_what_does_not_count(plain):
+    named = open_segmentation(plain, classes=["x", "Void", "z", "w"])  # the folder calls 3 unlabelled
+    assert named.classes == ("x", "z", "w")
+    raw = np.asarray(Image.open(plain / "annotations/train/1.png"))
+    assert values(named.train, 1).tolist() == np.array([0, IGNORE, 1, 2])[raw].tolist()
+    with pytest.raises(FoveateError, match="give a list of at most 255 names"):
+        open_segmentation(plain, classes=[0, 1, 2, 3])
+
+
 def test_without_names_the_numbers_are_the_classes(plain):
     (plain / "classes.txt").unlink()
     data = open_segmentation(plain, ignore=(1,))
@@ -68,6 +80,8 @@ def test_ade20k(tmp_path, write_pair):
     assert len(data.classes) == 150
     assert data.classes[149] == "thing 150"
     assert set(np.unique(values(data.val))) == {0, 149, IGNORE}
+    named = open_segmentation(tmp_path, classes=["nothing", *(f"a {n}" for n in range(1, 151))])
+    assert (len(named.classes), named.classes[0]) == (150, "a 1")  # 0 is none in this layout, whatever it is called
 
 
 def test_pascal_voc(tmp_path, write_pair):
@@ -118,6 +132,41 @@ def test_a_rotated_photograph_fits_its_label_map(plain):
     data = open_segmentation(plain)
     assert data.train.sizes[0] == (12, 16)
     assert data.train.load(0).size == (16, 12)
+
+
+def png(numbers, bits, kind):
+    """A PNG of so many bits for each pixel, grey (0) or with a palette (3)."""
+    height, width = numbers.shape
+    packed = [np.unpackbits(row[:, None].astype(np.uint8), 1)[:, 8 - bits :].ravel() for row in numbers]
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in packed)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))]
+    chunks += [(b"PLTE", bytes(3 * 2**bits))] if kind == 3 else []
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(numbers, bits):
+    """A grey TIFF of so many bits for each pixel, not compressed."""
+    height, width = numbers.shape
+    packed = [np.unpackbits(row[:, None].astype(np.uint8), 1)[:, 8 - bits :].ravel() for row in numbers]
+    rows = b"".join(np.packbits(row).tobytes() for row in packed)
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(rows)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(rows)) + rows + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_numbers_of_a_label_map_are_those_in_its_file(bits, tmp_path):
+    numbers = np.random.default_rng(bits).integers(0, 2**bits, (6, 13))
+    numbers[0, :2] = 0, 2**bits - 1
+    files = {"grey.png": png(numbers, bits, 0), "palette.png": png(numbers, bits, 3), "grey.tif": tiff(numbers, bits)}
+    for name, content in files.items():
+        assert read_values(content, name).tolist() == numbers.tolist(), name
+        (tmp_path / name).write_bytes(content)
+        assert read_values(str(tmp_path / name)).tolist() == numbers.tolist(), name
 
 
 def test_found_or_not(plain, tmp_path_factory):
