@@ -10,7 +10,8 @@ from torch import nn
 
 from foveate.surgery.insert import insert
 from foveate.training.fit import fit
-from foveate.training.input.feature_cache import FeatureCache
+from foveate.training.freeze import Frozen
+from foveate.training.input.feature_cache import FeatureCache, trunk_digest
 
 
 def same(one: nn.Module, other: nn.Module, prefix: str = "", *, exact: bool = True) -> None:
@@ -135,3 +136,41 @@ def test_a_network_that_is_no_chain_still_trains(data, recipe, caplog):
     same(model, before, "first")
     same(model, before, "norm")
     assert not torch.equal(model.second.weight, before.second.weight)
+
+
+class Scaled(nn.Module):
+    """What only forward reads is in no name, weight or repr."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_trunks_that_differ_in_a_plain_attribute_do_not_share(data, new_net, recipe):
+    recipe = recipe.with_(freeze="1", augmentation="none", epochs=1)
+    cache, ends = FeatureCache(), []
+    for factor in (1.0, 3.0, 1.0):
+        shared, alone = new_net(), new_net()
+        shared[0].append(Scaled(factor))
+        alone[0].append(Scaled(factor))
+        fit(shared, data, recipe, progress=False, cache=cache)
+        fit(alone, data, recipe, progress=False)
+        same(shared, alone)
+        ends.append(shared[-1].weight)
+    assert len(cache) == 4
+    assert torch.equal(ends[0], ends[2])
+    assert not torch.equal(ends[0], ends[1])
+
+
+def test_attention_without_parameters_in_the_trunk_is_part_of_the_key():
+    digests = []
+    for plan in ("timm:ge(use_mlp=False, extent=2)", "timm:ge(use_mlp=False, extent=4)"):
+        for site in ("layer1", "layer2"):
+            model = timm.create_model("resnet10t", num_classes=3)
+            model.load_state_dict({key: torch.ones_like(value) for key, value in model.state_dict().items()})
+            insert(model, f"{plan} after {site}; se after layer3", input_size=64, seed=0)
+            digests.append(trunk_digest(model, Frozen(("conv1", "bn1", "act1", "maxpool", "layer1", "layer2"))))
+    assert len(set(digests)) == 4
