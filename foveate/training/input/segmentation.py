@@ -74,10 +74,8 @@ class _Pairs(Dataset[Any]):
 
     def _whole(self, image: Image.Image, classes: Image.Image) -> tuple[Tensor, Tensor]:
         """All of an image, filled up to the canvas."""
-        from torchvision.transforms.v2 import functional as transform
-
         pixels = resized(image, self.preprocess)
-        target = transform.resize_mask(torch.from_numpy(np.array(classes))[None], list(pixels.shape[-2:]))[0]
+        target = _at_size(classes, pixels)
         height, width = pixels.shape[-2:]
         filled = torch.tensor(self.mean, dtype=torch.uint8).view(-1, 1, 1).repeat(1, *self.canvas)
         ignored = torch.full(self.canvas, IGNORE, dtype=torch.uint8)
@@ -94,17 +92,29 @@ class _Pairs(Dataset[Any]):
         shorter = self.preprocess.size[0]
         least, most = (round(scale * shorter) for scale in _SCALES)
         grey = image.convert("L") if len(self.mean) == 1 else image
-        pair = tv_tensors.Image(transform.pil_to_tensor(grey)), tv_tensors.Mask(torch.from_numpy(np.array(classes)))
+        resize = v2.RandomResize(least, most + 1, InterpolationMode(self.preprocess.interpolation))
+        enlarged = resize(transform.pil_to_tensor(grey))
+        pair = tv_tensors.Image(enlarged), tv_tensors.Mask(_at_size(classes, enlarged))
         fill = {tv_tensors.Image: self.mean, tv_tensors.Mask: IGNORE}
         steps = v2.Compose(
             [
-                v2.RandomResize(least, most + 1, InterpolationMode(self.preprocess.interpolation)),
                 v2.RandomCrop((shorter, shorter), pad_if_needed=True, fill=fill),
                 v2.RandomHorizontalFlip(),
             ]
         )
         pixels, target = steps(*pair)
         return pixels.as_subclass(Tensor), target.as_subclass(Tensor)
+
+
+def _at_size(classes: Image.Image, pixels: Tensor) -> Tensor:
+    """The class of each pixel, (h, w) uint8, at the size of an image (C, h, w)."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as transform
+
+    given = torch.from_numpy(np.array(classes))[None]
+    # What torchvision does with a tv_tensors.Mask moves it half a pixel beside its image, which this does not.
+    found: Tensor = transform.resize(given, list(pixels.shape[-2:]), InterpolationMode.NEAREST_EXACT)
+    return found[0]
 
 
 def _collate(items: list[tuple[Tensor, Tensor]]) -> Batch:

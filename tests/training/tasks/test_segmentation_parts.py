@@ -137,6 +137,39 @@ def test_label_maps_move_with_their_images(kind, data):
     assert varies == (kind in ("flip", "standard"))
 
 
+@pytest.mark.parametrize("kind", ["none", "standard"])
+def test_a_label_map_is_not_moved_against_its_image(kind, tmp_path, monkeypatch):
+    """The corners of squares: on average they lie in both at the same place, to a tenth of a pixel."""
+    from PIL import Image
+
+    from foveate.data.segmentation import open_segmentation
+
+    for part in ("train", "val"):
+        for n in range(4):
+            target = np.zeros((50, 62), np.uint8)
+            top, left = np.random.default_rng(n).integers(8, 20, 2)
+            target[top : top + 23, left : left + 27] = 1
+            for folder, picture in (("images", 255 * target[..., None].repeat(3, 2)), ("annotations", target)):
+                (tmp_path / folder / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(tmp_path / folder / part / f"{n}.png")
+    monkeypatch.setattr("foveate.training.input.segmentation._SCALES", (1.5, 1.9))  # squares and more of each image
+    loader = MapLoader(open_segmentation(tmp_path).train, PREPROCESS, kind, seed=3)
+    apart = []
+    for pixels, targets in loader.batches([[(epoch, n) for n in range(4)] for epoch in range(30)]):
+        bright = pixels[:, 0].double() / 255
+        for image, target in zip(bright, targets, strict=True):
+            known = target != IGNORE
+            if not ((target == 1) & known).sum() > 20:
+                continue  # cut off
+            for axis in (0, 1):
+                where = torch.arange(target.shape[axis], dtype=torch.float64)
+                where = where.view((-1, 1) if axis == 0 else (1, -1)).expand_as(image)
+                weights = image * known, ((target == 1) & known).double()
+                centres = [float((weight * where).sum() / weight.sum()) for weight in weights]
+                apart.append(centres[1] - centres[0])
+    assert abs(np.mean(apart)) < 0.1
+
+
 def test_images_of_several_sizes(folder, tmp_path):
     import shutil
 
