@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.progress import ProgressBar
 from foveate.training.context import RunContext
@@ -140,6 +141,7 @@ def fit(
         opened, task = open_for_task(data, model)
         task.check(recipe, teacher is not None or bool(recipe.teacher))
         _require_images(opened)
+        _require_float32(model)
         folder = RunFolder(output, resume=resume, writes=rank == 0) if output is not None else None
         options = {"timeout_seconds": timeout_seconds, "tracker": tracker, "folder": output}
         amp = "no" if recipe.amp == AUTO else recipe.amp
@@ -170,6 +172,15 @@ def _require_images(data: Data) -> None:
             raise FoveateError(
                 f"{data.name} has {len(split)} {split.name} images, and training needs at least {least}: add images"
             )
+
+
+def _require_float32(model: nn.Module) -> None:
+    dtype = device_and_dtype(model)[1]
+    if dtype != torch.float32:
+        raise FoveateError(
+            f"the model is in {str(dtype).removeprefix('torch.')}, and fit trains weights in float32: give "
+            "model.float(); with amp='bf16' the steps compute in bfloat16"
+        )
 
 
 def _announce(context: RunContext) -> None:

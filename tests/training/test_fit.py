@@ -320,6 +320,7 @@ def test_a_huge_learning_rate_diverges(tmp_path, data, new_net, recipe):
     [
         (lambda net: net(), {"optimiser": "adamv"}, "no optimiser is called 'adamv'"),
         (lambda net: net(), {"freeze": "7"}, "no such module"),
+        (lambda net: net().bfloat16(), {}, "the model is in bfloat16, and fit trains weights in float32"),
         (lambda net: net(), {"amp": "fp16"}, "amp='fp16' is not possible here"),
         (lambda net: nn.Sequential(nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2, 3)), {}, "takes 4 channels"),
         (lambda net: nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(9, 3)), {}, "cannot run on an image"),

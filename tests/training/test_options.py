@@ -138,6 +138,14 @@ def test_a_teacher_sees_images_as_it_is_used_to(new_net):
     torch.testing.assert_close(teacher.scores(here), net(there), rtol=1e-4, atol=1e-5)
 
 
+def test_a_teacher_in_bfloat16(new_net):
+    net = new_net().eval()
+    images = torch.randn(2, 3, 16, 16)
+    expected = net(images)
+    teacher = Teacher(net.bfloat16(), Recipe(), PLAIN, ("a", "b", "c"))
+    torch.testing.assert_close(teacher.scores(images), expected.detach(), rtol=0.05, atol=0.05)
+
+
 def test_a_student_comes_near_to_its_teacher_which_is_left_as_found(tmp_path, data, new_net, recipe):
     teacher = new_net(seed=5)
     fit(teacher, data, recipe.with_(epochs=8, learning_rate=0.02), progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from foveate.dense.decoders import build_decoder, check_parts
@@ -78,10 +79,14 @@ class Detector(nn.Module):
             images: see above.
             targets: see above.
             whole_masks: give masks of the size of the image; otherwise (n, 1, 28, 28), each of its box alone.
+
+        Raises:
+            FoveateError: there are no targets in training mode, or the images have 16 bits outside of autocast.
         """
         batch = PaddedImages.of(images, int(self.decoder.divisor))
         if self.training and targets is None and not batch.tensors.is_meta:
             raise FoveateError("a detector in training mode needs targets: give them, or call .eval() first")
+        _check_dtype(batch.tensors)
         own = [{**target, "labels": target["labels"] + 1} for target in targets] if targets is not None else None
         maps = self.taps.read(self.backbone, batch.tensors)
         options = {"whole_masks": whole_masks} if self.with_masks else {}
@@ -90,3 +95,13 @@ class Detector(nn.Module):
             given: dict[str, Tensor] = losses
             return given
         return [{**one, "labels": one["labels"] - 1} for one in found]
+
+
+def _check_dtype(images: Tensor) -> None:
+    """torchvision's non-maximum suppression is not written for 16 bits; inside autocast it gets float32."""
+    half = images.dtype in (torch.bfloat16, torch.float16)
+    if half and not images.is_meta and not torch.is_autocast_enabled(images.device.type):
+        raise FoveateError(
+            f"a detector in {str(images.dtype).removeprefix('torch.')} cannot choose among its boxes: give "
+            "model.float(), in torch.autocast where it shall compute in 16 bits"
+        )

@@ -206,7 +206,9 @@ class BoxLoader:
         if not self._checked:
             check_finite(model)
             self._checked = True
-        return self.scores(model, self.prepared(inputs, device_and_dtype(model)[0]))
+        device, dtype = device_and_dtype(model)
+        images, targets = self.prepared(inputs, device)
+        return self.scores(model, DetectionInputs([image.to(dtype) for image in images], targets))
 
 
 def check_finite(model: nn.Module) -> None:

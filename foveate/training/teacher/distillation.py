@@ -44,7 +44,7 @@ class Teacher:
         own = Preprocess.of(model, preprocess.size[0])
         if len(own.mean) != len(preprocess.mean):
             raise FoveateError(f"the teacher takes {len(own.mean)} channels and the student {len(preprocess.mean)}")
-        device, _ = device_and_dtype(model)
+        device, self.dtype = device_and_dtype(model)
         shape = (1, -1, 1, 1)
         there, here = (torch.tensor([p.std, p.mean], device=device) for p in (own, preprocess))
         self._scale = (here[0] / there[0]).view(shape)
@@ -64,7 +64,7 @@ class Teacher:
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
         """The teacher's scores (B, K) for images (B, C, H, W) as the student gets them, in the data's order."""
-        given: Tensor = self.model(images * self._scale + self._shift)
+        given: Tensor = self.model((images * self._scale + self._shift).to(self.dtype))
         return given.float() if self.columns is None else given.float()[:, list(self.columns)]
 
     def loss(self, scores: Tensor, images: Tensor, other: Tensor) -> Tensor:

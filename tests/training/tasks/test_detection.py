@@ -242,6 +242,23 @@ def test_weights_that_are_not_finite_are_not_measured_as_zero(data):
         fit(new_detector(), data, RECIPE.with_(learning_rate=1e30, optimiser="sgd", epochs=3), progress=False)
 
 
+@pytest.mark.parametrize("head", ["ssdlite(width=0.1)", "mask_rcnn(width=8, hidden=16, anchor=8, regions=16)"])
+def test_a_detector_in_another_dtype_is_measured_and_not_trained(head, masked):
+    model = new_detector(head)
+    expected = evaluate(model, masked)
+    found = evaluate(model.double(), masked)
+    for one, other in zip(found.found, expected.found, strict=True):
+        torch.testing.assert_close(one[:5], other[:5], atol=1e-2, rtol=1e-3)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(
+        FoveateError, match=r"the model is in float64, and fit trains weights in float32: .*model\.float"
+    ):
+        fit(model, masked, RECIPE, progress=False)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    with pytest.raises(FoveateError, match="a detector in bfloat16 cannot choose among its boxes: give model.float"):
+        evaluate(model.bfloat16(), masked)
+
+
 def seen(pixels):
     """The box of what is bright, in pixels."""
     bright = (pixels.float() > 150).any(0).nonzero()

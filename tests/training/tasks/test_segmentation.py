@@ -80,6 +80,11 @@ def test_resumed_bit_for_bit(changes, data, new_net, tmp_path, monkeypatch):
     assert torch.equal(found.evaluation.counts, wanted.evaluation.counts)
 
 
+def test_a_network_in_another_dtype_is_not_trained(data, new_net):
+    with pytest.raises(FoveateError, match="the model is in float64, and fit trains weights in float32"):
+        fit(new_net().double(), data, RECIPE, progress=False)
+
+
 def test_accumulated_batches_are_one_batch(data, new_net):
     """Without BatchNorm and dropout, so are processes: the loss is a mean over images."""
     results = []
