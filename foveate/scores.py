@@ -11,6 +11,8 @@ from foveate.errors import FoveateError
 
 __all__ = ["check_labels", "check_logits", "class_numbers", "pixel_scores", "predicted_classes", "top_classes"]
 
+_MOST_CLASSES = 255  # that a label map of 8 bits for each pixel holds, beside pixels that do not count
+
 
 def check_logits(output: object) -> Tensor:
     """The logits in a model's output.
@@ -31,7 +33,7 @@ def pixel_scores(output: object) -> Tensor:
     """The scores (B, K, H, W) in what a segmentation network gives: itself, or ``out`` of a dictionary.
 
     Raises:
-        FoveateError: there are none.
+        FoveateError: there are none, or of more classes than a label map tells apart.
     """
     scores = output.get("out") if isinstance(output, Mapping) else output
     if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] < 2:
@@ -39,6 +41,11 @@ def pixel_scores(output: object) -> Tensor:
         raise FoveateError(
             f"a segmentation network gives scores (B, classes, H, W) or a dictionary with them as 'out', not {given}: "
             "build one with create_segmenter"
+        )
+    if scores.shape[1] > _MOST_CLASSES:
+        raise FoveateError(
+            f"the segmentation network has {scores.shape[1]} classes, and a label map tells {_MOST_CLASSES} apart: "
+            "build one with fewer"
         )
     return scores
 

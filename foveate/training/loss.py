@@ -43,7 +43,8 @@ class Objective:
     ) -> None:
         recipe = recipe or Recipe()
         self.smoothing = recipe.label_smoothing
-        self.binary = BinaryCrossEntropy(self.smoothing, _PRESENT) if recipe.loss == "bce" else None
+        # Smoothed targets would be compared with the threshold, and smoothing has no effect on what is 0 or 1.
+        self.binary = BinaryCrossEntropy(0.0, _PRESENT) if recipe.loss == "bce" else None
         parts = {name or "the model": m for name, m in model.named_modules() if hasattr(m, "training_loss")}
         if len(parts) > 1:
             raise FoveateError(

@@ -164,12 +164,14 @@ def measure(logits: Tensor, labels: Tensor) -> Evaluation:
     best = top_classes(logits, 5)
     right = best == labels[:, None]
     f1 = metrics.multiclass_f1_score(best[:, 0], labels, classes, average="macro")
+    # torchmetrics puts a confidence of exactly 1 into a bin of its own, beyond the last one.
+    below_one = probabilities.clamp(max=1 - torch.finfo(torch.float32).eps)
     return Evaluation(
         loss=float(F.cross_entropy(logits.double(), labels)),
         top1=float(right[:, 0].double().mean()),
         top5=float(right.any(dim=1).double().mean()),
         macro_f1=float(f1),
-        ece=float(metrics.multiclass_calibration_error(probabilities, labels, classes, n_bins=_CALIBRATION_BINS)),
+        ece=float(metrics.multiclass_calibration_error(below_one, labels, classes, n_bins=_CALIBRATION_BINS)),
         predictions=best[:, 0],
         labels=labels,
         probabilities=probabilities,

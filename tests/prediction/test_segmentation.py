@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from foveate.data.segmentation import open_segmentation
 from foveate.dense import create_segmenter
 from foveate.errors import FoveateError
+from foveate.explanations.explain import explain
 from foveate.images import Preprocess
 from foveate.prediction.evaluate import evaluate
 from foveate.prediction.predict import predict
@@ -122,3 +123,13 @@ def test_colours_are_apart():
     rows = np.array(palette(60)).reshape(-1, 3)
     assert len(np.unique(rows, axis=0)) == 60
     assert all(np.abs(rows[n + 1] - rows[n]).sum() > 100 for n in range(59))
+
+
+def test_more_classes_than_a_label_map_holds(folder):
+    model = create_segmenter("test_efficientnet", "lraspp(width=8)", classes=300)
+    masks = predict(model, folder / "images/val/0.png", image_size=48)
+    assert list(masks) == []
+    ((_, reason),) = masks.bad
+    assert reason.startswith("the segmentation network has 300 classes, and a label map tells 255 apart")
+    with pytest.raises(FoveateError, match="300 classes"):
+        explain(model, folder / "images/val/0.png", "gradcam", image_size=48)

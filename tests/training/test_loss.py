@@ -59,6 +59,14 @@ def test_without_a_loss_of_its_own_it_is_the_cross_entropy(new_net):
         assert not objective.model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.7, 0.9, 1.0])
+def test_binary_cross_entropy_looks_for_the_class_however_smooth(new_net, smoothing):
+    objective = Objective(new_net(), Recipe(loss="bce", label_smoothing=smoothing))
+    scores, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    expected = F.binary_cross_entropy_with_logits(scores, F.one_hot(labels, 3).float())
+    torch.testing.assert_close(objective.loss(scores, labels), expected)
+
+
 @pytest.mark.parametrize("options", [{"distillation": 1.0}, {"self_supervision": 1.0}, BOTH])
 def test_fit_trains_by_the_losses_of_the_head(data, short, options):
     model, plain = Net(**options), Net()

@@ -42,6 +42,13 @@ def test_metrics_are_their_definitions(seed, classes, count):
     assert found.ece == pytest.approx(error, abs=1e-4)
 
 
+def test_saturated_confidences_lie_in_the_last_bin():
+    logits = torch.tensor([[200.0, 0.0]] * 3 + [[3.0, 0.0]])  # confidences of exactly 1 and of .953
+    found = measure(logits, torch.tensor([0, 0, 1, 0]))
+    assert found.probabilities[0, 0] == 1
+    assert found.ece == pytest.approx(abs(3 / 4 - (3 + float(found.probabilities[3, 0])) / 4), abs=1e-6)
+
+
 def test_errors():
     with pytest.raises(Diverged) as error:
         measure(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), torch.tensor([0, 1]))
