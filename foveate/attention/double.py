@@ -75,6 +75,8 @@ class DoubleAttention(nn.Module):
         """Whether ``_infer`` computes what ``forward`` defines, and in less time: benchmarks/mechanisms.py."""
         if x.dtype is not torch.float32 or not x.is_cpu or not no_active_modes():
             return False
+        if torch.is_autocast_enabled("cpu"):  # its products would give another type than the definition's sum
+            return False
         batch, channels, height, width = x.shape
         last, positions = not x.is_contiguous(), height * width
         if last and not x.is_contiguous(memory_format=torch.channels_last):

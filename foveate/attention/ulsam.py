@@ -94,6 +94,8 @@ class ULSAM(nn.Module):
         choice = choose(x, "ulsam", self, _BUILT)
         if not choice.backend:
             return choice, []
+        if x.shape[1] != self.channels:  # the passes read as many, wherever the parameters end
+            return _CHANNELS, []
         children: Any = self._modules
         vectors: list[Any] = []
         for conv, norm in ((children["conv_dws"], children["bn_dws"]), (children["conv_point"], children["bn_point"])):
@@ -152,6 +154,7 @@ _VECTORS = [
     for name in names
 ]
 _NO_PADDING = ((0, 0), "same", "valid")
+_CHANNELS = Choice("", "the input has another number of channels than the module")
 _STRIDE = Choice("", "a convolution has another stride or padding")
 _STATISTICS = Choice("", "a batch norm keeps its statistics in another way, or gets one value for each channel")
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from foveate import registry
 from foveate.accounting.counting.dispatch_counter import count_operations
+from foveate.attention import se
 from foveate.errors import FoveateError
+from foveate.kernels.dispatch import use_fused
 from foveate.spec import Spec
 
 NAMES = registry.names("attention")
@@ -155,9 +157,52 @@ def test_dtypes(name):
         torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_autocast(name):
-    with torch.autocast("cpu", torch.bfloat16):
-        assert make(name)(torch.randn(2, CHANNELS, 6, 5)).isfinite().all()
+FUSED = (*NAMES, "timm:eca", "timm:ceca")
+
+
+@pytest.fixture
+def small_maps(monkeypatch):
+    """SE takes its passes for small maps, too."""
+    monkeypatch.setattr(se, "_ELEMENTS", 0)
+    monkeypatch.setattr(se, "_POSITIONS", 0)
+
+
+@pytest.mark.usefixtures("small_maps")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec", FUSED)
+def test_autocast_is_that_of_the_definition(spec, dtype):
+    module, x = make(spec), torch.randn(2, CHANNELS, 6, 5).to(dtype)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+            out = module(x)
+            with use_fused(False):
+                expected = module(x)
+        assert out.dtype == expected.dtype, gradients
+        torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
+
+
+def outcome(module, x, fused):
+    """The output, or the class of the error."""
+    with use_fused(fused):
+        try:
+            return module(x)
+        except (RuntimeError, ValueError) as error:
+            return type(error)
+
+
+@pytest.mark.usefixtures("small_maps")
+@pytest.mark.parametrize("channels", [1, CHANNELS // 2, CHANNELS - 1, CHANNELS + 1, 4 * CHANNELS])
+@pytest.mark.parametrize("spec", FUSED)
+def test_another_number_of_channels_is_to_all_what_it_is_to_the_definition(spec, channels):
+    module, x = make(spec), torch.randn(2, channels, 6, 5)
+    for training, gradients in ((False, False), (False, True), (True, True), (True, False)):
+        module.train(training)
+        with torch.set_grad_enabled(gradients):
+            found, expected = (outcome(module, x, fused) for fused in (True, False))
+        if isinstance(expected, type):
+            assert found is expected, (training, gradients)
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_every_parameter_and_the_input_get_a_gradient(name):

@@ -13,6 +13,7 @@ from foveate import registry
 from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.errors import FoveateError
 from foveate.explanations.attention import split_map
+from foveate.kernels.dispatch import use_fused
 from foveate.spec import Spec
 
 NAMES = registry.names("pooling")
@@ -145,7 +146,13 @@ def test_autocast(make, spec, x):
     module = make(spec)
     with torch.autocast("cpu", torch.bfloat16):
         out = module(x)
+        with torch.no_grad(), use_fused(False):
+            expected = module(x)
+        with torch.no_grad():
+            found = module(x)
     torch.testing.assert_close(out.float(), module(x), rtol=0.1, atol=0.1)
+    assert out.dtype == found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
 
 
 def test_every_parameter_and_the_input_get_a_gradient(make, spec, x):
