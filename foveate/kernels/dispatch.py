@@ -31,6 +31,7 @@ __all__ = [
     "dense",
     "enabled",
     "into_a_graph",
+    "is_batched",
     "is_exporting",
     "is_transformed",
     "modification",
@@ -161,6 +162,7 @@ def is_exporting() -> bool:
 # name that is looked up, each object that is made costs a fetch of its own. So does a device's name.
 _is_compiling = torch.compiler.is_dynamo_compiling  # what torch.export traces otherwise is not a plain tensor
 _is_tracing, _transform = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack
+_is_one_of_several = torch._C._functorch.is_legacy_batchedtensor
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 
 
@@ -223,6 +225,15 @@ def wants_gradients(module: Any, x: Tensor) -> bool:
 def is_transformed() -> bool:
     """Whether a transform of torch.func runs: then what is computed belongs to it, and is not to be kept."""
     return not _is_compiling() and _transform() is not None
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether a tensor stands for several at once: of torch.func.vmap, or of gradients asked for together.
+
+    Args:
+        x: such as the gradient that ``torch.autograd.grad(..., is_grads_batched=True)`` passes on.
+    """
+    return is_transformed() or (not _is_compiling() and _is_one_of_several(x))
 
 
 def no_active_modes() -> bool:

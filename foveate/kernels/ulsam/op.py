@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from foveate.kernels.dispatch import dense, enabled, no_active_modes, passes, ready, wide
+from foveate.kernels.dispatch import dense, enabled, is_batched, no_active_modes, passes, ready, wide
 from foveate.kernels.registration import library, registering
 from foveate.kernels.ulsam.reference_training import Trained, plain
 
@@ -86,6 +86,8 @@ def evaluate(x: Tensor, vectors: Sequence[Tensor], groups: int, eps: float, poin
 
 
 def _infer(x: Tensor, folded: Tensor, groups: int) -> Tensor:
+    if x.ndim != 4 or groups < 1 or x.shape[1] % groups or folded.numel() != 3 * x.shape[1] + groups:
+        raise _does_not_fit(x)
     x = dense(x)
     if folded.dtype is not torch.float32 or x.dtype is torch.float64:
         folded = folded.to(wide(x))
@@ -135,14 +137,42 @@ class _Step(torch.autograd.Function):
         return None, None, dx, *small, *[None] * 4
 
 
-def _train(x: Tensor, *rest: object) -> Trained:
-    made: Trained = passes(x).train_forward(x, *rest)
+def _train(x: Tensor, parameters: list[Tensor], running: list[Tensor], *eps: float) -> Trained:
+    _check(x, parameters, running)
+    made: Trained = passes(x).train_forward(x, parameters, running, *eps)
     return made
 
 
-def _train_backward(dy: Tensor, x: Tensor, *rest: object) -> tuple[Tensor, list[Tensor]]:
-    gradients: tuple[Tensor, list[Tensor]] = passes(x).train_backward(dy, x, *rest)
+def _train_backward(
+    dy: Tensor, x: Tensor, parameters: list[Tensor], running: list[Tensor], *rest: Any
+) -> tuple[Tensor, list[Tensor]]:
+    _check(x, parameters, running)
+    _, _, attention, score, mean, var = rest
+    maps = (x.shape[0], parameters[5].numel(), *x.shape[2:])
+    kept = 0 if running[0].numel() else x.shape[1]
+    if dy.shape != x.shape or {attention.shape, score.shape} != {maps} or {mean.numel(), var.numel()} != {kept}:
+        raise _does_not_fit(x)
+    gradients: tuple[Tensor, list[Tensor]] = passes(x).train_backward(dy, x, parameters, running, *rest)
     return gradients
+
+
+def _check(x: Tensor, parameters: Sequence[Tensor], running: Sequence[Tensor]) -> None:
+    """Refuse what does not belong together in a direct call of an operation: the passes would read beyond it.
+
+    Raises:
+        RuntimeError: the parameters or the statistics are not those of as many channels as x has.
+    """
+    channels, groups = x.shape[1] if x.ndim == 4 else 0, parameters[5].numel() if len(parameters) == 8 else 0
+    if not channels or not groups or channels % groups:
+        raise _does_not_fit(x)
+    sizes, known = [channels] * 5 + [groups] * 3, [t.numel() for t in running]
+    pairs = [known[:2] in ([0, 0], [channels] * 2), known[2:] in ([0, 0], [groups] * 2)]
+    if [p.numel() for p in parameters] != sizes or not all(pairs):
+        raise _does_not_fit(x)
+
+
+def _does_not_fit(x: Tensor) -> RuntimeError:
+    return RuntimeError(f"foveate::ulsam: the parameters do not fit an input of shape {tuple(x.shape)}")
 
 
 # ---- shapes without data, gradients ----
@@ -177,15 +207,28 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return None, [None] * 8, [None] * 4, None, None
     x, *rest = ctx.saved_tensors
     parameters, running, saved = rest[:8], rest[8:12], rest[12:]
-    if torch.is_grad_enabled():  # create_graph: the plain definition, which can be differentiated again
-        out = plain(x, parameters, running, ctx.eps, ctx.point_eps)
-        wanted = [t for t in (x, *parameters) if t.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, dy, create_graph=True, allow_unused=True))
-        dx, *small = (next(found) if t.requires_grad else None for t in (x, *parameters))
+    if torch.is_grad_enabled() or is_batched(dy):  # create_graph, or several gradients at once
+        dx, *small = _by_definition(dy, (x, *parameters), running, ctx.eps, ctx.point_eps)
     else:
         run = passes(x).train_backward if no_active_modes() else torch.ops.foveate.ulsam_train_backward.default
         dx, small = run(dy, x, parameters, running, ctx.eps, ctx.point_eps, *saved)
     return dx, small, [None] * 4, None, None
+
+
+def _by_definition(
+    dy: Tensor, given: Sequence[Tensor], running: Sequence[Tensor], eps: float, point_eps: float
+) -> list[Tensor | None]:
+    """The gradients of x and the parameters, by torch's operations: they can be differentiated again.
+
+    As in the passes the types of x and of the parameters may differ, as under autocast, and sums are wide.
+    """
+    again, kind = torch.is_grad_enabled(), wide(given[0])
+    with torch.enable_grad(), torch.autocast(dy.device.type, enabled=False):
+        x, *parameters = (t.to(kind) for t in given)
+        out = plain(x, parameters, [t.to(kind) for t in running], eps, point_eps).to(given[0].dtype)
+    wanted = [t for t in given if t.requires_grad]
+    found = iter(torch.autograd.grad(out, wanted, dy, create_graph=again, allow_unused=True))
+    return [next(found) if t.requires_grad else None for t in given]
 
 
 def _flops(x: torch.Size, *_: object, **__: object) -> int:

@@ -1,5 +1,6 @@
 """The fused ULSAM as PyTorch sees it: its operations, compile, export, hooks, copies; and ``fuse``."""
 
+import contextlib
 import copy
 import io
 import warnings
@@ -244,6 +245,66 @@ def test_autocast_keeps_the_type_of_x(module, x, dtype):
         assert fused_operations(module, x.to(dtype))
     assert out.dtype == dtype
     torch.testing.assert_close(out, module(x.to(dtype)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("by_the_operation", [False, True])
+def test_second_derivatives_where_the_types_differ(module, x, training, by_the_operation):
+    """As under autocast: x in bfloat16 from the layer before, parameters in float32."""
+    module.train(training)
+    double = copy.deepcopy(module).double()
+    wanted = torch.linspace(-1, 1, x.numel()).view_as(x).bfloat16()
+    results = []
+    for m, kind in ((module, torch.bfloat16), (double, torch.float64)):
+        given = x.bfloat16().to(kind).requires_grad_()
+        with Seen() if by_the_operation else contextlib.nullcontext():
+            with torch.autocast("cpu", torch.bfloat16, enabled=kind is torch.bfloat16):
+                out = m(given)
+                first = torch.autograd.grad(out, [given, *m.parameters()], wanted.to(kind), create_graph=True)
+            results.append(torch.autograd.grad(first[0].to(torch.float64).square().sum(), [given, *m.parameters()]))
+        assert [g.dtype for g in results[-1]] == [kind, *(p.dtype for p in m.parameters())]
+    for found, truth in zip(*results, strict=True):
+        assert (found - truth).norm() <= 0.05 * truth.norm() + 1e-3 * truth.numel() ** 0.5
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_several_gradients_at_once(module, x, training):
+    out = module.train(training)(x.requires_grad_())
+    inputs, wanted = [x, *module.parameters()], torch.randn(3, *out.shape)
+    one_by_one = [torch.autograd.grad(out, inputs, each, retain_graph=True) for each in wanted]
+    expected = [torch.stack(each) for each in zip(*one_by_one, strict=True)]
+    together = torch.autograd.grad(out, inputs, wanted, is_grads_batched=True, retain_graph=True)
+    mapped = torch.func.vmap(lambda dy: torch.autograd.grad(out, inputs, dy, retain_graph=True))(wanted)
+    for found in (together, mapped):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_other_channels_are_refused_when_compiled(module):
+    torch._dynamo.reset()
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match="channels"):
+            torch.compile(module, backend="eager")(torch.randn(2, 32, 6, 5))
+
+
+def test_the_operations_refuse_what_does_not_fit(module, x):
+    ops = torch.ops.foveate
+    folded = ulsam_op.fold(module._choose(x)[1], 4, 1e-5, 1e-5)
+    _, parameters, running, *eps = arguments(module, x)
+    with torch.no_grad():
+        _, *saved, _ = ops.ulsam_train.default(x, parameters, running, *eps)
+        for other in (torch.randn(2, 32, 6, 5), torch.randn(2, 8, 6, 5), x[0]):
+            for call, given in (
+                (ops.ulsam_infer, (other, folded, 4)),
+                (ops.ulsam_train, (other, parameters, running, *eps)),
+                (ops.ulsam_train_backward, (other, other, parameters, running, *eps, *saved)),
+                (ops.ulsam_train_backward, (other, x, parameters, running, *eps, *saved)),
+            ):
+                with pytest.raises(RuntimeError, match="do not fit an input of shape"):
+                    call.default(*given)
+        for groups in (0, 3, 8):
+            with pytest.raises(RuntimeError, match="do not fit"):
+                ops.ulsam_infer.default(x, folded, groups)
 
 
 def test_flops_are_those_of_the_two_convolutions(module, x):
