@@ -98,6 +98,8 @@ def _of_hub(source: str, parts: Mapping[str, Any], columns: tuple[str, str], wan
 
 def _row(rows: EncodedImages, index: int) -> Row:
     found = Row(rows, index).read()
+    if isinstance(found, str):
+        return Row(rows, index, Path(found).stat().st_size if Path(found).is_file() else 0)
     return Row(rows, index, len(found) if isinstance(found, bytes) else 0)
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
+from foveate.data.libraries import EncodedImages
 from foveate.data.segmentation import check_segmentation, find_segmentation, open_segmentation
 from foveate.errors import FoveateError
 
@@ -214,3 +215,15 @@ def test_a_network_learns_from_a_table(tmp_path):
     recipe = fv.Recipe(epochs=1, batch_size=2, image_size=32)
     found = fv.fit(model, tmp_path, recipe, progress=False).evaluation
     assert found.miou == pytest.approx(fv.evaluate(model, tmp_path).miou)
+
+
+def test_label_maps_that_lie_beside_the_table_are_part_of_the_fingerprint(tmp_path, hub, monkeypatch):
+    images, encoded_maps, _ = pairs(4)
+    hub["me/street"] = {"train": FakeRows({"image": images, "label": encoded_maps})}
+    for kind, contents in (("image", images), ("label", encoded_maps)):
+        for n, content in enumerate(contents):
+            (tmp_path / f"{kind}{n}.png").write_bytes(content)
+    monkeypatch.setattr(EncodedImages, "__getitem__", lambda self, n: str(tmp_path / f"{self.column}{n}.png"))
+    before = open_segmentation("hf:me/street").fingerprint
+    (tmp_path / "label2.png").write_bytes(encoded(np.ones(SIZE, np.uint8)))
+    assert open_segmentation("hf:me/street").fingerprint != before
