@@ -54,13 +54,14 @@ class Cost:
     Args:
         params: parameters.
         macs: multiply-adds of matrix products, convolutions and attention products, of the forward pass as the modules
-            define it: what training runs.
+            define it.
         activations: elements that these write.
         counting: ``exact`` or ``paper``.
         baseline: the same network without its plan; None when it carries none.
         element_ops: element operations: softmax, pooling, norms, activation functions, sums and products of elements.
         bytes_moved: bytes that operations read and write, each input and output once, in the network's dtype.
-        macs_inference: multiply-adds that inference runs, where modules of ours take others than their definition.
+        macs_inference: multiply-adds that inference runs, where modules of ours take others than their definition;
+            without what ``double`` does on a CPU.
         activation_bytes_inference: the peak of live memory in inference, without parameters and buffers.
         activation_bytes_training: bytes that autograd saves for the backward pass, without parameters and buffers.
         modules: a row for each module, what contains it first; empty for sums and differences.

@@ -6,7 +6,8 @@ Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module, ECCV 2018, ht
     Ms(F) = sigmoid(BN(conv7x7([max_c F; mean_c F])))
     F'    = Mc(F) * F        out = Ms(F') * F'
 
-As in the authors' code: a batch norm after the spatial convolution, which the paper does not mention.
+As in the authors' code: a batch norm after the spatial convolution, which the paper does not mention. Unlike there, it
+starts with gamma 1, not 0, and its momentum is PyTorch's 0.1, not 0.01.
 The options are the ablations of the paper's tables 1 to 3.
 ``forward`` infers in the passes of ``foveate.kernels.gates.op`` where there are some, with ``spatial="pool"`` and in
 any order; ``attend`` is the definition.
@@ -173,8 +174,13 @@ class CBAM(nn.Module):
         return sum(others, start=first)
 
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
-        """Parameters and MACs as the ULSAM paper's table counts them: 2 m^2 / r + 98, and 2 m^2 / r + 98 hw."""
-        mlp, conv = 2 * channels**2 // self.reduction, 2 * self.kernel_size**2
+        """Parameters and MACs as the ULSAM paper's table counts them: 2 m^2 / r + 98, and 2 m^2 / r + 98 hw.
+
+        Of one gate alone its own part; with ``spatial="conv"`` the gate of positions has m + k^2 in place of 2 k^2.
+        """
+        mlp = 2 * channels**2 // self.reduction if self.order != "spatial" else 0
+        conv = 2 * self.kernel_size**2 if self.spatial == "pool" else channels + self.kernel_size**2
+        conv = conv if self.order != "channel" else 0
         return mlp + conv, mlp + conv * height * width
 
 

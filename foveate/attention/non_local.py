@@ -131,10 +131,14 @@ class NonLocal(nn.Module):
         of_query, of_key = self.w_f.weight.chunk(2, dim=1)
         return F.linear(queries, of_query).squeeze(2), F.linear(keys, of_key).squeeze(2)
 
-    @staticmethod
-    def paper_cost(channels: int, height: int, width: int) -> tuple[int, int]:
-        """Parameters and MACs as the ULSAM paper's table counts them: 2 m^2 and 2 m^2 hw, without the pairs."""
-        return 2 * channels**2, 2 * channels**2 * height * width
+    def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
+        """Parameters and MACs as the ULSAM paper's table counts them, without the pairs.
+
+        Four layers of m^2 / r each, with r = 2 2 m^2 and 2 m^2 hw; two in the form ``gaussian``.
+        """
+        layers = 2 if self.form == "gaussian" else 4
+        parameters = layers * channels * max(1, channels // self.reduction)
+        return parameters, parameters * height * width
 
 
 def _pool(x: Tensor) -> Tensor:

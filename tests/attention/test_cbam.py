@@ -81,6 +81,20 @@ def test_cost_at_512():
 
 
 @pytest.mark.parametrize(
+    "options,expected",
+    [
+        ({"order": "parallel", "reduction": 8}, (1024 + 98, 1024 + 98 * 35)),
+        ({"order": "channel"}, (512, 512)),
+        ({"order": "spatial"}, (98, 98 * 35)),
+        ({"order": "spatial", "kernel_size": 3}, (18, 18 * 35)),
+        ({"order": "spatial", "spatial": "conv"}, (64 + 49, (64 + 49) * 35)),
+    ],
+)
+def test_the_papers_formula_follows_the_options(options, expected):
+    assert CBAM(64, **options).paper_cost(64, 5, 7) == expected
+
+
+@pytest.mark.parametrize(
     "options,params",
     [
         ({}, 28_089_624),

@@ -126,7 +126,23 @@ def test_cost_at_512(options, params, macs):
     module = NonLocal(512, **options)
     assert sum(p.numel() for p in module.parameters()) == params
     assert count_operations(module.eval().to("meta"), (512, 14, 14))[""].macs == macs
-    assert module.paper_cost(512, 14, 14) == (524_288, 102_760_448)
+
+
+def test_the_papers_formula():
+    assert NonLocal(512).paper_cost(512, 14, 14) == (524_288, 102_760_448)
+
+
+@pytest.mark.parametrize(
+    "options,layers",
+    [({}, 4), ({"form": "gaussian"}, 2), ({"reduction": 8}, 4), ({"reduction": 8, "form": "gaussian"}, 2)],
+)
+def test_the_papers_formula_follows_the_options(options, layers):
+    """Its count is that of the 1x1 convolutions, without biases, norm and pairs."""
+    module = NonLocal(256, **options)
+    convolutions = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert len(convolutions) == layers
+    weights = sum(part.weight.numel() for part in convolutions)
+    assert module.paper_cost(256, 14, 7) == (weights, 98 * weights)
 
 
 @pytest.mark.parametrize(

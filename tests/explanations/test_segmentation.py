@@ -63,6 +63,32 @@ def test_the_map_is_that_of_the_formula(model, x):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("size", [(192, 256), (100, 70), (48, 200), (24, 200), (12, 16)])
+def test_no_marked_pixel_is_lost_between_sizes(model, x, size):
+    """A mask of another size marks the pixels of the scores over which its own lie: those that touch it, shrunk."""
+    mask, small = torch.zeros(size, dtype=torch.bool), torch.zeros(48, 64, dtype=torch.bool)
+    mask[3, 5] = True
+    rows, columns = (
+        [j for j in range(want) if (j * have < (at + 1) * want and at * want < (j + 1) * have)]
+        if have > want
+        else [j for j in range(want) if (2 * j + 1) * have // (2 * want) == at]
+        for at, have, want in zip((3, 5), size, (48, 64), strict=True)
+    )
+    small[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    found, expected = (
+        fv.explain(model, x, "hirescam", target=1, region=region, layer=LAYER).maps[0].values
+        for region in (mask, small)
+    )
+    assert expected.abs().max() > 0
+    assert torch.equal(found, expected)
+
+
+def test_more_classes_than_a_mask_can_name(x):
+    big = create_segmenter("test_efficientnet", "lraspp(width=8)", classes=256, taps=(1, 4)).eval()
+    with pytest.raises(FoveateError, match="256 classes apart: the pixels of at most 255"):
+        fv.explain(big, x, "gradcam", target=255, region="image")
+
+
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "hirescam"])
 def test_the_trunk_s_last_map_is_looked_at(method, model, x):
     found = fv.explain(model, x, method, region="image")

@@ -25,6 +25,7 @@ from foveate.scores import pixel_scores
 __all__ = ["REGIONS", "Region", "classes_and_shares", "predicted_pixels", "region_scores", "sums_over"]
 
 REGIONS = ("predicted", "image")
+_MOST = 255  # classes that a mask of bytes can name beside "ignored"
 
 
 class Region:
@@ -92,6 +93,9 @@ class Region:
         """
         if self.mask is not None:
             part = self.mask[start:stop, None].to(classes.device)
+            # Shrunk, a pixel belongs to the region if any of those that fall into it does: nothing small is lost.
+            fewer = [min(have, want) for have, want in zip(part.shape[-2:], classes.shape[-2:], strict=True)]
+            part = F.adaptive_max_pool2d(part.float(), fewer)
             return F.interpolate(part, classes.shape[-2:], mode="nearest-exact") > 0
         if self.name == "image":
             return torch.ones_like(classes, dtype=torch.bool)[:, None]
@@ -106,7 +110,15 @@ def predicted_pixels(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def classes_and_shares(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Of scores (B, K, h, w) the class of each pixel (B, h, w), and the share of the pixels of each class (B, K)."""
+    """Of scores (B, K, h, w) the class of each pixel (B, h, w), and the share of the pixels of each class (B, K).
+
+    Raises:
+        FoveateError: more classes than a mask of bytes can name.
+    """
+    if scores.shape[1] > _MOST:
+        raise FoveateError(
+            f"the network tells {scores.shape[1]} classes apart: the pixels of at most {_MOST} can be shown"
+        )
     classes = scores.argmax(1)
     shares = torch.stack([(classes == label).float().mean((1, 2)) for label in range(scores.shape[1])], 1)
     return classes, shares
