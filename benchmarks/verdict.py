@@ -84,7 +84,7 @@ def not_worse(found, margin=MARGIN, alpha=ALPHA):
 def one(found, repetition):
     """One comparison of many."""
     parts = (values[repetition] for values in (found.mean, found.single, found.rest, found.image))
-    return type(found)(*parts, found.plans, found.seeds, found.images)
+    return type(found)(*parts, found.plans, found.seeds, found.images, found.pooled)
 
 
 def shown(found):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError, near
-from foveate.studies.comparison.statistics import Difference, Paired, difference_of
+from foveate.studies.comparison.statistics import Difference, Paired, difference_of, different_rows, mean_square
 
 __all__ = ["image_values", "jackknife_values", "miou_differences", "paired_values", "seed_values"]
 
@@ -86,6 +86,7 @@ def paired_values(values: Tensor) -> Paired:
     all_values = values.numpy()
     rows, seeds, images = all_values.shape
     d = all_values[1:] - all_values[:1]
+    different = different_rows(all_values)
     of_runs = all_values.mean(-1)
     of_seeds = d.mean(-1)
     mean = of_seeds.mean(-1)
@@ -96,10 +97,8 @@ def paired_values(values: Tensor) -> Paired:
     image = np.maximum(between - rest / seeds, 0) / images
     single = np.zeros_like(mean)
     if seeds > 1:
-        table = of_runs - of_runs.mean(-1, keepdims=True) - of_runs.mean(-2, keepdims=True) + of_runs.mean()
-        pooled = 2 * np.square(table).sum() / ((rows - 1) * (seeds - 1))
-        single = np.maximum(pooled, of_seeds.var(-1, ddof=1))
-    return Paired(mean, single, rest / images, image, rows - 1, seeds, images, added=0)
+        single = np.maximum(2 * mean_square(of_runs[different]), of_seeds.var(-1, ddof=1))
+    return Paired(mean, single, rest / images, image, rows - 1, seeds, images, max(len(different) - 1, 1), added=0)
 
 
 def miou_differences(counts: Mapping[str, Tensor], baseline: str = "none") -> dict[str, Difference]:

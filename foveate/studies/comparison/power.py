@@ -94,10 +94,10 @@ def variance_of(found: Paired, plan: int, alpha: float) -> Variance:
         alpha: two-sided level of the test.
     """
     single, rest, image = (1e4 * float(values[plan]) for values in (found.single, found.rest, found.image))
-    single /= float(np.median(_estimates(found.seeds, found.plans)))
+    single /= float(np.median(_estimates(found.seeds, found.pooled)))
     n = found.images
     drawn = max(image * n - 1e4 * found.added / n, 0)
-    return Variance(max(single - rest, 0), rest * n, drawn, found.plans, alpha, found.added)
+    return Variance(max(single - rest, 0), rest * n, drawn, found.pooled, alpha, found.added)
 
 
 def plan_power(difference: float, variance: Variance, seeds: int, images: int) -> Power:

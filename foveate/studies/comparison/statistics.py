@@ -9,7 +9,8 @@ for seeds, for images and for what belongs to neither alone, the variance of the
 * A is the variance of the differences of single seeds. Its estimate has few degrees of freedom, so it is pooled over
   all K plans and the baseline: the interaction of the plans x seeds analysis of variance of the accuracies, with
   K (S - 1) degrees of freedom (Fisher, The Design of Experiments, 1935). A plan whose own differences vary more than
-  that is judged by its own.
+  that is judged by its own. A row that is equal to another one, the same network under two names, adds nothing to what
+  is known of A, and counts once.
 * B is the variance between images of their mean differences, less var(rest) / S, which A has already. It is each
   plan's own, with N - 1 degrees of freedom. Two more images are counted, one on which only the plan is right and one
   on which only the baseline is (Agresti and Min, Statistics in Medicine 24, 2005): 2 / N is added. Without a
@@ -29,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +40,8 @@ from torch import Tensor
 from foveate.studies.comparison.distributions import t_quantile
 
 __all__ = [
-    *("Difference", "McNemar", "Paired", "accuracy", "bootstrap_interval", "difference_of", "half_width", "holm"),
-    *("mcnemar", "one_sided_p", "p_text", "paired", "paired_difference"),
+    *("Difference", "McNemar", "Paired", "accuracy", "bootstrap_interval", "difference_of", "different_rows"),
+    *("half_width", "holm", "mcnemar", "mean_square", "one_sided_p", "p_text", "paired", "paired_difference"),
 ]
 
 Array = npt.NDArray[np.float64]
@@ -95,6 +97,7 @@ class Paired:
         plans: K.
         seeds: S.
         images: N.
+        pooled: how many plans share the estimate of A: K, but for rows that are equal to another row.
         added: how many images are counted beside the real ones in ``image``.
     """
 
@@ -105,6 +108,7 @@ class Paired:
     plans: int
     seeds: int
     images: int
+    pooled: int
     added: int = 2
 
     @property
@@ -122,6 +126,7 @@ def paired(correct: npt.ArrayLike) -> Paired:
     right = np.asarray(correct, dtype=bool)
     rows, seeds, images = right.shape[-3:]
     d = right[..., 1:, :, :].view(np.int8) - right[..., :1, :, :].view(np.int8)
+    different = different_rows(right)
     of_runs = right.mean(-1)
     of_seeds = of_runs[..., 1:, :] - of_runs[..., :1, :]
     mean = of_seeds.mean(-1)
@@ -136,11 +141,26 @@ def paired(correct: npt.ArrayLike) -> Paired:
     image = (np.maximum(between - rest / seeds, 0) + 2 / images) / images
     single = np.zeros_like(mean)
     if seeds > 1:
-        table = of_runs - of_runs.mean(-1, keepdims=True) - of_runs.mean(-2, keepdims=True)
-        table += of_runs.mean((-2, -1), keepdims=True)
-        pooled = 2 * np.square(table).sum((-2, -1)) / ((rows - 1) * (seeds - 1))
-        single = np.maximum(pooled[..., None], of_seeds.var(-1, ddof=1))
-    return Paired(mean, single, rest / images, image, rows - 1, seeds, images)
+        single = np.maximum(2 * mean_square(of_runs[..., different, :])[..., None], of_seeds.var(-1, ddof=1))
+    return Paired(mean, single, rest / images, image, rows - 1, seeds, images, max(len(different) - 1, 1))
+
+
+def different_rows(values: npt.NDArray[Any]) -> list[int]:
+    """The rows of (..., R, S, N) that are not equal to an earlier one, by number; of several tables, in any of them."""
+    found: list[int] = []
+    for row in range(values.shape[-3]):
+        same = [(values[..., row, :, :] == values[..., one, :, :]).all() for one in found]
+        if not any(same):
+            found.append(row)
+    return found
+
+
+def mean_square(of_runs: Array) -> Array:
+    """The mean square of the interaction of rows and seeds, from (..., R, S) means of runs; 0 of a single row."""
+    rows, seeds = of_runs.shape[-2:]
+    table = of_runs - of_runs.mean(-1, keepdims=True) - of_runs.mean(-2, keepdims=True)
+    table += of_runs.mean((-2, -1), keepdims=True)
+    return np.asarray(np.square(table).sum((-2, -1)) / (max(rows - 1, 1) * (seeds - 1)))
 
 
 def half_width(found: Paired, alpha: float) -> Array:
@@ -148,7 +168,7 @@ def half_width(found: Paired, alpha: float) -> Array:
     of_images = t_quantile(alpha / 2, max(found.images - 1, 1))
     seeds = of_images**2 * found.rest / found.seeds
     if found.seeds > 1:
-        of_seeds = t_quantile(alpha / 2, found.plans * (found.seeds - 1))
+        of_seeds = t_quantile(alpha / 2, found.pooled * (found.seeds - 1))
         seeds = np.maximum(of_seeds**2 * found.single / found.seeds, seeds)
     return np.asarray(np.sqrt(seeds + of_images**2 * found.image))
 

@@ -12,7 +12,7 @@ import foveate as fv
 from foveate.errors import FoveateError
 from foveate.studies.comparison.distributions import f_quantile, f_tail, t_quantile
 from foveate.studies.comparison.factors.analysis import analyse_factors
-from foveate.studies.comparison.factors.contrasts import contrasts, joint_p, joint_parts, mean_square, rejects
+from foveate.studies.comparison.factors.contrasts import contrasts, joint_p, joint_parts, rejects
 from foveate.studies.comparison.factors.levels import FamilyRows, factors_of, level_weights
 from foveate.studies.comparison.statistics import half_width, paired
 
@@ -120,7 +120,14 @@ def test_a_contrast_of_two_is_a_paired_difference():
     for name in ("mean", "single", "rest", "image"):
         assert getattr(ours, name) == pytest.approx(getattr(theirs, name)), name
     assert half_width(ours, 0.05) == pytest.approx(half_width(theirs, 0.05))
-    assert mean_square(right) > 0
+
+
+def test_a_row_that_is_there_twice_narrows_no_interval():
+    right = drawn(3, 2, 200, 4, np.random.default_rng(5))
+    twice = right[[0, 1, 2, 1, 2, 0]]
+    once, again = ([[-1, 1, 0], [-1, 0, 1]], [[-1, 1, 0, 0, 0, 0], [-1, 0, 1, 0, 0, 0]])
+    assert half_width(contrasts(twice, again), 0.05) == pytest.approx(half_width(contrasts(right, once), 0.05))
+    assert joint_p(twice, again) == pytest.approx(joint_p(right, once))
 
 
 @pytest.mark.parametrize("seeds,seed_sd", [(2, 1.5), (2, 4), (3, 4)])
@@ -247,3 +254,10 @@ def test_too_many_plans_and_a_family_with_a_label(folder):
     assert [row.label for row in found.rows] == ["none", "mine: se after layer1.0", "mine: se after layer2.0"]
     assert found.factors[0].levels[1].name == "none"
     assert found.factors[0].levels[1].plans == 1
+
+
+def test_factors_of_another_comparison_do_not_stay_in_the_folder(compared, tmp_path):
+    model, data, found = compared
+    (tmp_path / "factors.csv").write_text("of a family")
+    fv.compare(model, "ulsam after layer1.0", data, found.recipe, seeds=1, output=tmp_path, progress=False)
+    assert not (tmp_path / "factors.csv").exists()

@@ -80,3 +80,10 @@ def test_differences():
         miou_differences({"a": base, "b": base})
     with pytest.raises(FoveateError, match="need one shape"):
         miou_differences({"none": base, "b": base[:, :5]})
+
+
+def test_a_row_that_is_there_twice_narrows_no_interval():
+    none, plan = (counts(seed) for seed in (0, 1))
+    once = miou_differences({"none": none, "a": plan})
+    twice = miou_differences({"none": none, "a": plan, "again": plan, "nothing": none})
+    assert twice["a"] == twice["again"] == once["a"]

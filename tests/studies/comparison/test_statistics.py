@@ -203,3 +203,16 @@ def test_holm():
 )
 def test_p_text(p, words):
     assert p_text("p", p) == words
+
+
+def test_a_row_that_is_there_twice_narrows_no_interval():
+    # The same network under two names, or a plan that changes nothing, says nothing new of the variance of seeds.
+    plan, base = simulate(torch.Generator().manual_seed(3), 2, 300, 0.1, 0.05)
+    once, twice = (paired(np.stack(rows)) for rows in ([base, plan], [base, plan, plan, base]))
+    assert (once.pooled, twice.pooled, twice.plans) == (1, 1, 3)
+    assert half_width(twice, 0.05)[:2] == pytest.approx([float(half_width(once, 0.05)[0])] * 2)
+    assert difference_of(twice, 0) == difference_of(once, 0)
+    several = paired(np.stack([[base, plan, plan], [base, plan, base]]))  # of two tables a row counts if one needs it
+    assert several.pooled == 2
+    alone = paired(np.stack([base, base]))
+    assert (alone.pooled, alone.single[0]) == (1, 0)

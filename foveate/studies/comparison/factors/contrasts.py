@@ -2,8 +2,9 @@
 
 For weights w_r of the plans, d_si = sum_r w_r c_rsi takes the place of the difference of two plans (w: 1 and -1).
 The variance between seeds is again pooled over all plans of the comparison, |w|^2 MS with the mean square MS of the
-interaction of plans and seeds, which has K (S - 1) degrees of freedom, or the contrast's own where that is larger.
-Two images are counted beside the real ones for a difference, so |w|^2 for a contrast.
+interaction of plans and seeds, which has K (S - 1) degrees of freedom, or the contrast's own where that is larger. A
+row that is equal to another one is not counted in it. Two images are counted beside the real ones for a difference, so
+|w|^2 for a contrast.
 
 Whether several contrasts are all 0 is tested together (Scheffé, The Analysis of Variance, 1959): with orthonormal
 weights, the hypothesis is left where
@@ -22,21 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from foveate.studies.comparison.distributions import f_quantile
-from foveate.studies.comparison.statistics import Paired
+from foveate.studies.comparison.statistics import Paired, different_rows, mean_square
 
-__all__ = ["Values", "contrasts", "joint_p", "joint_parts", "mean_square", "rejects"]
+__all__ = ["Values", "contrasts", "joint_p", "joint_parts", "rejects"]
 
 Array = npt.NDArray[np.float64]
 Values = npt.NDArray[np.bool_] | Array
 _LEAST_P = 1e-12
-
-
-def mean_square(right: Values) -> float:
-    """The mean square of the interaction of plans and seeds; (R, S, N) of all plans and the baseline, S > 1."""
-    of_runs = right.mean(-1)
-    table = of_runs - of_runs.mean(-1, keepdims=True) - of_runs.mean(-2, keepdims=True) + of_runs.mean()
-    rows, seeds = of_runs.shape
-    return float(np.square(table).sum() / ((rows - 1) * (seeds - 1)))
 
 
 def contrasts(correct: npt.ArrayLike, weights: npt.ArrayLike, added: int = 2) -> Paired:
@@ -54,8 +47,11 @@ def contrasts(correct: npt.ArrayLike, weights: npt.ArrayLike, added: int = 2) ->
     mean, own, rest, between = (np.array(values) for values in zip(*parts, strict=True))
     size = np.square(w).sum(-1)
     image = (np.maximum(between - rest / seeds, 0) + size * added / 2 / images) / images
-    single = np.maximum(size * mean_square(right), own) if seeds > 1 else np.zeros_like(mean)
-    return Paired(mean, single, rest / images, image, rows - 1, seeds, images, added)
+    different = different_rows(right)
+    single = np.zeros_like(mean)
+    if seeds > 1:
+        single = np.maximum(size * mean_square(right[different].mean(-1)), own)
+    return Paired(mean, single, rest / images, image, rows - 1, seeds, images, max(len(different) - 1, 1), added)
 
 
 def _parts(right: Values, weights: Array) -> tuple[float, float, float, float]:
@@ -108,7 +104,8 @@ def rejects(parts: Joint, alpha: float) -> bool:
 def joint_parts(correct: npt.ArrayLike, weights: npt.ArrayLike, added: int = 2) -> Joint:
     """What ``rejects`` decides by; the arguments are those of ``joint_p``."""
     right, w = np.asarray(correct), np.asarray(weights, dtype=np.float64)
-    rows, seeds, images = right.shape
+    _, seeds, images = right.shape
+    different = different_rows(right)
     w = np.linalg.qr(w.T)[0].T  # orthonormal contrasts of the same hypothesis
     d = np.stack([_values(right, row) for row in w])  # (Q, S, N)
     of_seeds, of_images, mean = d.mean(2), d.mean(1), d.mean((1, 2))
@@ -118,6 +115,6 @@ def joint_parts(correct: npt.ArrayLike, weights: npt.ArrayLike, added: int = 2) 
     covariance = centred @ centred.T / (images - 1) - rest_covariance / seeds
     values, vectors = np.linalg.eigh(covariance)
     own = float(of_seeds.var(1, ddof=1).mean())
-    single = max(mean_square(right), own, float(np.trace(rest_covariance)) / len(w) / images)
+    single = max(float(mean_square(right[different].mean(-1))), own, float(np.trace(rest_covariance)) / len(w) / images)
     image = (np.maximum(values, 0) + added / 2 / images) / images
-    return np.square(vectors.T @ mean), single / seeds, image, (rows - 1) * (seeds - 1), images
+    return np.square(vectors.T @ mean), single / seeds, image, max(len(different) - 1, 1) * (seeds - 1), images
