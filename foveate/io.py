@@ -29,20 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "Content",
-    "JsonObject",
-    "Row",
-    "csv_text",
-    "harmless_cell",
-    "json_text",
-    "markdown_table",
-    "markdown_text",
-    "process_place",
-    "remove_stale",
-    "state_digest",
-    "write_atomically",
-    "write_csv",
-    "write_files",
+    *("Content", "JsonObject", "Row", "csv_text", "harmless_cell", "json_text", "make_folder", "markdown_table"),
+    *("markdown_text", "process_place", "remove_stale", "state_digest", "write_atomically", "write_csv", "write_files"),
 ]
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -123,13 +111,30 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: str | os.PathLike[str], *, later: bool = False) -> Path:
+    """Make a folder for results, with those above it; ``later`` only makes sure that it is there or can be made.
+
+    Raises:
+        FoveateError: it or a part of its path is a file, or it cannot be made.
+    """
+    path = Path(folder)
+    # Not Path.exists, which is an error where the user may not look.
+    there = next((each for each in (path, *path.parents) if os.path.exists(each)), path.parent)  # noqa: PTH110
+    try:
+        if later and not (there.is_dir() and os.access(there, os.W_OK)):
+            raise NotADirectoryError if there.is_file() else OSError(f"{there} cannot be written")
+        if not later:
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        which = "it" if there == path else "a part of it"
+        reason = f"{which} is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise FoveateError(f"cannot make the folder {path}: {reason or error}; choose another place") from error
+    return path
+
+
 def _prepare(folder: Path) -> None:
     missing = [above for above in (folder, *folder.parents) if not above.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "a part of it is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise FoveateError(f"cannot make the folder {folder}: {reason}; choose another place") from error
+    make_folder(folder)
     for made in missing:
         with contextlib.suppress(OSError):  # not every file system synchronises folders
             _sync(made.parent)

@@ -108,7 +108,7 @@ def test_a_full_disk(tmp_path):
     ("path", "message"),
     [
         ("folder", "folder' is a folder: name a file in it"),
-        ("file/below", "cannot make the folder .*file: a part of it is a file; choose another place"),
+        ("file/below", "cannot make the folder .*file: it is a file; choose another place"),
         ("file/below/it", "cannot make the folder .*file/below: a part of it is a file; choose another place"),
     ],
 )

@@ -34,7 +34,7 @@ from foveate.cli.search import search
 from foveate.cli.serve import serve
 from foveate.cli.tables import cost_tree
 from foveate.cli.train import train
-from foveate.errors import FoveateError, printable
+from foveate.errors import FoveateError, near, printable
 
 __all__ = ["app", "main"]
 
@@ -225,6 +225,19 @@ def _nobody_reads(pipe: int) -> bool:
     return any(state & select.POLLERR for _, state in watch.poll(0))
 
 
+def _log_level() -> str:
+    """From the variable FOVEATE_LOG.
+
+    Raises:
+        FoveateError: there is no such level.
+    """
+    asked = os.environ.get("FOVEATE_LOG") or "WARNING"
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    if asked.upper() not in levels:
+        raise FoveateError(f"FOVEATE_LOG={asked!r} is not a level; {near(asked.upper(), levels)}")
+    return asked.upper()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's error is one line on stderr and exit code 2 (or the error's own)."""
     _show_every_name()
@@ -236,8 +249,8 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         stop_on_sigterm()
     when_stopped(nothing)
-    logging.basicConfig(level=os.environ.get("FOVEATE_LOG", "WARNING").upper(), format="%(message)s")
     try:
+        logging.basicConfig(level=_log_level(), format="%(message)s")
         app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except BrokenPipeError:

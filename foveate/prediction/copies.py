@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.errors import FoveateError
+from foveate.io import make_folder
 
 __all__ = ["Copies", "folder_name"]
 
@@ -48,13 +49,7 @@ class Copies:
                 raise FoveateError(
                     f"copies in {folder} would be read as images of {source} again: name a folder outside of it"
                 )
-        self._make(folder)
-
-    def _make(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FoveateError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        make_folder(folder)
 
     def add(self, path: Path | None, label: str, name: str) -> Path:
         """Copy one image's file.
@@ -73,7 +68,7 @@ class Copies:
         if path is None:
             raise FoveateError(f"{name} is not a file, so it cannot be copied to {self.folder}")
         folder = self.folder / self._name_of(label)
-        self._make(folder)
+        make_folder(folder)
         wanted = folder / path.name
         try:
             return self._copy(path, wanted)

@@ -15,7 +15,7 @@ from foveate.data.detection.masks import InstanceMasks
 from foveate.errors import FoveateError, printable
 from foveate.explanations.mask_overlay import draw_boxes, draw_masks, palette
 from foveate.html import html_lines
-from foveate.io import JsonObject, json_text, write_atomically
+from foveate.io import JsonObject, json_text, make_folder, write_atomically
 from foveate.prediction.inputs import Item
 
 __all__ = ["Detections", "ImageDetections"]
@@ -202,10 +202,7 @@ class Detections:
 
     @staticmethod
     def _draw(one: ImageDetections, place: Path, threshold: float) -> None:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FoveateError(f"cannot make the folder {place.parent}: {error.strerror or error}") from error
+        make_folder(place.parent)
         picture = one.picture(threshold)
         write_atomically(place, lambda file: picture.save(file, "PNG"))
 

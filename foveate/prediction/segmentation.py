@@ -17,7 +17,7 @@ from foveate.data.segmentation import SegmentationData, SegmentationSplit
 from foveate.errors import FoveateError, printable
 from foveate.explanations.mask_overlay import draw_classes, legend, palette
 from foveate.html import html_lines
-from foveate.io import write_atomically
+from foveate.io import make_folder, write_atomically
 from foveate.prediction.inputs import Images, Inputs
 from foveate.prediction.pixels import NetworkPixels, PixelModel, TestTime, image_scores, open_pixels
 from foveate.progress import ProgressBar
@@ -131,7 +131,7 @@ class Masks:
                 number += 1
                 place = first.with_name(f"{first.stem}_{number}.png")
             taken.add(place)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(place.parent)
             written.append(mask.save(place))
         return written
 

@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.io import csv_text, json_text, remove_stale, write_atomically
+from foveate.io import csv_text, json_text, make_folder, remove_stale, write_atomically
 from foveate.training.recipes.named import as_yaml
 from foveate.training.recipes.recipe import Recipe
 
@@ -44,12 +44,7 @@ class RunFolder:
         self.path, self.resume, self.writes = Path(path), resume, writes
         if not writes:
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise FoveateError(f"the output {self.path} is a file: name a folder") from None
-        except OSError as error:
-            raise FoveateError(f"cannot make the output folder {self.path}: {error.strerror or error}") from error
+        make_folder(self.path)
         found = [name for name in _OF_A_RUN if (self.path / name).exists()]
         if found and not resume:
             raise FoveateError(

@@ -89,6 +89,6 @@ def test_an_output_that_is_a_file(tmp_path, data, new_net, recipe):
     path.write_text("mine")
     with pytest.raises(FoveateError, match="is a file"):
         fit(new_net(), data, recipe, output=path, progress=False)
-    with pytest.raises(FoveateError, match="cannot make the output folder"):
+    with pytest.raises(FoveateError, match="cannot make the folder"):
         fit(new_net(), data, recipe, output=path / "below", progress=False)
     assert path.read_text() == "mine"

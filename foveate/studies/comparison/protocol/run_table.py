@@ -23,7 +23,7 @@ from torch import Tensor
 
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
-from foveate.io import JsonObject, write_csv
+from foveate.io import JsonObject, make_folder, write_csv
 from foveate.studies.comparison.run import Run, RunResult, read_result, write_result
 
 __all__ = ["keep", "read_table", "restore", "row_of", "were_right"]
@@ -149,8 +149,7 @@ def restore(
         if row is None or read_result(folder / run.name, until_epoch) is not None:
             continue
         result = _result(row, truth, file)
-        (folder / run.name).mkdir(parents=True, exist_ok=True)
-        write_result(folder / run.name, run, result, until_epoch)
+        write_result(make_folder(folder / run.name), run, result, until_epoch)
         written += 1
     return written
 
