@@ -55,7 +55,8 @@ def latency(
 
     Args:
         model: left as found; of one that ``torch.compile`` wraps, the network inside is measured. Or a file that
-            ``open_exported`` opened: it runs in its own runtime, on images of its own size; memory is not measured.
+            ``open_exported`` opened: it runs in its own runtime, on images of its own size; memory is not measured,
+            and ``input_size``, ``dtype``, ``memory_format`` and ``backend`` are refused.
         input_size: a side, (height, width) or (channels, height, width) in pixels; without it the model's own.
         reference: a network that takes the same images; without it the model without its plan; a model without a plan
             is then measured alone.
@@ -78,6 +79,7 @@ def latency(
     """
     _check(rounds, warmup, seconds)
     if isinstance(model, TimedFile) or isinstance(reference, TimedFile):
+        _check_file(input_size, dtype, memory_format, backend)
         counts, numbers = _several(batch_size), _several(torch.get_num_threads() if threads is None else threads)
         files = time_files(model, reference, counts, numbers, rounds, warmup, seconds)
         name = "" if reference is None else _called(reference)
@@ -127,6 +129,24 @@ def _check(rounds: int, warmup: int, seconds: float) -> None:
             raise FoveateError(f"{name}={value!r}: write a whole number of at least {least}")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise FoveateError(f"seconds={seconds!r}: write a number of seconds above 0")
+
+
+def _check_file(
+    input_size: object, dtype: object, memory_format: str | Sequence[str], backend: str | Sequence[str]
+) -> None:
+    """What a file does not leave open."""
+    given = {
+        f"input_size={input_size!r}": input_size is not None,
+        f"dtype={dtype!r}": dtype is not None,
+        f"memory_format={memory_format!r}": _several(memory_format) != ("contiguous",),
+        f"backend={backend!r}": _several(backend) != ("eager",),
+    }
+    for text, is_given in given.items():
+        if is_given:
+            raise FoveateError(
+                f"{text}: an exported file, and what takes turns with it, runs as it was exported, on images of its "
+                "own size: leave it out, or export with other options"
+            )
 
 
 class _Networks:

@@ -26,6 +26,7 @@ from foveate.exporters.program import Program, prepare, preprocess_for
 from foveate.exporters.result import Exported
 from foveate.exporters.sample_images import Samples, SampleSource, random_samples
 from foveate.exporters.verify import Verification, failed, verify
+from foveate.io import make_folder
 from foveate.networks.class_names import class_positions, to_outputs
 from foveate.surgery.saving.checkpoint import load
 
@@ -143,7 +144,7 @@ def export(
     positions = _positions(network, samples, program)
     if calibration:
         notes.append(f"calibrated on {calibration.description}")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(place.parent)
     with tempfile.TemporaryDirectory(prefix=".foveate-export-", dir=place.parent, ignore_cleanup_errors=True) as folder:
         path = Path(folder) / place.name
         try:
@@ -167,8 +168,13 @@ def export(
             write_example(path, program.metadata, path.with_name(program_name))
         if wrong:
             place = place.parent / "failed" / place.name
-            place.parent.mkdir(exist_ok=True)
+            make_folder(place.parent)
             notes.append("this file FAILED a check: it does not do what the network does")
+        if seen.objects is not None and seen.difference is None:
+            notes.append(
+                "NOTHING WAS COMPARED: neither the file nor the network finds an object in these images; give data= "
+                "(--data) with objects that it finds"
+            )
         _put(Path(folder), place, overwrite)
     return Exported(
         path=place,
@@ -207,6 +213,7 @@ def _place(output: Path, form: Format, network: nn.Module, options: ExportOption
         origin = origin_of(network)
         name = (origin.name if origin else type(network).__name__).replace("/", "_").replace(":", "_")
         place = output / f"{name}_{options.precision}{form.suffix}"
+    make_folder(place.parent, later=True)
     if place.exists() and not overwrite:
         raise _is_there(place)
     return place

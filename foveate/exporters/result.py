@@ -28,7 +28,7 @@ class Exported:
         checks: what was looked at, one by one.
         megabytes: of all that was written, 10^6 bytes.
         difference: the largest difference of two logits, relative to the largest logit, or of two scores of a detector;
-            None where it did not run.
+            None where it did not run, or where neither found an object.
         agreement: share of the images, of segmentation of their pixels, of which file and network predict the same
             class; of detection, of the objects that both find.
         top1: the file's share of right predictions; None without labels.
@@ -71,6 +71,11 @@ class Exported:
     @property
     def ran(self) -> bool:
         """Whether the file was run on this machine."""
+        return bool(self.checks) and not any(check.name == "run" for check in self.checks)
+
+    @property
+    def compared(self) -> bool:
+        """Whether it was run and something was compared: a detector and its file may find nothing in any image."""
         return self.difference is not None
 
     def open(self) -> ExportedClassifier:

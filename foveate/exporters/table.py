@@ -36,7 +36,8 @@ class ExportRow:
     Args:
         format: asked for.
         precision: asked for.
-        status: "ok", "converted, not run", or "failed".
+        status: "ok"; "run, nothing to compare", where neither a detector nor its file found an object; "converted, not
+            run"; or "failed".
         reason: why it failed, in one line; else empty.
         exported: the file; None where it failed and was not kept.
     """
@@ -136,7 +137,13 @@ def export_all(
                 rows.append(ExportRow(name, precision, "failed", str(error)))
                 continue
             wrong = failed(made.checks)
-            status = "failed" if wrong else "ok" if made.ran or not made.checks else "converted, not run"
+            status = "failed" if wrong else _status(made)
             reason = "; ".join(f"{check.name}: {check.value}" for check in wrong)
             rows.append(ExportRow(name, precision, status, reason, made))
     return ExportTable(tuple(rows))
+
+
+def _status(made: Exported) -> str:
+    if made.compared or not made.checks:
+        return "ok"
+    return "run, nothing to compare" if made.ran else "converted, not run"

@@ -13,6 +13,7 @@ import foveate as fv
 from foveate.accounting.profiling.module_times import time_fractions
 from foveate.accounting.profiling.rss import forget_peak, highest, now
 from foveate.errors import FoveateError
+from foveate.images import Preprocess
 from foveate.surgery.model_copy import copied
 
 CALLS = []
@@ -269,3 +270,32 @@ def test_a_compiled_network_is_measured_as_the_backend_says():
     quick(compiled, reference=nn.DataParallel(Named("B")))
     assert "".join(name for name, *_ in CALLS) == "AB" * 4
     assert compiled._orig_mod.training
+
+
+class File:
+    """An exported file, as ``latency`` sees it."""
+
+    preprocess = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)
+    batch = None
+
+    def reopened(self, threads):
+        return self
+
+    def ready(self, images):
+        return lambda: images
+
+
+@pytest.mark.parametrize(
+    "option,value",
+    [
+        ("input_size", 64),
+        ("dtype", "bfloat16"),
+        ("memory_format", ["channels_last"]),
+        ("backend", ("eager", "compile")),
+    ],
+)
+def test_what_a_file_does_not_leave_open_is_refused(option, value):
+    for model, reference in ((File(), None), (Named("a"), File())):
+        with pytest.raises(FoveateError, match=f"{option}=.*an exported file.*leave it out"):
+            fv.latency(model, reference=reference, rounds=1, **{option: value})
+    assert fv.latency(File(), memory_format=["contiguous"], backend=["eager"], rounds=3).timings

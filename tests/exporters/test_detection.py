@@ -194,3 +194,18 @@ def test_what_a_detectors_file_cannot_be_is_refused_in_one_line(model, folder, t
     with pytest.raises(FoveateError, match="its file would lose the masks"):
         fv.export(masks, "onnx", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_neither_finds_an_object_nothing_is_called_equal(tmp_path):
+    network = detector("ssdlite(width=0.1)")
+    network.decoder.ssd.score_thresh = 2.0  # no score is as high
+    with torch.no_grad():
+        assert not len(network(torch.randn(1, 3, 64, 64))[0]["scores"])
+    table = fv.export_all(network, ["onnx"], tmp_path, options={"images": 2, "time": False})
+    (row,) = table.rows
+    assert row.status == "run, nothing to compare"
+    assert row.exported.difference is row.exported.agreement is None
+    assert row.exported.ran
+    assert not row.exported.compared
+    assert any(note.startswith("NOTHING WAS COMPARED") for note in row.exported.notes)
+    assert not table.failed

@@ -1,6 +1,7 @@
 """Every mechanism, pool and head of the registry as ONNX and .pt2; a file that differs from the network is not kept."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from foveate.errors import FoveateError
 from foveate.exporters import export as export_module
 from foveate.exporters.format import format_names
 from foveate.exporters.formats.onnx import Onnx
+from foveate.exporters.verify import _compare_output
 from foveate.images import Preprocess
 from foveate.registry import names
 
@@ -360,3 +362,18 @@ def test_a_missing_package_is_one_line(name, model, tmp_path, monkeypatch):
     if form.requires:
         with pytest.raises(FoveateError, match=f"{name} needs .*: pip install"):
             fv.export(model, name, tmp_path, size=SIZE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_map_is_compared_by_its_own_largest_value(precision):
+    """The values of a softmax over a whole map are small; zeros in their place are not within a limit."""
+    program = SimpleNamespace(options=SimpleNamespace(precision=precision))
+    expected = torch.randn(2, 1, 14, 14).flatten(2).softmax(-1).reshape(2, 1, 14, 14)
+    same = torch.ones(2, dtype=torch.bool)
+    for given, passed in ((expected, True), (expected * 1.00001, True), (expected * 1.1, False), (0 * expected, False)):
+        (check,) = _compare_output(program, "attention_0", given.numpy(), expected, same)
+        assert check.passed is passed, given
+    nothing = torch.zeros(2, 1, 3, 3)
+    assert _compare_output(program, "cam", nothing.numpy(), nothing, same)[0].passed
+    few = torch.full((2, 4), 1e-6)  # of probabilities the limit is absolute
+    assert _compare_output(program, "top_probabilities", 2 * few.numpy(), few, same)[0].passed

@@ -92,7 +92,7 @@ class _Agreement:
 
     @property
     def share(self) -> float:
-        """Of the objects, those that both find; where there are too many ties, these are missing, too."""
+        """Of the objects, those that both find, 1 of none; where there are too many ties, these are missing, too."""
         if self.ties > MOST_TIES * self.objects:
             return 1 - (self.alone + self.ties) / self.objects
         return 1 - self.alone / self.objects if self.objects else 1.0
@@ -158,6 +158,8 @@ def verify_objects(program: Program, form: Format, path: Path, samples: Samples)
             checks += _other_size(session, program, network, samples)
     except FoveateError as error:
         return Verification((*checks, Check("run", False, str(error))))
+    if not total.objects:
+        return Verification(tuple(checks), objects=(found, expected))
     return Verification(tuple(checks), total.score, total.share, objects=(found, expected))
 
 
