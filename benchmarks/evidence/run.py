@@ -19,8 +19,8 @@ from pathlib import Path
 import forms
 
 import foveate as fv
-from foveate.studies.comparison.compare import Maker
 from foveate.studies.comparison.config import labelled_plans
+from foveate.studies.comparison.networks.maker import Maker
 from foveate.studies.comparison.protocol.protocol_file import Protocol, read_protocol
 from foveate.studies.comparison.scheduler import Grid, Job
 from foveate.studies.search.halving import rungs_of

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from foveate.data.split import ImageData
 from foveate.errors import FoveateError
-from foveate.families.family import Family
-from foveate.model_info import pretrained_config, update_pretrained_config
-from foveate.networks import create_model
+from foveate.io import make_folder
 from foveate.spec import Plan
 from foveate.studies.comparison.config import BASELINE, MOST_PLANS, RUNS, Plans, Setup, labelled_plans
 from foveate.studies.comparison.lr_search import Tuning, check_learning_rates, choose, tuning_data
 from foveate.studies.comparison.margin import check_margin
+from foveate.studies.comparison.networks.maker import Maker, Model
 from foveate.studies.comparison.protocol import run_table
 from foveate.studies.comparison.reading import collect
 from foveate.studies.comparison.results import Comparison, Row
-from foveate.studies.comparison.run import Networks, Run, RunResult, digest_of
+from foveate.studies.comparison.run import Networks, RunResult
 from foveate.studies.comparison.scheduler import Grid, Job
 from foveate.studies.executors.joining import Executor, joined
-from foveate.surgery.families import resolve_family
-from foveate.surgery.insert import insert
-from foveate.training.classifier import has_classes, has_layers_for_classes, replace_classifier
 from foveate.training.input.feature_cache import FeatureCache
-from foveate.training.input.sampler import mix
-from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
-from foveate.training.speed.automatic import AUTO
 from foveate.training.tasks.choose import AnyData, OpenedData, open_for_task
 from foveate.training.tasks.classification import Classification
 
-__all__ = ["BASELINE", "Comparison", "Maker", "Row", "compare"]
-
-Model = str | nn.Module | Callable[[int], nn.Module]
+__all__ = ["BASELINE", "Comparison", "Row", "compare"]
 
 
 def compare(
@@ -101,6 +88,7 @@ def compare(
             first training step.
         Diverged: a run's loss became NaN or infinite.
     """
+    folder = make_folder(output, later=True) if output is not None else None
     if executor is not None:
         request = {
             "model": model,
@@ -122,7 +110,6 @@ def compare(
     margin = check_margin(margin)
     chosen, rates = _seeds(seeds), check_learning_rates(learning_rates)
     opened, task = open_for_task(data)
-    folder = Path(output) if output is not None else None
     if runs is not None and folder is None:
         raise FoveateError(f"runs={os.fspath(runs)!r} is a table of finished runs: give output=, a folder for all runs")
     if runs is not None and task.name != Classification.name:
@@ -144,11 +131,9 @@ def compare(
     described = (maker.name, opened.name, opened.note, opened.licence, *size)
     setup = Setup(*described, chosen, recipe, names, tuning, margin, families, task.name, opened.classes)
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        setup.write(folder)
+        setup.write(make_folder(folder))
     of_seeds = [found[k] for k in range(len(chosen)) for found in jobs.values()]
     results = _complete(grid, of_seeds, opened, runs, keep=[found[0] for found in jobs.values()])
-    _require_whole(jobs, results)
     of_label = {label: (found[0], results[names[label][0]]) for label, found in jobs.items()}
     absent = [label for label, (job, result) in of_label.items() if not grid.has_model(job, result)]
     models = Networks({label: partial(grid.model, *of_job) for label, of_job in of_label.items()}, absent)
@@ -156,91 +141,6 @@ def compare(
     if folder:
         comparison.write_csv(folder)
     return comparison
-
-
-class Maker:
-    """Makes networks with plans: the same ones for the same seed.
-
-    Args:
-        model: as in ``compare``.
-        pretrained: as in ``compare``.
-        start: as in ``insert``.
-        create: makes a network by name; without it ``create_model`` does.
-        classes: of images with one class each. A plan that puts layers for each class into a network of other classes
-            gets the network with a classifier for these.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        pretrained: bool,
-        start: str | None,
-        create: Callable[[str], nn.Module] | None = None,
-        classes: tuple[str, ...] = (),
-    ) -> None:
-        self.model, self.pretrained, self.start, self.classes = model, pretrained, start, classes
-        self._create = create or partial(create_model, pretrained=pretrained)
-        self._digests: dict[int, str] = {}
-
-    @property
-    def name(self) -> str:
-        """What the network is called."""
-        if isinstance(self.model, str):
-            return f"{self.model}, {'ImageNet' if self.pretrained else 'random'} weights"
-        network = self.model if isinstance(self.model, nn.Module) else self._plain(0)
-        return str(pretrained_config(network).get("architecture") or type(network).__name__)
-
-    def job(self, label: str, plan: Plan | None, recipe: Recipe, data: OpenedData) -> Job:
-        """A run of the grid.
-
-        Raises:
-            FoveateError: the recipe leaves to each run in which precision it trains.
-        """
-        if recipe.amp == AUTO:
-            raise FoveateError(
-                "amp='auto' could train plans in different precision, and a comparison would compare that, too: take "
-                "amp='no' or amp='bf16'"
-            )
-        words, start = (str(plan), self.start) if plan else (BASELINE, None)
-        run = Run(self._identity(recipe.seed), words, start, recipe, data.fingerprint)
-        build, plain = (partial(self.build, each, recipe, recipe.seed) for each in (plan, None))
-        return Job(run, label, data, build, plain)
-
-    def build(self, plan: Plan | None, recipe: Recipe, seed: int) -> nn.Module:
-        """The network with a plan."""
-        network = self._plain(seed)
-        if plan is None:
-            return network
-        if self.classes and recipe.classifier != "keep" and has_layers_for_classes(plan):
-            self._fit_classes(network, seed)
-        return insert(network, plan, start=self.start, seed=seed, input_size=recipe.image_size)
-
-    def _fit_classes(self, network: nn.Module, seed: int) -> None:
-        """Give a network a classifier for the data's classes, if its own is for others."""
-        if has_classes(network, self.classes):
-            return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(seed, "classifier"))
-            replace_classifier(network, len(self.classes))
-        update_pretrained_config(network, {"num_classes": len(self.classes), "label_names": self.classes})
-
-    def resolve(self, recipe: Recipe, seed: int, family: Family) -> Family:
-        """A family with the network's names of sites."""
-        return resolve_family(self._plain(seed), family, recipe.image_size)
-
-    def _identity(self, seed: int) -> str:
-        if isinstance(self.model, str):
-            return f"{self.model} pretrained={self.pretrained}"
-        if seed not in self._digests:
-            self._digests[seed] = digest_of(self._plain(seed))
-        return self._digests[seed]
-
-    def _plain(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if isinstance(self.model, str):
-                return self._create(self.model)
-            return copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model(seed)
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -286,10 +186,3 @@ def _complete(
     results = grid.complete(jobs, keep)
     run_table.keep(runs, (run_table.row_of(job.run, results[job.run.name], len(data.classes)) for job in jobs))
     return results
-
-
-def _require_whole(jobs: Mapping[str, Sequence[Job]], results: Mapping[str, RunResult]) -> None:
-    for label, found in jobs.items():
-        for job in found:
-            if diverged := results[job.run.name].diverged:
-                raise Diverged(f"{label}, seed {job.run.recipe.seed}: {diverged}")

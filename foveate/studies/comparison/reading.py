@@ -17,6 +17,7 @@ from foveate.studies.comparison.factors.analysis import FactorAnalysis, analyse_
 from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.results import Comparison, Row
 from foveate.studies.comparison.run import RunResult, read_result
+from foveate.training.metrics import Diverged
 
 __all__ = ["collect", "read_comparison"]
 
@@ -24,7 +25,15 @@ __all__ = ["collect", "read_comparison"]
 def collect(
     setup: Setup, results: Mapping[str, RunResult], folder: Path | None, models: Mapping[str, nn.Module]
 ) -> Comparison:
-    """Put the results of runs, by name, together."""
+    """Put the results of runs, by name, together.
+
+    Raises:
+        Diverged: a run's loss became NaN or infinite.
+    """
+    for label, of_seeds in setup.runs.items():
+        for seed, name in zip(setup.seeds, of_seeds, strict=True):
+            if diverged := results[name].diverged:
+                raise Diverged(f"{label}, seed {seed}: {diverged}")
     of_label = {label: [results[name] for name in names] for label, names in setup.runs.items()}
     measure, labels = setup.measure, results[setup.runs[BASELINE][0]].labels
     predictions = {label: torch.stack([r.predictions for r in found]) for label, found in of_label.items()}
@@ -69,6 +78,7 @@ def read_comparison(folder: str | Path, margin: float | None = None) -> Comparis
 
     Raises:
         FoveateError: the folder holds none, or some runs are not finished.
+        Diverged: a run's loss became NaN or infinite.
     """
     folder = Path(folder)
     setup = Setup.read(folder)

@@ -266,6 +266,8 @@ class Comparison:
         tables = {"comparison.csv": self.plan_rows(), "runs.csv": self.run_rows(), "timing.csv": self.timing}
         if self.factors:
             tables["factors.csv"] = self.factor_rows()
+        else:
+            (folder / "factors.csv").unlink(missing_ok=True)  # of another comparison in the same folder
         return tuple(write_csv(folder / name, table, digits=6) for name, table in tables.items())
 
     def factor_rows(self) -> list[JsonObject]:

@@ -50,6 +50,7 @@ class Run:
         start: as in ``insert``.
         recipe: with the run's seed.
         data: the data set's fingerprint.
+        code: a digest of the user's own code in network and plan; None where all is foveate's, timm's and torch's.
     """
 
     network: str
@@ -57,6 +58,7 @@ class Run:
     start: str | None
     recipe: Recipe
     data: str
+    code: str | None = None
 
     @property
     def identity(self) -> JsonObject:
@@ -65,7 +67,8 @@ class Run:
         for name, before in _BEFORE.items():
             if recipe[name] == before:
                 del recipe[name]  # as runs were described before there was a choice
-        return {"network": self.network, "plan": self.plan, "start": self.start, "recipe": recipe, "data": self.data}
+        found = {"network": self.network, "plan": self.plan, "start": self.start, "recipe": recipe, "data": self.data}
+        return found if self.code is None else found | {"code": self.code}
 
     @property
     def name(self) -> str:

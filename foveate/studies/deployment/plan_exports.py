@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from foveate.exporters.options import PRECISIONS
 from foveate.exporters.result import Exported
 from foveate.exporters.sample_images import SampleSource
 from foveate.html import html_table
-from foveate.io import Row, write_csv
+from foveate.io import Row, make_folder, write_csv
 from foveate.studies.comparison.config import BASELINE
 from foveate.studies.comparison.measure import TOP1
 from foveate.studies.comparison.results import Comparison
@@ -43,11 +44,11 @@ class PlanExports:
     """A row for each plan and target.
 
     Args:
-        rows: "plan", "format", "precision", "status" ("ok", "converted, not run" or "failed"), "reason"; "megabytes",
-            "top1" and "network_top1" (percent, of the images that were looked at), "agreement" (0 to 1),
-            "milliseconds" of one image in the file's runtime, "ratio" with "ratio_low" and "ratio_high" (95%): its time
-            relative to that of the file without attention, in turns; "lowest_correlation" of what the attention adds.
-            What was not measured is None.
+        rows: "plan", "run" (the name of the run whose network it is), "format", "precision", "status" ("ok",
+            "converted, not run" or "failed"), "reason"; "megabytes", "top1" and "network_top1" (percent, of the
+            images that were looked at), "agreement" (0 to 1), "milliseconds" of one image in the file's
+            runtime, "ratio" with "ratio_low" and "ratio_high" (95%): its time relative to that of the file without
+            attention, in turns; "lowest_correlation" of what the attention adds. What was not measured is None.
     """
 
     rows: tuple[Row, ...]
@@ -119,6 +120,7 @@ def export_plans(
     place = Path(folder) if folder is not None else comparison.folder
     if place is None or not asked or not len(comparison.models):
         raise FoveateError("export_plans needs the networks of a comparison, a folder for the files, and a target")
+    make_folder(place, later=True)
     rows: list[Row] = []
     source = SampleSource(data)
     for name, precision in asked:
@@ -126,8 +128,10 @@ def export_plans(
         for number, label in enumerate([BASELINE, *(row.label for row in comparison.rows if row.label != BASELINE)]):
             path = place / "exports" / f"{number}_{precision}{find_format(name).suffix}"
             row: dict[str, Any] = dict.fromkeys(_NUMBERS)
-            row |= {"plan": label, "format": name, "precision": precision, "status": "ok", "reason": ""}
+            row |= {"plan": label, "run": comparison.setup.runs[label][0]}
+            row |= {"format": name, "precision": precision, "status": "ok", "reason": ""}
             try:
+                _remove(path)  # of another plan, where this one fails
                 made = export(
                     comparison.models[label],
                     *(name, path),
@@ -144,7 +148,7 @@ def export_plans(
             except FoveateError as error:
                 row |= {"status": "failed", "reason": str(error)}
             rows.append(row)
-    heads = ("plan", "format", "precision", "status", "reason")
+    heads = ("plan", "run", "format", "precision", "status", "reason")
     write_csv(place / FILE, rows, (*heads, *_NUMBERS))
     return PlanExports(tuple(rows))
 
@@ -177,18 +181,41 @@ def target_of(text: str) -> tuple[str, str]:
     return name, precision
 
 
-def read_plan_exports(folder: Path) -> PlanExports | None:
-    """What ``export_plans`` wrote into a folder; None where it wrote nothing."""
+def _remove(path: Path) -> None:
+    """Remove what an earlier export wrote.
+
+    Raises:
+        FoveateError: it cannot be removed.
+    """
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FoveateError(f"cannot remove {path}, of an earlier export: {error.strerror or error}") from error
+
+
+def read_plan_exports(folder: Path, comparison: Comparison) -> PlanExports | None:
+    """What ``export_plans`` wrote of a comparison into a folder; None where it wrote nothing.
+
+    Rows of networks that are not the comparison's, which another one left in the same folder, are left out.
+    """
     try:
         with (folder / FILE).open(encoding="utf-8", newline="") as file:
             found = list(csv.DictReader(file))
     except OSError:
         return None
     rows: list[Row] = []
+    runs = comparison.setup.runs
+    labels = {names[0]: label for label, names in runs.items()}
     for row in found:
+        if row.get("run") not in labels:
+            continue
+        label = row["plan"] if row["plan"] in runs else labels[row["run"]]
         numbers = {key: float(row[key]) if row.get(key) else None for key in _NUMBERS}
-        rows.append({**row, **numbers})
-    return PlanExports(tuple(rows))
+        rows.append({**row, "plan": label, **numbers})
+    return PlanExports(tuple(rows)) if rows else None
 
 
 def ratio_text(row: Row) -> str:

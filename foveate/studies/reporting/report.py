@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from foveate.errors import FoveateError
-from foveate.io import Row
+from foveate.io import Row, make_folder
 from foveate.studies.comparison.config import RUNS
 from foveate.studies.comparison.results import Comparison
 from foveate.studies.comparison.run import read_result
@@ -35,7 +35,7 @@ def report(
 ) -> Path:
     """Write ``report.html``, one self-contained page, and ``overlays/`` with its pictures.
 
-    What ``export_plans`` wrote into the folder is shown, too.
+    What ``export_plans`` wrote of these plans into the folder is shown, too.
 
     Args:
         comparison: from ``compare``.
@@ -60,11 +60,10 @@ def report(
     place = Path(folder) if folder is not None else comparison.folder
     if place is None:
         raise FoveateError("report: the comparison has no folder; give report(..., folder=...)")
-    overlays = place / "overlays"
-    overlays.mkdir(parents=True, exist_ok=True)
+    overlays = make_folder(place / "overlays")
     shown = list(comparison.setup.runs)[:_PLANS]
     parts = parts_of(comparison, data, shown, images, audited, overlays)
-    exported = read_plan_exports(place)
+    exported = read_plan_exports(place, comparison)
     return write_report(
         place,
         title=f"{data.name}: attention against none",

@@ -52,7 +52,8 @@ def propose(
         seed: of the sampler.
 
     Returns:
-        Those that were told, in the order in which they were asked for.
+        The first of those that were told, in that order: the same for all processes that share
+        a study, though more are told afterwards.
 
     Raises:
         FoveateError: Optuna is not installed, or the storage cannot be opened.
@@ -126,9 +127,10 @@ def _study(optuna: Any, name: str, storage: str, seed: int) -> OptunaStudy:
 
 
 def _told(optuna: Any, study: OptunaStudy, candidates: Candidates) -> dict[str, tuple[Candidate, float]]:
-    """The plans that were trained, by text, with their values."""
+    """The plans that were trained, by text, with their values; in the order in which they were told."""
     found: dict[str, tuple[Candidate, float]] = {}
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+    trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    for trial in sorted(trials, key=lambda trial: (trial.datetime_complete, trial.number)):
         text = trial.user_attrs.get(_PLAN)
         if text is not None and text not in found:
             candidate = candidates.allowed(Plan.parse(text))

@@ -32,7 +32,7 @@ class Trial:
         plan: the plan.
         cost: parameters and MACs of the network with it.
         top1: after so many epochs, accuracy in percent on the images held out of the training images.
-        diverged: why its training broke off, or None.
+        diverged: why its training broke off, or None; what it had reached before is in ``top1``, and is no score.
         latency: of one image, as a multiple of the time without the plan; None where it was not measured.
     """
 
@@ -49,13 +49,13 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """The accuracy after the longest training; None where it diverged at once."""
-        return self.top1[self.epochs] if self.top1 else None
+        """The accuracy after the longest training; None where it diverged, then or later."""
+        return None if self.diverged or not self.top1 else self.top1[self.epochs]
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """A key that puts the best trial first: trained longest, then most accurate, then cheapest."""
-        return -self.epochs, -(self.score or 0.0), self.cost.macs, self.cost.params
+        """A key that puts the best trial first: trained longest, most accurate, cheapest; those that diverged last."""
+        return self.score is None, -self.epochs, -(self.score or 0.0), self.cost.macs, self.cost.params
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +121,9 @@ class Search:
     @property
     def front(self) -> tuple[Trial, ...]:
         """Of the trials that were trained longest, those that none beats in accuracy, MACs and parameters at once."""
-        longest = max((trial.epochs for trial in self.trials), default=0)
-        last = [trial for trial in self.trials if trial.epochs == longest and trial.score is not None]
+        whole = [trial for trial in self.trials if trial.score is not None]
+        longest = max((trial.epochs for trial in whole), default=0)
+        last = [trial for trial in whole if trial.epochs == longest]
         return tuple(trial for trial in last if not any(_beats(other, trial) for other in last))
 
     def as_dicts(self) -> list[JsonObject]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 
@@ -21,10 +20,12 @@ from foveate.data.detection import DetectionData, find_detection
 from foveate.data.segmentation import SegmentationData, find_segmentation
 from foveate.errors import FoveateError, near
 from foveate.families.family import Family
+from foveate.io import make_folder
 from foveate.preserve import preserve_state
 from foveate.spec import Plan
-from foveate.studies.comparison.compare import Maker, compare
+from foveate.studies.comparison.compare import compare
 from foveate.studies.comparison.lr_search import tuning_data
+from foveate.studies.comparison.networks.maker import Maker
 from foveate.studies.comparison.scheduler import Grid, Job
 from foveate.studies.executors.joining import Executor, joined
 from foveate.studies.search.candidates import Candidate, Candidates
@@ -101,6 +102,7 @@ def search(
     Raises:
         FoveateError: what ``compare`` raises; no plan fits the network or keeps the budget; or Optuna is missing.
     """
+    folder = make_folder(output, later=True) if output is not None else None
     if executor is not None:
         request = {
             "model": model,
@@ -138,9 +140,7 @@ def search(
     candidates = Candidates(named, table, limits)
     part = tuning_data(data, recipe.seed)
     with ExitStack() as stack:
-        folder = Path(output) if output is not None else None
-        kept = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foveate-search-")))
-        kept.mkdir(parents=True, exist_ok=True)
+        kept = make_folder(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="foveate-search-")))
         shared = cache or FeatureCache()
         grid = Grid(kept / "trials", progress=progress, cache=shared)
         halving = Halving(grid, partial(_job, maker, recipe, part), rungs_of(recipe.epochs))
@@ -148,15 +148,32 @@ def search(
         if few or sampler == "random":
             chosen = candidates.draw(trials, recipe.seed)
         else:
-            name = _study_name(maker, recipe, part, named, limits)
+            heads = [head for each in named.placements for head in each.heads if head is not None]
+            name = _study_name(maker, recipe, part, maker.code(heads, recipe.seed), named, limits)
             url = default_storage(folder) if storage is None else storage
             chosen = propose(candidates, halving.evaluate, trials, name=name, storage=url, seed=recipe.seed)
         halving.halve(chosen, finalists)
         tried = sorted(halving.trials(), key=lambda trial: trial.rank)
+        known = candidates.listed is not None
+        found = Search(
+            str(named),
+            limits,
+            table.baseline,
+            tuple(tried),
+            (),
+            None,
+            (named.size, candidates.unfit if known else None, candidates.over if known else None),
+            time.perf_counter() - began,
+            halving.seconds,
+            folder,
+        )
+        _keep(found)  # what was tried is there, whatever becomes of the rest
         build, size = partial(maker.build, recipe=recipe, seed=recipe.seed), recipe.image_size
         measured, best = _survivors(tried, finalists, limits, build, size)
-        comparison = None
+        trials_timed = tuple(measured.get(str(trial.plan), trial) for trial in tried)
+        found = replace(found, trials=trials_timed, finalists=tuple(trial.plan for trial in best))
         if seeds and best:
+            _keep(found)
             comparison = compare(
                 model,
                 [trial.plan for trial in best],
@@ -169,22 +186,17 @@ def search(
                 progress=progress,
                 cache=shared,
             )
-    known = candidates.listed is not None
-    found = Search(
-        str(named),
-        limits,
-        table.baseline,
-        tuple(measured.get(str(trial.plan), trial) for trial in tried),
-        tuple(trial.plan for trial in best),
-        comparison,
-        (named.size, candidates.unfit if known else None, candidates.over if known else None),
-        time.perf_counter() - began,
-        halving.seconds + (sum(sum(row.seconds) for row in comparison.rows) if comparison else 0.0),
-        folder,
-    )
-    if folder is not None:
-        found.to_csv(folder / "search.csv")
+            trained = found.training_seconds + sum(sum(row.seconds) for row in comparison.rows)
+            found = replace(found, comparison=comparison, training_seconds=trained)
+    found = replace(found, seconds=time.perf_counter() - began)
+    _keep(found)
     return found
+
+
+def _keep(found: Search) -> None:
+    """Write the table of trials into the search's folder."""
+    if found.folder is not None:
+        found.to_csv(found.folder / "search.csv")
 
 
 def _check(recipe: Recipe, trials: int, finalists: int, seeds: int, sampler: str) -> None:
@@ -202,9 +214,9 @@ def _job(maker: Maker, recipe: Recipe, part: ImageData, candidate: Candidate, un
     return replace(job, until_epoch=until, cost=candidate.cost)
 
 
-def _study_name(maker: Maker, recipe: Recipe, part: ImageData, *others: object) -> str:
-    """Another network, recipe, data, family or budget are another study in the same storage."""
-    run = maker.job("", None, recipe, part).run.identity
+def _study_name(maker: Maker, recipe: Recipe, part: ImageData, code: str | None, *others: object) -> str:
+    """Another network, recipe, data, code, family or budget are another study in the same storage."""
+    run = replace(maker.job("", None, recipe, part).run, code=code).identity
     digest = hashlib.sha256(repr((run, maker.start, *map(str, others))).encode()).hexdigest()
     return f"foveate-{digest[:16]}"
 
@@ -212,12 +224,14 @@ def _study_name(maker: Maker, recipe: Recipe, part: ImageData, *others: object) 
 def _survivors(
     tried: Sequence[Trial], count: int, budget: Budget, build: Callable[[Plan], nn.Module], size: int | None
 ) -> tuple[dict[str, Trial], list[Trial]]:
-    """The best that keep the budget of latency, and all that were timed, by plan."""
+    """The best that did not diverge and keep the budget of latency, and all that were timed, by plan."""
     measured: dict[str, Trial] = {}
     best: list[Trial] = []
     for trial in tried:
-        if len(best) == count or trial.score is None:
+        if len(best) == count:
             break
+        if trial.score is None:  # it diverged
+            continue
         if budget.latency is not None:
             timing = latency(build(trial.plan), size, rounds=_LATENCY_ROUNDS, memory=False).timings[0]
             trial = replace(trial, latency=timing.ratio.median if timing.ratio else None)

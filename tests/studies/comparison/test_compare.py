@@ -11,8 +11,10 @@ import timm
 import torch
 
 import foveate as fv
+from foveate.cli import main
 from foveate.errors import FoveateError
 from foveate.studies.comparison import scheduler as grid
+from foveate.training.metrics import Diverged
 
 RECIPE = fv.Recipe(epochs=1, batch_size=8, image_size=32, learning_rate=1e-3)
 PLANS = ["se after layer2.0", "ulsam(groups=4) replacing layer1.0"]
@@ -218,3 +220,20 @@ def test_heads_and_pools_for_each_class_are_for_the_classes_of_the_data(folder, 
     kept = recipe.with_(classifier="keep")
     with pytest.raises(FoveateError, match="classifier='keep'"):
         fv.compare(model, plans[:1], fv.open_data(folder), kept, seeds=1, progress=False)
+
+
+def test_a_run_that_diverged_is_named_when_the_folder_is_read(folder, tmp_path, capsys):
+    data, output = fv.open_data(folder), tmp_path / "grid"
+    found = fv.compare(network(), PLANS[0], data, RECIPE, seeds=2, output=output, progress=False)
+    place = output / "runs" / found.setup.runs[PLANS[0]][1] / "result.json"
+    content = json.loads(place.read_text()) | {"scores": {}, "diverged": "the loss is NaN"}
+    place.write_text(json.dumps(content))
+    message = "se after layer2.0, seed 1: the loss is NaN"
+    with pytest.raises(Diverged, match=message):
+        fv.read_comparison(output)
+    with pytest.raises(Diverged, match=message):
+        fv.compare(network(), PLANS[0], data, RECIPE, seeds=2, output=output, progress=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["results", str(output)])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == f"foveate: {message}\n"

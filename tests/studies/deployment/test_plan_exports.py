@@ -5,7 +5,8 @@ import pytest
 import foveate as fv
 from foveate.cli import main
 from foveate.errors import FoveateError
-from foveate.studies.deployment.plan_exports import read_plan_exports
+from foveate.io import write_csv
+from foveate.studies.deployment.plan_exports import FILE, read_plan_exports
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -43,7 +44,7 @@ def test_a_row_for_each_plan_and_target(compared):
         if row["precision"] == "fp32":
             assert row["top1"] == row["network_top1"]
             assert row["agreement"] == 1
-    again = read_plan_exports(found.folder)
+    again = read_plan_exports(found.folder, found)
     assert [row["ratio"] for row in again.rows] == [row["ratio"] for row in made.rows]
     assert made.table().row_count == 4
     page = fv.report(found, data, images=1, audited=0).read_text()
@@ -72,3 +73,25 @@ def test_refused_before_anything_is_trained(target, message, folder, tmp_path, c
         main(["compare", str(folder), "--plans", PLAN, "--export", target, "--output", str(tmp_path / "new")])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_what_another_comparison_left_in_the_folder_is_not_shown(compared, tmp_path, monkeypatch):
+    found, data = compared
+    rows = [{"plan": PLAN, "run": "of-another-seed0-0123", "format": "onnx", "precision": "fp32", "status": "ok"}]
+    write_csv(tmp_path / FILE, rows)
+    assert read_plan_exports(tmp_path, found) is None
+    assert "As files" not in fv.report(found, data, folder=tmp_path, images=1, audited=0).read_text()
+    write_csv(tmp_path / FILE, [{key: value for key, value in rows[0].items() if key != "run"}])  # of an older version
+    assert read_plan_exports(tmp_path, found) is None
+    old = tmp_path / "exports" / "1_fp32.onnx"
+    old.parent.mkdir()
+    old.write_text("of another plan")
+
+    def refuse(*_, **__):
+        raise FoveateError("it cannot be written")
+
+    monkeypatch.setattr("foveate.studies.deployment.plan_exports.export", refuse)
+    fv.export_plans(found, data, ["onnx"], folder=tmp_path)
+    assert not old.exists()
+    again = read_plan_exports(tmp_path, found)
+    assert [(row["plan"], row["run"]) for row in again.rows] == [(k, v[0]) for k, v in found.setup.runs.items()]

@@ -17,6 +17,8 @@ from foveate.studies.search.costs import Budget, CostTable
 from foveate.studies.search.halving import Halving, rungs_of
 from foveate.studies.search.proposals import propose
 from foveate.studies.search.results import Search, Trial
+from foveate.studies.search.search import _survivors
+from foveate.training.metrics import Diverged
 
 RECIPE = fv.Recipe(epochs=2, batch_size=16, image_size=32, learning_rate=1e-3)
 FAMILY = "ulsam(groups=1|4)|identity|se(reduction=1) after|replacing any of layer1.0"
@@ -284,3 +286,48 @@ def test_a_budget_of_latency_is_for_the_best_alone(folder, monkeypatch, tmp_path
     timed.clear()
     with pytest.raises(FoveateError, match="no plan keeps the budget of latency.*the fastest of 4 takes 1 times"):
         fv.search(network(), FAMILY, folder, recipe, {"latency": "-10%"}, output=tmp_path, **options)
+
+
+def test_a_plan_that_diverges_later_is_no_finalist_and_on_no_front():
+    runs = Runs(
+        lambda candidate, until: None if candidate.cost.macs == 8 and until > 1 else candidate.cost.macs + until
+    )
+    halving = Halving(runs, FakeJob, (1, 3))
+    halving.halve(numbered(9), least=1)
+    tried = sorted(halving.trials(), key=lambda t: t.rank)
+    assert tried[-1].cost.macs == 8
+    assert tried[-1].top1 == {1: 9}
+    assert tried[-1].score is None
+    _, best = _survivors(tried, 3, Budget(), None, None)
+    assert [t.cost.macs for t in best] == [7, 6, 5]
+    found = Search("f", Budget(), cost(1, 90), tuple(tried), (), None, (9, 0, 0), 1, 1)
+    assert all(t.diverged is None for t in found.front)
+    assert found.as_dicts()[-1]["held_out_top1"] is None
+    early = [trial("se", 80, 100, epochs=1), Trial(fv.Plan.parse("bam after a"), cost(1, 1), {1: 90.0, 3: 91.0}, "NaN")]
+    _, best = _survivors(sorted(early, key=lambda t: t.rank), 1, Budget(), None, None)
+    assert [str(t.plan) for t in best] == ["se after a"]
+
+
+def test_the_trials_are_written_before_anything_can_go_wrong_after_them(folder, tmp_path, monkeypatch):
+    def diverged(*_, **__):
+        raise Diverged("the loss is NaN")
+
+    monkeypatch.setattr("foveate.studies.search.search.compare", diverged)
+    options = {"trials": 2, "finalists": 1, "seeds": 1, "sampler": "random", "output": tmp_path, "progress": False}
+    with pytest.raises(Diverged):
+        fv.search(network(), FAMILY, folder, RECIPE.with_(epochs=1), **options)
+    rows = list(csv.DictReader((tmp_path / "search.csv").read_text().splitlines()))
+    assert [row["finalist"] for row in rows] == ["True", "False"]
+
+
+def test_processes_that_share_a_study_choose_the_same_plans(candidates, tmp_path):
+    """One process trains its first plan so long that the other has told enough before."""
+    options = {"name": "s", "storage": f"sqlite:///{tmp_path / 's.db'}", "seed": 0}
+    other = []
+
+    def slow(_):
+        other.append(propose(candidates, lambda _: 1.0, 3, **options))
+        return 2.0
+
+    assert propose(candidates, slow, 3, **options) == other[0]
+    assert propose(candidates, lambda _: pytest.fail("trained"), 3, **options) == other[0]
