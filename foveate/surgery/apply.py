@@ -22,7 +22,7 @@ from foveate.errors import FoveateError
 from foveate.spec import Spec
 from foveate.surgery.forward_pass import begin_pass, close_pass, find_maps, open_pass, record_map, tie_maps
 from foveate.surgery.hosting import guard, release
-from foveate.surgery.record import ATTRIBUTE, Placed, Record, Removed, part, record_of
+from foveate.surgery.record import ATTRIBUTE, Placed, Record, Removed, kinds_at, part, record_of
 from foveate.surgery.wrappers import (
     HOOKS,
     KEY,
@@ -191,7 +191,7 @@ def apply_steps(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, i
             paths[id(step)] = _put_after(model, step)
             if step.per_class is not None:
                 classifier: Any = model.get_submodule(step.per_class)
-                _exchange(model, step.per_class, PerClass.of(classifier))
+                PerClass.take_over(classifier)
             continue
         if step.verb == "as head":
             removed[step.site] = Removed(_put_head(model, step))
@@ -200,6 +200,8 @@ def apply_steps(model: nn.Module, steps: Sequence[Step], size: tuple[int, int, i
             removed[step.site] = Removed(_exchange(model, step.site, wrapper))
         paths[id(step)] = f"{step.site}.{KEY}"
     _tie_maps_to_features(model, steps)
+    for site, gone in removed.items():
+        gone.beside = kinds_at(model, site)
     placed = tuple(Placed(s.site, s.verb, paths[id(s)], s.spec, s.maps, s.per_class) for s in steps)
     record = Record(placed, removed, size)
     setattr(model, ATTRIBUTE, record)
@@ -218,17 +220,20 @@ def undo(model: nn.Module) -> nn.Module:
     record = record_of(model)
     if record is None:
         return model
+    kinds = {site: kinds_at(model, site) for site in record.removed if part(model, site) is not None}
     for placed in record.placed:
         classifier = part(model, placed.per_class) if placed.per_class else None
         if placed.per_class and isinstance(classifier, PerClass):
-            _exchange(model, placed.per_class, classifier.plain())
+            classifier.give_back()
         parent, leaf = _split(placed.path)
         owner = part(model, parent)
         if owner is None or not hasattr(owner, leaf):
             continue
         if isinstance(owner, Replacement | HeadWrapper):
-            block = _moved_like(record.removed[placed.site].module, owner)
-            _exchange(model, placed.site, block.train(owner.training))
+            block = record.removed[placed.site].moved(kinds[placed.site])
+            if block.training is not owner.training:  # else parts of it may have a mode of their own, as frozen norms
+                block.train(owner.training)
+            _exchange(model, placed.site, block)
         elif placed.verb in ("after", "as pool"):
             delattr(owner, leaf)
     for module in model.modules():
@@ -240,12 +245,6 @@ def undo(model: nn.Module) -> nn.Module:
     _drop(model._load_state_dict_pre_hooks, (_accept_weights_without_attention,))
     delattr(model, ATTRIBUTE)
     return model
-
-
-def _moved_like(block: nn.Module, model: nn.Module) -> nn.Module:
-    """The block where the mechanism now is, and in its dtype, for a model that was moved while the block was out."""
-    now, then = ({(p.device, p.dtype) for p in m.parameters() if p.is_floating_point()} for m in (model, block))
-    return block.to(*now.pop()) if len(now) == 1 and not now <= then else block
 
 
 def _drop(hooks: dict[int, Callable[..., object]], ours: tuple[object, ...]) -> None:

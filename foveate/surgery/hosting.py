@@ -15,10 +15,11 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from foveate.errors import FoveateError
 
-__all__ = ["compiled_for_itself", "guard", "release"]
+__all__ = ["compiled_for_itself", "exchange_class", "guard", "release"]
 
 ATTRIBUTE = "_foveate_hosts"
 _FOLDED_INTO = (nn.modules.conv._ConvNd, nn.Linear)
@@ -34,6 +35,8 @@ class _Host:
             super()._check_input_dim(x)  # type: ignore[misc]  # the layer's
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
+        if parametrize.is_parametrized(self):  # type: ignore[arg-type]  # a layer
+            return super().__reduce_ex__(protocol)  # where torch says that it keeps none of these
         return _empty, (_plain_class(type(self)),), vars(self)
 
     def __deepcopy__(self, memo: dict[int, object]) -> object:
@@ -43,11 +46,12 @@ class _Host:
         made = object.__new__(plain) if alone else _empty(plain)
         memo[id(self)] = made
         if alone:
-            state["_modules"] = {}
+            state["_modules"] = {name: own for name, own in state["_modules"].items() if name == "parametrizations"}
             state["_forward_hooks"] = type(state["_forward_hooks"])(
                 (key, hook) for key, hook in state["_forward_hooks"].items() if not _is_foveates(hook)
             )
         made.__setstate__(copy.deepcopy(state, memo))
+        exchange_class(made, type(made))
         return made
 
 
@@ -75,6 +79,20 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
     return object.__new__(_host_class(kind))
 
 
+def exchange_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Give a module another class, and again the one that torch puts above it where parameters are parametrized.
+
+    Args:
+        module: its class is the one to exchange, or torch's own above that one.
+        kind: the new class.
+    """
+    module.__class__ = kind
+    if parametrize.is_parametrized(module):
+        parametrize._inject_new_class(module)
+        for name in module.parametrizations:  # type: ignore[union-attr]  # is_parametrized says that it is a ModuleDict
+            parametrize._inject_property(module, name)
+
+
 def mark_host(module: nn.Module) -> None:
     """Give a layer that fusers look for a class of its own; others are left as they are.
 
@@ -90,8 +108,9 @@ def mark_host(module: nn.Module) -> None:
 
 def unmark_host(module: nn.Module) -> None:
     """Give a layer its own class back."""
-    if type(module).__module__ == __name__ and isinstance(module, _Host):
-        module.__class__ = _plain_class(type(module))
+    ours = type(module).__module__ == __name__ or parametrize.is_parametrized(module)
+    if ours and isinstance(module, _Host):
+        exchange_class(module, _plain_class(type(module)))
 
 
 def lost_hosts(model: nn.Module) -> list[str]:

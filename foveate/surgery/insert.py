@@ -130,13 +130,18 @@ def _check_bare(model: nn.Module) -> None:
         raise FoveateError(f"attention goes into a torch.nn.Module, not into a {type(model).__name__}")
     for name, carried in plans_within(model).items():
         where = f"part {name!r} of the model" if name else "the model"
-        raise FoveateError(f"{where} carries the plan {str(carried)!r} already: remove it, or write one plan")
+        how = f" with {_remove_from(name)}" if name else ", or write one plan"
+        raise FoveateError(f"{where} carries the plan {str(carried)!r} already: remove it{how}")
     compiled = [name for name, module in model.named_modules() if is_compiled(module)]
     if unwrapped(model) is not model or compiled:
         part_ = f" (here its part {compiled[0]!r})" if compiled and compiled[0] else ""
         raise FoveateError(
             f"a compiled or wrapped model{part_} would not run the attention: insert first, then compile or wrap"
         )
+
+
+def _remove_from(name: str) -> str:
+    return f"fv.remove(model.get_submodule({name!r}))"
 
 
 def _rehearse(model: nn.Module, steps: list[Step], size: tuple[int, int, int]) -> None:
@@ -213,16 +218,28 @@ def remove(model: nn.Module) -> nn.Module:
     """Take the plan out of a model, in place: modules, keys and weights are again those before ``insert``.
 
     Args:
-        model: one that carries a plan; a model without one stays as it is.
+        model: one that carries a plan; a model without one stays as it is. Where a part of it carries a plan, as the
+            body of a detector, that part's plan is taken out.
 
     Returns:
         The model itself. Weights that were trained since stay trained; a replaced block comes back with the weights
         that it had when it was replaced, or with those of a checkpoint of the plain network that was loaded since.
 
     Raises:
-        FoveateError: a replaced block is not at hand, as after ``load``; the model is not touched.
+        FoveateError: a replaced block is not at hand, as after ``load``, or several parts carry plans; the model is
+            not touched.
     """
     whole, model = model, unwrapped(model)
+    around = [whole, model]
+    if record_of(model) is None and (parts := plans_within(model)):
+        if len(parts) > 1:
+            raise FoveateError(
+                f"the plans belong to parts of {type(model).__name__}, {', '.join(map(repr, parts))}: take out each by "
+                f"itself, as with {_remove_from(next(iter(parts)))}"
+            )
+        names = next(iter(parts)).split(".")
+        around += [model.get_submodule(".".join(names[:depth])) for depth in range(1, len(names) + 1)]
+        model = around[-1]
     record = record_of(model)
     missing = [site for site, removed in record.removed.items() if not removed.original] if record else []
     if missing:
@@ -230,7 +247,7 @@ def remove(model: nn.Module) -> nn.Module:
             f"cannot put back {', '.join(map(repr, missing))}: a saved model does not hold the blocks that its plan "
             "replaced; build the network anew instead"
         )
-    if record is not None and (is_compiled(whole) or is_compiled(model)):
+    if record is not None and any(map(is_compiled, around)):
         raise FoveateError(
             "a compiled model would go on running the attention: remove it from the network and compile again"
         )

@@ -139,7 +139,9 @@ def copied(model: nn.Module, *, data: bool) -> nn.Module:
             module.__class__ = _Eager
         for hooks, key, _ in _foreign_hooks(module):
             del hooks[key]
-    return result.eval()
+    for root in _roots(result):
+        root.eval()
+    return result
 
 
 class CannotCopy(FoveateError):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import torch
 from torch import nn
 
 from foveate.model_info import unwrapped
 from foveate.spec import Placement, Plan, Spec
 
-__all__ = ["ATTRIBUTE", "Placed", "Record", "Removed", "part", "plans_within", "record_of", "unwrapped"]
+__all__ = ["ATTRIBUTE", "Placed", "Record", "Removed", "kinds_at", "part", "plans_within", "record_of", "unwrapped"]
 
 ATTRIBUTE = "_foveate"
+Kinds: TypeAlias = frozenset[tuple[torch.device, torch.dtype]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,18 @@ class Removed:
 
     module: nn.Module
     original: bool = True  # False when its weights were never those of the caller's model, as after ``load``
+    beside: Kinds = frozenset()  # ``kinds_at`` its place, when it had been replaced
+
+    def moved(self, now: Kinds) -> nn.Module:
+        """The block, moved to the device and the dtype to which the model was moved while the block was out.
+
+        Args:
+            now: ``kinds_at`` its place.
+        """
+        if len(now) != 1 or len(self.beside) != 1 or now == self.beside:
+            return self.module
+        ((device, dtype),), ((device_then, dtype_then),) = now, self.beside
+        return self.module.to(device if device != device_then else None, dtype if dtype != dtype_then else None)
 
 
 @dataclass
@@ -57,6 +72,15 @@ def part(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
+def kinds_at(model: nn.Module, site: str) -> Kinds:
+    """Device and dtype of the floating point parameters at a site; where there are none, of all of the model."""
+    for module in (model.get_submodule(site), model):
+        kinds = frozenset((p.device, p.dtype) for p in module.parameters() if p.is_floating_point())
+        if kinds:
+            break
+    return kinds
+
+
 def _plan_of_record(model: nn.Module) -> Plan | None:
     """The plan that a model carries, by module names, without what was removed since, as a head with its classifier.
 
@@ -80,5 +104,6 @@ def _plan_of_record(model: nn.Module) -> Plan | None:
 def plans_within(model: nn.Module) -> dict[str, Plan]:
     """The plans that a model and its parts carry, by the part's dotted name; the model's own is that of ``""``."""
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    plans = {name: _plan_of_record(module) for name, module in modules if record_of(module) is not None}
+    # Its own: what torch.compile puts around a module passes on the attributes of that module.
+    plans = {name: _plan_of_record(module) for name, module in modules if ATTRIBUTE in vars(module)}
     return {name: plan for name, plan in plans.items() if plan is not None}

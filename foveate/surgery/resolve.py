@@ -12,9 +12,9 @@ from foveate.registry import build, find
 from foveate.spec import Placement, Plan, Spec
 from foveate.surgery.apply import Step, hook_target
 from foveate.surgery.classifier import classifier_of, last_map, maps_for_head
-from foveate.surgery.sites import Site, resolve
+from foveate.surgery.sites import Site, checked_names, resolve
 from foveate.surgery.trace import ModuleTrace
-from foveate.surgery.wrappers import Gate, PoolGate
+from foveate.surgery.wrappers import CLASSIFIERS, Gate, PoolGate
 
 __all__ = ["STARTS", "ResolvedPlacement", "build_step", "check_shape", "resolve_plan"]
 
@@ -80,7 +80,7 @@ def _at_the_end(
         )
     maps = tuple(site for pattern in placement.sites for site in resolve(pattern, listed, traces))
     levels = int(getattr(find(spec.name, "heads"), "levels", 1))
-    return ResolvedPlacement(names[0], placement.verb, spec, maps or maps_for_head(listed, levels))
+    return ResolvedPlacement(names[0], placement.verb, spec, maps or checked_names(maps_for_head(listed, levels)))
 
 
 def _check_replaceable(site: str, entry: ModuleTrace, listed: list[Site]) -> None:
@@ -147,10 +147,17 @@ def _ends(model: nn.Module, at: ResolvedPlacement, spec: Spec, traces: dict[str,
     gives = (shape[0], int(classes), shape[1])
     (name, *others) = classifier_of(model)
     classifier = model.get_submodule(name)
+    asked = f"'{at.spec} as pool' gives features for each of {classes} classes, and {name!r} is"
     if others or not isinstance(classifier, nn.Linear) or classifier.out_features != classes:
+        found = classifier if isinstance(classifier, nn.Linear) else f"a {type(classifier).__name__}"
         raise FoveateError(
-            f"'{at.spec} as pool' gives features for each of {classes} classes, and {name!r} is not a Linear with as "
-            f"many outputs but {classifier}: set the number of classes first, as with reset_classifier"
+            f"{asked} not a Linear with as many outputs but {found}: set the number of classes first, as with "
+            "reset_classifier"
+        )
+    if type(classifier) not in CLASSIFIERS or "forward" in vars(classifier):
+        raise FoveateError(
+            f"{asked} a {type(classifier).__name__} with a forward pass of its own, which would not be run: take the "
+            "pool without classes, or a torch.nn.Linear for classifier"
         )
     return Step(at.site, at.verb, at.spec, pool, shape, gives, per_class=name, nhwc=last)
 

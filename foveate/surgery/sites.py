@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from foveate.errors import FoveateError, near
 from foveate.html import html_table
+from foveate.spec import Parser
 from foveate.surgery.trace import ModuleTrace, input_size_of, probe
 
-__all__ = ["Site", "Sites", "list_sites", "resolve", "sites"]
+__all__ = ["Site", "Sites", "checked_names", "list_sites", "resolve", "sites"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -230,8 +231,37 @@ def resolve(pattern: str, listed: list[Site], traces: dict[str, ModuleTrace]) ->
     """The modules that a site pattern of a plan means.
 
     Raises:
-        FoveateError: it means none, or a module that gives no single feature map; near names are shown.
+        FoveateError: it means none, a module that gives no single feature map (near names are shown), or one whose
+            name a plan cannot hold.
     """
+    return list(checked_names(_meant(pattern, listed, traces)))
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of modules, for a plan to hold.
+
+    Raises:
+        FoveateError: one cannot be written in a plan.
+    """
+    for name in names:
+        if not _is_read_as_itself(name):
+            raise FoveateError(
+                f"site {name!r} cannot be written in a plan, so that a saved model could not be read: take another "
+                "site, or give the module a name of ASCII letters, digits, '_' and '-'"
+            )
+    return tuple(names)
+
+
+def _is_read_as_itself(name: str) -> bool:
+    try:
+        parser = Parser(name)
+        return parser.site() == name and parser.at_end() and not set("*#:").intersection(name)
+    except FoveateError:
+        return False
+
+
+def _meant(pattern: str, listed: list[Site], traces: dict[str, ModuleTrace]) -> list[str]:
+    """The modules that a pattern means, whatever their names are."""
     names = [site.name for site in listed]
     if ":" in pattern:
         return _by_kind(pattern, listed)

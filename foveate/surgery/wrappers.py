@@ -6,12 +6,15 @@ The hooks are plain functions, so that a copy of a network calls its own copies 
 from __future__ import annotations
 
 import torch
+from timm.layers import Linear
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.surgery.forward_pass import PASS_HOOKS, maps_of_pass
+from foveate.surgery.hosting import exchange_class
 
 __all__ = [
+    "CLASSIFIERS",
     "HOOKS",
     "KEY",
     "Gate",
@@ -139,13 +142,15 @@ class HeadWrapper(nn.Module):
         return scores[(..., *(None,) * self.trailing)] if self.trailing else scores
 
 
+CLASSIFIERS = (nn.Linear, Linear)
+"""What ``PerClass`` can stand for: one of another class may compute something else with its weights."""
+
+
 class PerClass(nn.Linear):
     """A classifier with its own features for each class: (B*K, D) -> (B, K), score k from the features k alone.
 
     Its weights are those of a Linear(D, K).
     """
-
-    kind: type[nn.Linear] = nn.Linear  # of the plain classifier: timm has a Linear of its own
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (B, K)."""
@@ -154,17 +159,18 @@ class PerClass(nn.Linear):
         return scores if self.bias is None else scores + self.bias
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> PerClass:
-        """One that shares the weights of a plain classifier."""
-        made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        made.weight, made.bias, made.kind = linear.weight, linear.bias, type(linear)
-        return made.train(linear.training)
+    def take_over(cls, linear: nn.Linear) -> None:
+        """Make a plain classifier one of these, in place: its weights, hooks and attributes stay.
 
-    def plain(self) -> nn.Linear:
-        """A plain classifier that shares the weights."""
-        made = self.kind(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        made.weight, made.bias = self.weight, self.bias
-        return made.train(self.training)
+        Args:
+            linear: of exactly one of ``CLASSIFIERS``.
+        """
+        vars(linear)["_foveate_class"] = type(linear)
+        linear.__class__ = cls
+
+    def give_back(self) -> None:
+        """Make it a plain classifier again."""
+        exchange_class(self, vars(self).pop("_foveate_class"))
 
 
 def mechanism_of(module: nn.Module) -> nn.Module:
