@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import foveate as fv
 from foveate.cli.options import say
+from foveate.errors import FoveateError
 
 __all__ = ["serve"]
 
@@ -30,6 +33,10 @@ def serve(
         max_megabytes: the largest file that is taken.
         max_megapixels: the largest image that is decoded.
     """
+    limits = {"--max-megabytes": max_megabytes, "--max-megapixels": max_megapixels}
+    for option, value in limits.items():
+        if not (math.isfinite(value) and value > 0):
+            raise FoveateError(f"{option} {value}: give a number above 0")
     if host not in ("127.0.0.1", "::1", "localhost"):
         say(f"listening at {host}: whoever reaches this machine can use the page, there is no password")
     running = fv.serve(
@@ -42,5 +49,6 @@ def serve(
         max_pixels=round(max_megapixels * 1e6),
         block=False,
     )
-    say(f"http://{host}:{port} (Ctrl-C stops)")  # now that somebody answers there
+    shown = f"[{host}]" if ":" in host else host  # an address of IPv6
+    say(f"http://{shown}:{port} (Ctrl-C stops)")  # now that somebody answers there
     running.block_thread()

@@ -50,6 +50,11 @@ class Limits:
     pixels: int = 24_000_000
     side: int = 512
 
+    def __post_init__(self) -> None:
+        for name, most in (("bytes of a file", self.file_bytes), ("pixels of an image", self.pixels)):
+            if not most >= 1:
+                raise FoveateError(f"at most {most} {name}: nothing could be shown; give a limit of 1 or more")
+
 
 class Explorer:
     """Networks and what they look at. Safe to call from several threads; one call works at a time.

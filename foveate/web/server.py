@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,13 @@ def serve(
         port: the port.
         max_file_bytes: of an upload.
         max_pixels: of an image, read from its header before anything is decoded.
-        block: wait until the server is stopped.
+        block: wait until the server is stopped; at Python's prompt and in notebooks it never waits.
 
     Returns:
         Gradio's application, which ``close()`` stops.
 
     Raises:
-        FoveateError: gradio is not installed, a folder holds no saved model, or the port is taken.
+        FoveateError: gradio is not installed, a folder holds no saved model, a limit is below 1, or the port is taken.
     """
     limits = Limits(max_file_bytes, max_pixels)
     saved = _labels(models)
@@ -59,19 +61,38 @@ def serve(
 
     blocks = page(explorer)
     try:
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            max_file_size=limits.file_bytes,
-            prevent_thread_lock=not block,
-            quiet=True,
-            footer_links=[],
-            **LOOKS,
-        )
+        with _without_proxy(host):
+            blocks.launch(
+                server_name=f"[{host}]" if ":" in host else host,  # an address of IPv6, as it stands in a URL
+                server_port=port,
+                share=False,
+                max_file_size=limits.file_bytes,
+                prevent_thread_lock=True,
+                quiet=True,
+                footer_links=[],
+                **LOOKS,
+            )
     except OSError as error:
         raise _unusable(host, port, error) from error
+    if block and not getattr(sys, "ps1", sys.flags.interactive):  # at a prompt the page is open while one works on
+        blocks.block_thread()
     return blocks
+
+
+@contextlib.contextmanager
+def _without_proxy(host: str) -> Iterator[None]:
+    """Let requests to this machine go straight there: gradio asks its own page, and a proxy does not reach it."""
+    before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    own = [value for value in {*before.values()} if value]
+    os.environ.update(dict.fromkeys(before, ",".join([*own, host, "127.0.0.1", "localhost"])))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _check_address(host: str, port: int) -> None:
@@ -108,9 +129,12 @@ def _labels(models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     for model, path in zip(models, paths, strict=True):
         if not path.is_dir():
             raise FoveateError(f"there is no folder {os.fspath(model)!r}: name folders that foveate saved")
+    paths = list(dict.fromkeys(paths))
     # What ``fit`` saves is called "last" or "model_best", in the folder of its run.
-    names = ["/".join(path.parts[-2:]) if path.name in ("last", "model_best") else path.name for path in paths]
-    return {
-        name if names.count(name) == 1 else "/".join(path.parts[-3:]): str(path)
-        for name, path in zip(names, paths, strict=True)
-    }
+    parts = {path: 2 if path.name in ("last", "model_best") else 1 for path in paths}
+    labels = {path: "/".join(path.parts[-most:]) for path, most in parts.items()}
+    while len(set(labels.values())) < len(paths):  # whole paths differ
+        shared = [path for path in paths if list(labels.values()).count(labels[path]) > 1]
+        parts |= {path: parts[path] + 1 for path in shared}
+        labels = {path: "/".join(path.parts[-most:]) for path, most in parts.items()}
+    return {label: str(path) for path, label in labels.items()}

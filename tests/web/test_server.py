@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -145,6 +147,57 @@ def test_an_address_that_is_none(host, port):
         fv.serve(host=host, port=port, block=False)
 
 
+@pytest.mark.parametrize("option", ["--max-megapixels", "--max-megabytes"])
+@pytest.mark.parametrize("value", ["inf", "nan", "0", "-1"])
+def test_a_limit_that_is_none(option, value, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", option, value])
+    assert stopped.value.code == 2
+    assert re.fullmatch(rf"foveate: {option} \S+: give a number above 0\n", capsys.readouterr().err)
+
+
+def test_a_limit_below_one():
+    with pytest.raises(FoveateError, match="at most 0 pixels of an image: .* give a limit of 1 or more"):
+        fv.serve(max_pixels=0)
+
+
+def _free_port(host):
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        try:
+            free.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no address {host}")
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_page_answers_here_whatever_the_proxy(host):
+    port = _free_port(host)
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), "http://127.0.0.1:9")  # nobody
+    rest = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    command = [*SERVE, "--host", host, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=rest | proxies) as server:
+        try:
+            said = server.stderr.readline().decode()
+            address = said.partition(" ")[0]
+            assert address == f"http://{'[::1]' if ':' in host else host}:{port}", said + server.stderr.read().decode()
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=30) as answer:
+                assert answer.status == 200
+        finally:
+            server.terminate()
+
+
+def test_what_is_reached_without_a_proxy_is_as_before_afterwards(monkeypatch):
+    from foveate.web.server import _without_proxy
+
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with _without_proxy("::1"):
+        assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "example.org,::1,127.0.0.1,localhost"
+    assert os.environ["NO_PROXY"] == "example.org"
+    assert "no_proxy" not in os.environ
+
+
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(fv.FoveateError, match="no folder"):
         fv.serve([str(tmp_path / "nothing")])
@@ -170,3 +223,9 @@ def test_labels_tell_saved_models_apart(tmp_path):
     for folder in folders:
         folder.mkdir(parents=True)
     assert list(_labels([str(folder) for folder in folders])) == ["a/last", "b/last", "c", "x/y/last", "z/y/last"]
+    deep = [tmp_path / name for name in ("1/p/runs/x/last", "2/p/runs/x/last", "2/p/runs/y/last")]
+    for folder in deep:
+        folder.mkdir(parents=True)
+    labels = _labels([*deep, deep[0], tmp_path / "1" / "p" / ".." / "p" / "runs" / "x" / "last"])
+    assert list(labels) == ["1/p/runs/x/last", "2/p/runs/x/last", "y/last"]
+    assert list(labels.values()) == [str(folder) for folder in deep]
