@@ -26,7 +26,8 @@ def write_browser_page(
     Nothing is fetched from anywhere else, and no picture leaves the browser. Try it with ``python -m http.server``.
 
     Args:
-        exported: an ONNX file.
+        exported: an ONNX file of a classifier that takes one image, or any number of them; where it takes any size,
+            the page shows it the network's own.
         folder: made; files of these names in it are replaced.
         runtime: the folder ``dist`` of the npm package onnxruntime-web (``npm install onnxruntime-web``).
 
@@ -34,11 +35,18 @@ def write_browser_page(
         The page.
 
     Raises:
-        FoveateError: the file is not ONNX, takes images of any size, the runtime is not there, or the folder cannot be
-            written.
+        FoveateError: the file is not ONNX, is not a classifier, takes several images at a time, the runtime is not
+            there, or the folder cannot be written.
     """
     if exported.format != "onnx":
         raise FoveateError(f"a page in the browser runs ONNX files, and {exported.path} is {exported.format}")
+    if task := exported.metadata.get("task"):
+        raise FoveateError(f"a page in the browser shows classes of images, and {exported.path} is for {task}")
+    if exported.batch not in (None, 1):
+        raise FoveateError(
+            f"a page in the browser shows one image at a time, and {exported.path} takes {exported.batch}: export it "
+            "with batch=1 or without batch="
+        )
     runtime, folder = Path(runtime), Path(folder)
     missing = [name for name in RUNTIME_FILES if not (runtime / name).is_file()]
     if missing:

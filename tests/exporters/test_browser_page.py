@@ -62,6 +62,36 @@ def test_a_runtime_that_is_not_there(exported, tmp_path):
     assert not (tmp_path / "web").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"task": "segmentation"}, "shows classes of images, and .*net.onnx is for segmentation"),
+        ({"task": "detection"}, "shows classes of images, and .*net.onnx is for detection"),
+        ({"batch": 4}, "one image at a time, and .*net.onnx takes 4: export it with batch=1"),
+    ],
+)
+def test_a_file_that_the_page_cannot_use(exported, tmp_path, monkeypatch, changed, said):
+    metadata = dict(exported.metadata) | {key: value for key, value in changed.items() if key != "batch"}
+    if "batch" in changed:
+        shape = [changed["batch"], *metadata["input"]["shape"][1:]]
+        metadata["input"] = {**metadata["input"], "shape": shape}
+    monkeypatch.setattr(exported, "metadata", metadata)
+    with pytest.raises(FoveateError, match=said):
+        fv.write_browser_page(exported, tmp_path / "web", tmp_path)
+    assert not (tmp_path / "web").exists()
+
+
+def test_the_page_fetches_pictures_of_its_own_server_and_names_what_it_shows(exported, tmp_path):
+    (tmp_path / "dist").mkdir()
+    for name in RUNTIME_FILES:
+        (tmp_path / "dist" / name).write_text("runtime")
+    text = fv.write_browser_page(exported, tmp_path / "web", tmp_path / "dist").read_text()
+    assert re.findall(r"\bfetch\(.*?\)", text) == ["fetch(from)"]
+    assert "if (from.origin !== location.origin) fail(" in text
+    assert '<canvas id="picture" role="img" aria-label=' in text
+    assert 'setAttribute("aria-label", `the picture, predicted as ${name}' in text
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass

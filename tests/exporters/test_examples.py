@@ -93,6 +93,16 @@ def test_it_says_what_the_network_says(name, options, model, picture, tmp_path):
         made.write_example(tmp_path / "elsewhere" / "a.py")
 
 
+def test_what_is_transparent_is_white(model, tmp_path):
+    picture = tmp_path / "picture.png"
+    image = Image.radial_gradient("L").resize((90, 70)).convert("RGB")
+    image.putalpha(Image.linear_gradient("L").resize((90, 70)))
+    image.save(picture)
+    program = fv.export(model, "pt2", tmp_path, size=SIZE, images=2, time=False).write_example()
+    (wanted,) = fv.predict(model, picture, image_size=SIZE)
+    close(run(program, picture, tmp_path), [[f"{share:.4f}", name] for name, share in wanted.top])
+
+
 @pytest.fixture(scope="module")
 def metadata(model):
     from foveate.exporters.options import ExportOptions
