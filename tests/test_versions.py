@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("fcntl", reason="the script is for systems that have POSIX locks")
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,16 @@ def test_every_requirement_has_a_lower_bound_that_a_set_runs(environments):
     for unbounded in ("torch", "torch<3", "torch>2", "torch~=2.9"):
         with pytest.raises(SystemExit, match="no lower bound"):
             environments.lowest(unbounded)
+
+
+def test_ci_has_the_python_of_every_set_that_it_runs(environments):
+    ran = re.findall(r"--set (\S+)", (ROOT / ".ci" / "run").read_text())
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (setup,) = [step for step in workflow["jobs"]["test"]["steps"] if "setup-python" in step.get("uses", "")]
+    *also, default = setup["with"]["python-version"].split("\n")[:-1]
+    assert ran
+    assert default == "${{ matrix.python }}"
+    assert all(set(environments.sets()[name].python) & set(also) for name in ran)
 
 
 def test_constraints_hold_every_requirement_not_below_its_bound(environments):
