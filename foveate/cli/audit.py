@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 import foveate as fv
 from foveate.cli.options import DataOptions, ModelOptions, open_any, open_network
-from foveate.errors import FoveateError
+from foveate.cli.tables import csv_lines
 
 __all__ = ["audit"]
 
@@ -41,8 +41,7 @@ def audit(
         json: print JSON.
         csv: write a line for each module to this file; "-" prints them, and nothing else.
     """
-    if json and csv == "-":
-        raise FoveateError("--json and --csv - both print to the terminal: give --csv a file, or leave one out")
+    csv_lines.check(csv, json=json)
     options = images or DataOptions()
     network = open_network(ModelOptions(model), image_size)
     opened = open_any(data, options)

@@ -16,13 +16,13 @@ from foveate.cli.options import (
     DenseOptions,
     NetworkOptions,
     check_names,
-    is_folder,
     open_boxes,
     open_images,
     open_label_maps,
     open_network,
     say,
 )
+from foveate.cli.process.given import check_dense, is_folder
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
@@ -111,6 +111,7 @@ def compare(
         opened = open_label_maps(data, images) if maps else open_boxes(data, images)
         model = DenseOptions("segment" if maps else "detect", network, head, output_stride, opened.classes)
     else:
+        check_dense(head, output_stride, "this data has one class for each image")
         opened = open_images(data, images)
         model = open_network(network) if is_folder(network.model) else network.model
     if followed:

@@ -63,7 +63,8 @@ def evaluate(
         json: print every metric as JSON.
     """
     csv_lines.check(csv, json=json)
-    csv_lines.check(None if confusion is None else str(confusion), json=False, option="--confusion")
+    if confusion is not None:
+        csv_lines.check(str(confusion), json=False, option="--confusion", endings=(".png", ".svg", ".pdf"))
     network = open_classifier(model, pretrained=pretrained)
     maps = fv.find_segmentation(data)
     boxes = not maps and fv.find_detection(data)

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 import foveate as fv
 from foveate.cli.options import DataOptions, ModelOptions, open_any, open_network, say
+from foveate.cli.tables import csv_lines
 from foveate.errors import FoveateError
 
 __all__ = ["export"]
@@ -74,6 +75,7 @@ def export(
         csv: write a line for each file to this file.
         options: how the data is read.
     """
+    csv_lines.check(csv, json=False)
     asked: dict[str, Any] = {
         "images": images,
         "maps": tuple(maps or ()),
@@ -113,14 +115,16 @@ def export(
 
 
 def _batch(text: str) -> Any:
-    return int(text) if text.isdigit() else text
+    if not text.isdecimal() and text != "dynamic":
+        raise FoveateError(f"--batch {text!r}: write a number of images, or dynamic")
+    return int(text) if text.isdecimal() else text
 
 
 def _size(text: str | None) -> Any:
     if text is None or text == "dynamic":
         return text
     sides = text.lower().split("x")
-    if not all(side.isdigit() for side in sides) or len(sides) > 2:
+    if not all(side.isdecimal() for side in sides) or len(sides) > 2:
         raise FoveateError(f"--size {text!r}: write a side in pixels, HEIGHTxWIDTH, or dynamic")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
+from foveate.cli.process.given import check_dense, check_used, is_folder
 from foveate.errors import FoveateError, printable
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "NetworkOptions",
     "ViewOptions",
     "check_names",
-    "is_folder",
     "open_any",
     "open_boxes",
     "open_classifier",
@@ -114,13 +114,9 @@ def say(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
 
-def is_folder(model: str) -> bool:
-    """Whether a model's name is meant as a folder."""
-    return os.sep in model or Path(model).is_dir()
-
-
 def open_network(options: NetworkOptions, input_size: int | None = None) -> Any:
     """The network that the options name, with the plan."""
+    check_used(options)
     if is_folder(options.model):
         network = fv.load(options.model)
     else:
@@ -148,6 +144,11 @@ class DenseOptions:
     output_stride: int
     classes: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        check_used(self.network)
+        if is_folder(self.network.model):
+            check_dense(self.head, self.output_stride, f"{self.network.model} is a saved one")
+
     def __call__(self, seed: int = 0) -> Any:  # noqa: ARG002 - the caller has set it
         """The network, without a plan."""
         if is_folder(self.network.model):
@@ -170,6 +171,7 @@ def check_names(network: NetworkOptions, recipe: fv.Recipe, plans: Sequence[str]
     Raises:
         FoveateError: something that is named does not exist, or a plan cannot be read.
     """
+    check_used(network)
     recipe.check()
     for plan in plans:
         if plan != "none":  # the network without attention, as compare calls it
@@ -191,9 +193,11 @@ def open_classifier(model: str, *, pretrained: bool) -> Any:
     """What ``predict`` and ``evaluate`` take, from a path or a network's name: the one place where this is decided.
 
     Raises:
-        FoveateError: it is a network's name and its weights would be random.
+        FoveateError: it is a network's name and its weights would be random, or --pretrained is given with a path.
     """
     if is_folder(model) or Path(model).exists():
+        if pretrained:
+            raise FoveateError(f"--pretrained: {model} has weights of its own: leave it out")
         return model  # the library opens it
     if not pretrained:
         raise FoveateError(

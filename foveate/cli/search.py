@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json as json_format
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, NetworkOptions, check_names, is_folder, open_images, open_network, say
+from foveate.cli.options import (
+    DataOptions,
+    NetworkOptions,
+    check_names,
+    open_images,
+    open_network,
+    say,
+)
+from foveate.cli.process.given import as_words, is_folder
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_search, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
@@ -98,9 +107,9 @@ def search(
     for file in fv.write_page(found, page, command) if page is not None else ():
         say(f"written: {file}")
     if found.finalists:
-        flags = f"--model {network.model}{' --pretrained' * network.pretrained}"
-        flags += f" --start {network.start}" if network.start else ""
-        say(f'to train the best: foveate train {data} {flags} --plan "{found.best.plan}"')
+        given = [part for part in (network, images, fields) if part is not None]
+        words = [*(["--recipe", recipe] if recipe else ()), *(word for part in given for word in as_words(part))]
+        say(f"to train the best: foveate train {shlex.join([data, *words, '--plan', str(found.best.plan)])}")
 
 
 def _budget(parts: list[str]) -> dict[str, str | float]:

@@ -23,6 +23,7 @@ from foveate.cli.options import (
     open_network,
     say,
 )
+from foveate.cli.process.given import check_dense
 from foveate.cli.process.stopping import after_train, when_stopped
 from foveate.errors import printable
 
@@ -158,6 +159,7 @@ def train(
         opened = open_label_maps(data, images or DataOptions())
         model = _dense(DenseOptions(wanted, network, head, output_stride, opened.classes), chosen.image_size)
     else:
+        check_dense(head, output_stride, "this data has one class for each image")
         model = open_network(network, chosen.image_size)  # a slip in a name is found before much data is scanned
         opened = open_images(data, images or DataOptions())
     options: dict[str, Any] = {"tracker": tracker, "timeout_seconds": timeout_seconds}

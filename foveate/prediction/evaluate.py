@@ -115,8 +115,9 @@ def evaluate(
     """
     if part not in _PARTS:
         raise FoveateError(f"part {part!r}: {near(str(part), _PARTS)}")
-    if batch_size < 1:
-        raise FoveateError(f"batch_size={batch_size}: must be at least 1")
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise FoveateError(f"{name}={value}: must be at least {least}")
     views = TestTime.of(flip, scales, window)
     if isinstance(data, SegmentationData | SegmentationSplit) or find_segmentation(data):
         if preprocess is not None:

@@ -82,6 +82,7 @@ def demo(*, quick: bool = False, output: str | os.PathLike[str] | None = None, p
         images=len(data.val),
         size=recipe.image_size,
         maps=("attention",),
+        overwrite=True,  # in the demo's own folder, which a finished demo left or one that was stopped
     )
     console.print(str(exported), highlight=False, markup=False, soft_wrap=True)
     console.print()

@@ -93,7 +93,7 @@ def test_what_fails_is_a_row_and_the_exit_code(run_folder, tmp_path, capsys):
     [
         (["--to", "tflight"], "there is no export format 'tflight'"),
         (["--to", "onnx", "--size", "big"], "--size 'big'"),
-        (["--to", "onnx", "--batch", "many"], "batch='many'"),
+        (["--to", "onnx", "--batch", "many"], "--batch 'many'"),
         (["--to", "onnx", "--precision", "int8"], "int8"),
     ],
 )

@@ -1,6 +1,9 @@
 """``foveate search`` and families on the command line."""
 
 import json
+import re
+import shlex
+from urllib.parse import unquote
 
 import pytest
 
@@ -10,22 +13,27 @@ SMALL = ["--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--bat
 def test_a_search_within_a_budget(run, folder, tmp_path):
     family = "se|identity replacing|after layer1.0"
     options = ["--budget", "macs=-10%", "parameters=1M", "--finalists", "1", "--seeds", "1", "--output", tmp_path]
-    options += ["--page", tmp_path / "page.md", "--command", "foveate search ..."]
+    options += ["--page", tmp_path / "my page.md", "--limit", "20", "--command", "foveate search ..."]
     code, out, err = run("search", folder, *SMALL, "--family", family, *options, "--json")
     assert code == 0, err
     rows = json.loads(out)
     assert {row["plan"] for row in rows} == {"se replacing layer1.0", "identity replacing layer1.0"}
     assert [row["finalist"] for row in rows] == [True, False]
-    assert f'foveate train {folder} --model test_resnet --plan "{rows[0]["plan"]}"' in err
+    (line,) = [line for line in err.splitlines() if line.startswith("to train the best: foveate ")]
+    words = ["train", str(folder), *SMALL[:2], "--limit", "20", *SMALL[2:], "--plan", rows[0]["plan"]]
+    assert shlex.split(line.removeprefix("to train the best: foveate ")) == words
     assert (tmp_path / "search.csv").is_file()
     assert (tmp_path / "comparison" / "report.html").is_file()
-    page = (tmp_path / "page.md").read_text()
+    page = (tmp_path / "my page.md").read_text()
     assert f"```\n{rows[0]['plan']}\n```" in page
     assert "foveate search ..." in page
-    assert "(page_compared.md)" in page
-    assert "images/page_compared_cost.svg" in page
+    compared = (tmp_path / "my page_compared.md").read_text()
+    targets = re.findall(r"\]\(([^)]+)\)", page + compared)
+    assert len(targets) >= 5
+    assert all(" " not in target and (tmp_path / unquote(target)).is_file() for target in targets)
     assert all(
-        (tmp_path / name).is_file() for name in ("page.csv", "page_compared.md", "images/page_compared_cost.svg")
+        (tmp_path / name).is_file()
+        for name in ("my page.csv", "my page_compared.md", "images/my page_compared_cost.svg")
     )
     code, out, _ = run("results", tmp_path / "comparison")
     assert code == 0

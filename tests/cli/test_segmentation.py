@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.cli.app import app
-from foveate.cli.options import DenseOptions, NetworkOptions
+from foveate.cli.options import DenseOptions, ModelOptions, NetworkOptions
 from foveate.errors import FoveateError
 
 
@@ -133,6 +133,20 @@ def test_export_and_views(folder, tmp_path, capsys):
     assert found[0]["miou"] == pytest.approx(found[1]["miou"], abs=2e-3)
     assert run("predict", row["path"], folder / "images/3.png", *views) == 0
     assert sum(json.loads(capsys.readouterr().out)["shares"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "head", "stride", "said"),
+    [
+        (ModelOptions("."), "danet", 32, "--head is for a new .* and . is a saved one"),
+        (ModelOptions("."), None, 16, "--output-stride is for a new .* and . is a saved one"),
+        (ModelOptions(".", pretrained=True), None, 32, "--pretrained: . is a saved network"),
+        (ModelOptions("test_resnet", start="identity"), None, 32, "--start is for the attention that --plan inserts"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(network, head, stride, said):
+    with pytest.raises(FoveateError, match=said):
+        DenseOptions("segment", network, head, stride, ("a", "b"))
 
 
 def test_what_makes_the_network_travels_to_other_processes(folder):

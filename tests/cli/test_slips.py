@@ -69,6 +69,23 @@ SLIPS = {
     "compare nowhere --model test_resnet --plans 'se aftre layer2.0'": ["'aftre' is not a verb", "'after'"],
     "compare nowhere --model test_resne --plans 'se after layer2.0'": ["'test_resne'", "'test_resnet'"],
     "compare nowhere --model test_resnet --plans 'se after a' --optimiser adamx": ["no optimiser is called 'adamx'"],
+    "train nowhere --task classify --head nosuch": ["--head is for a new segmentation or detection", "leave it out"],
+    "train nowhere --output-stride 7": ["--output-stride is for a new segmentation or detection", "leave it out"],
+    "compare nowhere --model test_resnet --plans 'se after layer2.0' --head nosuch": ["--head is for a new segment"],
+    "train nowhere --model . --pretrained": [
+        "--pretrained: . is a saved network with weights of its own: leave it out"
+    ],
+    "compare nowhere --model . --pretrained --plans 'se after a'": ["--pretrained: . is a saved network"],
+    "search nowhere --model . --pretrained --family 'se after a'": ["--pretrained: . is a saved network"],
+    "predict . images --pretrained": ["--pretrained: . has weights of its own: leave it out"],
+    "evaluate . nowhere --pretrained": ["--pretrained: . has weights of its own: leave it out"],
+    "train nowhere --model test_resnet --start identity": ["--start is for the attention that --plan inserts"],
+    "audit nowhere nothing --csv .": ["--csv '.' is a folder: name a file in it"],
+    "export test_resnet --to onnx --output o --csv .": ["--csv '.' is a folder: name a file in it"],
+    "export test_resnet --to onnx --output o --size ²": ["--size '²': write a side in pixels"],
+    "export test_resnet --to onnx --output o --batch ²": ["--batch '²': write a number of images, or dynamic"],
+    "evaluate nowhere nothing --confusion x.bmp": ["--confusion x.bmp: end the name in .png, .svg or .pdf"],
+    f"results {shlex.quote(__file__)}": ["holds no comparison: name the --output of foveate compare"],
     "search nowhere --family 'se|cbam aftre a' --model test_resnet": ["'aftre' is not a verb"],
 }
 

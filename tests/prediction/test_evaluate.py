@@ -59,6 +59,8 @@ def test_evaluate_takes_what_fit_takes(data, photos, new_net, tmp_path):
         evaluate(model, data, part="tests")
     with pytest.raises(FoveateError, match="batch_size=0"):
         evaluate(model, data, batch_size=0)
+    with pytest.raises(FoveateError, match="workers=-1: must be at least 0"):
+        evaluate(model, data, workers=-1)
 
 
 def test_parts(data, photos, new_net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -98,4 +99,4 @@ def after_demo(output: Path | None, *, quick: bool) -> str:
     """What the demo keeps; without a folder of the user's, in the newest of its own."""
     own = sorted(Path("runs").glob("demo*"), key=lambda folder: folder.stat().st_mtime)
     folder = output or (own[-1] if own else Path("runs/demo"))
-    return after_compare(folder, f"foveate demo{' --quick' * quick} --output {folder}")
+    return after_compare(folder, f"foveate demo{' --quick' * quick} --output {shlex.quote(str(folder))}")

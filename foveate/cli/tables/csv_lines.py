@@ -12,13 +12,14 @@ from foveate.errors import FoveateError
 __all__ = ["check", "write_csv"]
 
 
-def check(where: str | None, *, json: bool, option: str = "--csv") -> None:
+def check(where: str | None, *, json: bool, option: str = "--csv", endings: Sequence[str] = ()) -> None:
     """Refuse what cannot be written, before anything is counted or measured. Nothing is made.
 
     Args:
         where: a file, ``-`` for stdout, or None.
         json: whether JSON goes to stdout.
         option: that was given.
+        endings: of a file's name, where only some can be written.
 
     Raises:
         FoveateError: JSON goes there already, or no file can be written there.
@@ -31,6 +32,8 @@ def check(where: str | None, *, json: bool, option: str = "--csv") -> None:
         return
     if not where or where.endswith(os.sep) or Path(where).is_dir():
         raise FoveateError(f"{option} {where!r} is a folder: name a file in it")
+    if endings and Path(where).suffix.lower() not in endings:
+        raise FoveateError(f"{option} {where}: end the name in {', '.join(endings[:-1])} or {endings[-1]}")
     above = next(folder for folder in Path(where).absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise FoveateError(f"cannot write {where}: {above} is not a folder to write in; choose another place")

@@ -100,7 +100,7 @@ class Setup:
                     ),
                 }
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise FoveateError(f"{folder} holds no comparison: name the --output of foveate compare") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FoveateError(

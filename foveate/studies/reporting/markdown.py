@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from foveate.io import Row, markdown_table, markdown_text, write_atomically, write_csv
 from foveate.studies.comparison.factors.analysis import effects_text
@@ -85,7 +86,7 @@ def _text(
             (_cells(row, measure) for row in rows),
         ),
         "\n".join(f"* {_code(row['plan'])}: {row['verdict_text']}." for row in rows if row["verdict_text"]),
-        "\n\n".join(f"![{alt[kind]}](images/{file})" for file in pictures if (kind := _kind(file)) in alt),
+        "\n\n".join(f"![{alt[kind]}](images/{quote(file)})" for file in pictures if (kind := _kind(file)) in alt),
         "Colours: blue is better, orange is worse, grey is no evidence of a difference.",
         *_factors(comparison, [file for file in pictures if file.endswith("_factors.svg")]),
         *_classes(comparison),
@@ -96,7 +97,7 @@ def _text(
         ),
         "## Notes",
         *map(markdown_text, notes(comparison)),
-        "Tables: " + ", ".join(f"[{file}]({file})" for file in tables) + ".",
+        "Tables: " + ", ".join(f"[{file}]({quote(file)})" for file in tables) + ".",
     ]
     if command:
         parts += ["## How this was made", f"```sh\n{command}\n```"]
@@ -126,7 +127,7 @@ def _factors(comparison: Comparison, pictures: Sequence[str]) -> list[str]:
     return [
         "## What varies",
         "\n".join(f"* {markdown_text(factor.text)}." for factor in comparison.factors),
-        *(f"![Effects of what varies](images/{file})" for file in pictures),
+        *(f"![Effects of what varies](images/{quote(file)})" for file in pictures),
         _table(["level", "plans", measure.column, "effect [95%]"], rows),
         effects_text(measure),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from foveate.io import markdown_table, markdown_text, write_atomically, write_csv
 from foveate.studies.reporting import markdown as comparisons
@@ -43,8 +44,8 @@ def write_page(found: Search, page: Path, command: str | None = None) -> tuple[P
         written += comparisons.write_page(found.comparison, beside, command)
         parts += [
             "## The finalists compared",
-            f"![Accuracy against multiply-adds](images/{beside.stem}_cost.svg)",
-            f"With all training images and other seeds than the search's: [{beside.name}]({beside.name}).",
+            f"![Accuracy against multiply-adds](images/{quote(beside.stem)}_cost.svg)",
+            f"With all training images and other seeds than the search's: [{beside.name}]({quote(beside.name)}).",
         ]
     headings = ["plan", "parameters", "MACs", "epochs", "held-out top-1 %", "front", "finalist"]
     table = "\n".join(markdown_table(headings, (_cells(found, trial) for trial in found.trials), right=range(1, 5)))
@@ -52,7 +53,7 @@ def write_page(found: Search, page: Path, command: str | None = None) -> tuple[P
         "## Every trial",
         table,
         _HOW_TO_READ,
-        f"Table: [{page.stem}.csv]({page.stem}.csv).",
+        f"Table: [{page.stem}.csv]({quote(page.stem)}.csv).",
     ]
     if command:
         parts += ["## How this was made", f"```sh\n{command}\n```"]

@@ -115,6 +115,11 @@ def test_helpers_of_a_command_end_with_the_process_that_started_them(monkeypatch
     assert not any(process.is_alive() for process in started)
 
 
+def test_the_command_that_goes_on_with_a_demo_can_be_pasted(tmp_path):
+    said = stopping.after_demo(tmp_path / "my demo", quick=True)
+    assert f"foveate demo --quick --output '{tmp_path}/my demo' starts again" in said
+
+
 def test_what_a_search_keeps(tmp_path):
     assert "nothing is kept" in stopping.after_search(tmp_path)
     for name in ("a", "b"):
