@@ -44,6 +44,7 @@ COLUMNS = (
 )
 
 MEASURED = COLUMNS[8:13]
+CONTENDERS = ("foveate", "timm", "foveate, cached", "foveate, everything on", "timm, compiled")
 
 
 def write_folder(parquet: Path, folder: Path, images: int) -> None:
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--contenders", nargs="+", default=["foveate", "timm", "foveate, cached"])
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=["foveate", "timm", "foveate, cached"])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "training.csv")
     options = parser.parse_args()
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -199,9 +200,11 @@ def main() -> None:
         for name in dict.fromkeys(row["contender"] for row in rows)
     }
     for name, found in middle.items():
-        ratio = found["images_per_second"] / middle["timm"]["images_per_second"]
-        whole = found["whole_images_per_second"] / middle["timm"]["whole_images_per_second"]
-        print(f"{name}: {found} ({ratio:.2f}x timm's speed in steps, {whole:.2f}x as a whole)")
+        timm_s = middle.get("timm", {})
+        ratio = {
+            key: found[key] / timm_s[key] for key in ("images_per_second", "whole_images_per_second") if key in timm_s
+        }
+        print(f"{name}: {found}", "of timm's script:" if ratio else "", *(f"{key} {ratio[key]:.2f}" for key in ratio))
 
 
 if __name__ == "__main__":

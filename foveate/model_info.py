@@ -1,18 +1,29 @@
-"""What a network says of itself: timm's description of it, and the device and dtype that it computes in."""
+"""What a network says of itself: timm's description, the device and dtype it computes in, what it was built with."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping
 from itertools import chain
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["device_and_dtype", "pretrained_config", "unwrapped", "update_pretrained_config"]
+__all__ = [
+    "attributes_of",
+    "compiled_text",
+    "device_and_dtype",
+    "pretrained_config",
+    "unwrapped",
+    "update_pretrained_config",
+    "value_text",
+]
 
 ATTRIBUTES = ("pretrained_cfg", "default_cfg")  # timm's name, and its older one
 _WRAPPERS = {
@@ -92,3 +103,75 @@ def unwrapped(model: nn.Module) -> nn.Module:
             break
         model = children[name]
     return model
+
+
+def attributes_of(module: nn.Module) -> tuple[str, list[tuple[str, str]]]:
+    """The class of a module, and what it holds beside modules, parameters and buffers, as text.
+
+    See ``value_text``.
+    """
+    from torch import nn
+
+    kind, usual = type(module), vars(nn.Module())
+    held = [(name, value_text(value)) for name, value in sorted(vars(module).items()) if name not in usual]
+    return f"{kind.__module__}.{kind.__qualname__}", held
+
+
+def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
+    """A value as text that is the same for equal values, in another process, too.
+
+    Of numbers, texts, tensors, arrays, functions and classes, and of lists, tuples, sets, dictionaries and dataclasses
+    of them. Of an object of another kind only its class is named.
+    """
+    import numpy as np
+    import torch
+
+    if isinstance(value, bool | int | float | complex | str | bytes | type(None) | torch.dtype | torch.device):
+        return repr(value)
+    if isinstance(value, torch.Tensor):
+        bits = (
+            "" if value.is_meta else value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+        return f"{value.dtype} {tuple(value.shape)} {bits and hashlib.sha256(bits).hexdigest()}"
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if id(value) in _outside:
+        return "itself"
+    inside = functools.partial(value_text, _outside=(*_outside, id(value)))
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(inside, value)))}}}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(inside, value))}]"
+    if isinstance(value, Mapping):
+        return inside([*value.items()])
+    if isinstance(value, functools.partial):
+        return inside((value.func, value.args, value.keywords))
+    if isinstance(value, FunctionType):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or () if not _is_empty(cell)]
+        given = (value.__defaults__, value.__kwdefaults__, enclosed)
+        return f"{value.__qualname__} {compiled_text(value.__code__)} {inside(given)}"
+    known = value if hasattr(value, "__qualname__") else type(value)
+    name = f"{getattr(known, '__module__', '')}.{known.__qualname__}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return name + inside([(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)])
+    return name
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is None
+    except ValueError:
+        return True
+
+
+def compiled_text(code: CodeType) -> str:
+    """What a function was compiled to, as a text that is the same in another process."""
+    constants = [
+        compiled_text(each)
+        if isinstance(each, CodeType)
+        else repr(sorted(map(repr, each)))
+        if isinstance(each, frozenset)
+        else repr(each)
+        for each in code.co_consts
+    ]
+    return repr((code.co_code, code.co_names, code.co_varnames, constants))

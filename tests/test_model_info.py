@@ -1,7 +1,10 @@
 """What a network says of itself is read in one way, whichever form timm's description has."""
 
+import dataclasses
+import functools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -9,7 +12,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 import foveate as fv
-from foveate.model_info import device_and_dtype, pretrained_config, update_pretrained_config
+from foveate.model_info import attributes_of, device_and_dtype, pretrained_config, update_pretrained_config, value_text
 
 FIELDS = {"input_size": (3, 48, 64), "label_names": ("cat", "dog"), "architecture": "resnet18", "tag": None}
 FORMS = {"dict": dict, "dataclass": lambda **fields: PretrainedCfg(**fields), "object": SimpleNamespace}
@@ -63,3 +66,45 @@ def test_device_and_dtype():
     whole = nn.Module()
     whole.register_buffer("count", torch.zeros(1, dtype=torch.long))
     assert device_and_dtype(whole) == (torch.device("cpu"), torch.get_default_dtype())
+
+
+@dataclasses.dataclass
+class Settings:
+    sizes: tuple[int, ...]
+
+
+def scaled(factor):
+    return lambda x: x * factor
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda k: k,
+        lambda k: 1.0 + k * 1e-12,
+        lambda k: torch.tensor([1.0 + k * 1e-6]),
+        lambda k: torch.zeros(40, 40).index_fill(1, torch.tensor([20]), k),
+        lambda k: np.array([1.0, k]),
+        lambda k: [1, {"a": {k}}],
+        lambda k: (lambda x: x + 1) if k else (lambda x: x + 2),
+        scaled,
+        lambda k: functools.partial(scaled, k),
+        lambda k: Settings((1, k)),
+    ],
+)
+def test_equal_values_and_no_others_have_one_text(make):
+    assert value_text(make(0)) == value_text(make(0)) != value_text(make(1))
+
+
+def test_a_list_that_holds_itself_ends():
+    held = [1]
+    held.append(held)
+    assert value_text(held) == "[1, itself]"
+
+
+def test_what_a_module_holds():
+    module = nn.Conv2d(3, 4, 1)
+    name, held = attributes_of(module)
+    assert name.endswith("Conv2d")
+    assert dict(held)["stride"] == "[1, 1]"
+    assert attributes_of(module.eval()) == (name, held)  # its mode is the caller's

@@ -233,7 +233,7 @@ def _log_level() -> str:
     """
     asked = os.environ.get("FOVEATE_LOG") or "WARNING"
     levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-    if asked.upper() not in levels:
+    if asked.upper() not in logging.getLevelNamesMapping():
         raise FoveateError(f"FOVEATE_LOG={asked!r} is not a level; {near(asked.upper(), levels)}")
     return asked.upper()
 

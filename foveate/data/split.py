@@ -20,6 +20,7 @@ from foveate.images import open_image
 
 __all__ = ["ImageData", "Split"]
 
+_OF_A_PATH = 2**15  # a file's size takes a moment, too
 _LOOKED_AT = 512 * 2**20  # bytes of a part of another library's data that a fingerprint is made of
 
 
@@ -170,6 +171,7 @@ def _states(split: Split) -> list[int | str]:
         found = source.read()
         if isinstance(found, str):
             states[index] = _size(found)
+            left -= _OF_A_PATH
             continue
         content = found if isinstance(found, bytes) else open_image(found, name=split.names[index]).tobytes()
         shape = "" if isinstance(found, bytes) else found.size

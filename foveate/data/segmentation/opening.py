@@ -136,7 +136,7 @@ def _names(found: Found, classes: Sequence[str] | None) -> tuple[Mapping[int, st
     """The classes by number, and a text where nobody named them."""
     if classes is not None:
         if isinstance(classes, str) or len(classes) > IGNORE or not all(isinstance(name, str) for name in classes):
-            raise FoveateError(f"classes: give a list of at most {IGNORE} names")
+            raise FoveateError(f"classes: give a list of at most {IGNORE} names, each a text")
         return dict(enumerate(classes)), ""
     if found.names is not None:
         if any(number > IGNORE for number in found.names):

@@ -98,8 +98,8 @@ class Detector(nn.Module):
 
 
 def _check_dtype(images: Tensor) -> None:
-    """torchvision's non-maximum suppression is not written for 16 bits; inside autocast it gets float32."""
-    half = images.dtype in (torch.bfloat16, torch.float16)
+    """torchvision's non-maximum suppression takes of 16 bits only float16 on CUDA; inside autocast it gets float32."""
+    half = images.dtype is torch.bfloat16 or (images.dtype is torch.float16 and not images.is_cuda)
     if half and not images.is_meta and not torch.is_autocast_enabled(images.device.type):
         raise FoveateError(
             f"a detector in {str(images.dtype).removeprefix('torch.')} cannot choose among its boxes: give "

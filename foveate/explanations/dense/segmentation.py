@@ -25,7 +25,6 @@ from foveate.scores import pixel_scores
 __all__ = ["REGIONS", "Region", "classes_and_shares", "predicted_pixels", "region_scores", "sums_over"]
 
 REGIONS = ("predicted", "image")
-_MOST = 255  # classes that a mask of bytes can name beside "ignored"
 
 
 class Region:
@@ -110,15 +109,7 @@ def predicted_pixels(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def classes_and_shares(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Of scores (B, K, h, w) the class of each pixel (B, h, w), and the share of the pixels of each class (B, K).
-
-    Raises:
-        FoveateError: more classes than a mask of bytes can name.
-    """
-    if scores.shape[1] > _MOST:
-        raise FoveateError(
-            f"the network tells {scores.shape[1]} classes apart: the pixels of at most {_MOST} can be shown"
-        )
+    """Of scores (B, K, h, w) the class of each pixel (B, h, w), and the share of the pixels of each class (B, K)."""
     classes = scores.argmax(1)
     shares = torch.stack([(classes == label).float().mean((1, 2)) for label in range(scores.shape[1])], 1)
     return classes, shares

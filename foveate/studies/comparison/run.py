@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
 from foveate.io import JsonObject, state_digest, write_atomically
+from foveate.model_info import attributes_of
 from foveate.studies.comparison.measure import Measure
 from foveate.training.recipes.recipe import Recipe
 
@@ -113,9 +114,11 @@ def scores_of(evaluation: Any, measure: Measure) -> dict[str, float]:
 
 
 def digest_of(model: nn.Module) -> str:
-    """SHA-256 in hex over a network's structure, parameters and buffers."""
+    """SHA-256 in hex over a network's structure, what its modules hold, its parameters and its buffers."""
     structure = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
-    return state_digest(model.state_dict().items(), header=structure)
+    held = [attributes_of(module) for module in model.modules()]
+    tensors = model.state_dict() | dict(model.named_buffers())
+    return state_digest(tensors.items(), header=f"{structure} {held}")
 
 
 def _files(folder: Path, until_epoch: int | None) -> tuple[Path, Path]:

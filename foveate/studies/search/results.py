@@ -32,7 +32,7 @@ class Trial:
         plan: the plan.
         cost: parameters and MACs of the network with it.
         top1: after so many epochs, accuracy in percent on the images held out of the training images.
-        diverged: why its training broke off, or None; what it had reached before is in ``top1``, and is no score.
+        diverged: why its training broke off, or None; what it had reached before is in ``top1``, and is not a score.
         latency: of one image, as a multiple of the time without the plan; None where it was not measured.
     """
 

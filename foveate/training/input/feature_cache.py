@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from foveate.arguments import checked_class
 from foveate.io import state_digest
 from foveate.kernels.waiting import SharedCores
-from foveate.model_info import device_and_dtype
+from foveate.model_info import attributes_of, device_and_dtype
 from foveate.progress import ProgressBar
 from foveate.surgery.record import record_of
 from foveate.training.freeze import Frozen, trunk_features
@@ -29,15 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["FeatureCache", "hold_decoded", "hold_features", "hold_images", "trunk_digest"]
 
 _BATCH = 32
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), Tensor, torch.dtype, torch.device)
 
 
 @checked_class
 class FeatureCache:
     """Tensors by what they were made of, in memory, so that several runs can share them.
 
-    The key says everything that the values depend on; an entry never becomes wrong, only useless. One thing it cannot
-    see: that a class was defined anew under its old name, with other code. Take a new cache then.
+    The key says everything that the values depend on; an entry never becomes wrong, only useless. Two things it cannot
+    see: that a class was defined anew under its old name, with other code, and what is inside an object of a class of
+    your own that a module holds (a dataclass is looked into). Take a new cache then.
 
     Args:
         limit_bytes: how much it may hold in all; what does not fit is refused, and computed in each epoch instead.
@@ -109,36 +108,13 @@ def trunk_digest(model: nn.Module, frozen: Frozen) -> str:
     states = {name: module.state_dict() | dict(module.named_buffers()) for name, module in modules.items()}
     tensors = [(f"{name}.{key}", t) for name, state in states.items() for key, t in state.items()]
     # Two modules may print alike and compute differently, by a number that only forward reads.
-    plain = [_plain(part) for module in modules.values() for part in module.modules()]
+    plain = [attributes_of(part) for module in modules.values() for part in module.modules()]
     inside = tuple(f"{name}." for name in frozen.modules)
     record = record_of(model)
     placed = [
         at for at in (record.placed if record else ()) if f"{at.site}.".startswith(inside) or at.path.startswith(inside)
     ]
     return state_digest(tensors, header=repr((modules, plain, placed)))
-
-
-def _plain(module: nn.Module) -> tuple[str, str, list[tuple[str, str]]]:
-    """The class of a module and what it holds beside modules and tensors, as far as that says what it is."""
-    kind, usual = type(module), vars(nn.Module())
-    held = [(name, _shown(value)) for name, value in sorted(vars(module).items()) if name not in usual]
-    return kind.__module__, kind.__qualname__, held
-
-
-def _shown(value: object) -> str:
-    """A value as text that is the same for equal values: numbers, texts, functions and classes, and lists of them."""
-    if isinstance(value, _PLAIN):
-        return repr(value)
-    if isinstance(value, set | frozenset):
-        return _shown(sorted(map(_shown, value)))
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, Mapping):
-        return _shown([*value.items()])
-    if isinstance(value, functools.partial):
-        return _shown((value.func, value.args, value.keywords))
-    known = value if hasattr(value, "__qualname__") else type(value)
-    return f"{getattr(known, '__module__', '')}.{known.__qualname__}"
 
 
 def _gather(parts: Iterator[Tensor], count: int) -> Tensor:

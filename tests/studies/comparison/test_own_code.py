@@ -106,6 +106,22 @@ def test_what_changes_a_mechanism_changes_its_digest(written, old, new):
     assert digest(written().Mine) != digest(written(old, new).Mine)
 
 
+@pytest.mark.parametrize(
+    "first,second",
+    [
+        ("[1, 2]", "[1, 3]"),
+        ("{'a': 1}", "{'a': 2}"),
+        ("{1, 2}", "{1, 3}"),
+        ("([1], {'a': {2}})", "([1], {'a': {3}})"),
+        ("torch.tensor([1.00001])", "torch.tensor([1.00004])"),
+        ("torch.ones(40, 40).numpy()", "torch.zeros(40, 40).numpy()"),
+    ],
+)
+def test_values_that_it_names_count_whatever_holds_them(written, first, second):
+    found = [digest(written("FACTOR = 2.0", f"FACTOR = {value}").Mine) for value in (first, second, first)]
+    assert found[0] == found[2] != found[1]
+
+
 def test_what_is_of_another_module_of_ones_own_counts_too(written):
     assert digest(written().Mine) != digest(written(helpers=HELPERS.replace("2", "3")).Mine)
 
@@ -134,7 +150,8 @@ def test_functions_and_options_that_are_filled_in(written):
 def test_code_that_was_typed_is_told_apart_by_what_it_was_compiled_to():
     spaces = [{}, {}, {}]
     for space, value in zip(spaces, (1, 1, 2), strict=True):
-        exec(f"def make(channels):\n    return {value} if channels in {{'a', 'b', 'c'}} else 0", space)  # noqa: S102 - as at a prompt
+        text = f"def make(channels):\n    return {value} if channels in {{'a', 'b', 'c'}} else 0"
+        exec(text, space)  # noqa: S102 - as at a prompt
     one, same, other = (digest(space["make"]) for space in spaces)
     assert one == same != other
 

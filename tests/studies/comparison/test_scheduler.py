@@ -126,6 +126,17 @@ def test_digest_of_a_network():
     assert len({digest_of(net(*args)) for args in [(0,), (1,), (0, 5), (0, 4, 2)]}) == 4
 
 
+def test_digest_of_a_network_holds_what_its_modules_hold():
+    def net(factor, hidden):
+        module = torch.nn.Identity()
+        module.factor = factor
+        module.register_buffer("hidden", torch.tensor(hidden), persistent=False)
+        return torch.nn.Sequential(module)
+
+    assert digest_of(net(1.0, 2.0)) == digest_of(net(1.0, 2.0))
+    assert len({digest_of(net(*args)) for args in [(1.0, 2.0), (3.0, 2.0), (1.0, 4.0)]}) == 3
+
+
 def test_a_damaged_result_says_what_to_do(folder, done):
     path = next(done.glob("runs/none-seed0-*/predictions.safetensors"))
     whole = path.read_bytes()

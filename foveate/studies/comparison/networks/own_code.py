@@ -1,8 +1,9 @@
 """A user's own code as a digest: a mechanism or a network whose code has changed is another one.
 
 The source of functions is read, of classes that of their methods; with it the classes that they derive from, and the
-functions, classes and plain values (numbers, text) that they name. What comes with Python or as an installed package is
-not followed, and foveate, timm and torch are left out: a result says with which versions it was made.
+functions, classes and values (numbers, text, arrays, lists and dictionaries of them) that they name. What comes with
+Python or as an installed package is not followed, and foveate, timm and torch are left out: a result says with which
+versions it was made.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from foveate.model_info import compiled_text, value_text
 
 __all__ = ["OwnCode", "own_code"]
 
@@ -52,6 +58,8 @@ def own_code(things: Iterable[object]) -> OwnCode:
         for key, value in _parts(thing):
             if _is_plain(value):
                 texts.add(f"{name} {key}={value!r}")
+            elif _is_data(value):
+                texts.add(f"{name} {key}={value_text(value)}")
             elif not _is_installed(_definition(value)):
                 waiting.append(value)
     text = "\n".join(sorted(texts)).encode("utf-8", "surrogatepass")
@@ -90,6 +98,11 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
+def _is_data(value: object) -> bool:
+    """Whether it says by its values what it is."""
+    return isinstance(value, list | tuple | set | frozenset | Mapping | np.ndarray | Tensor)
+
+
 def _is_written_in_python(thing: Any) -> bool:
     if not isinstance(thing, type):
         return False
@@ -102,19 +115,7 @@ def _source(function: FunctionType) -> str:
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):
-        return _compiled(function.__code__)
-
-
-def _compiled(code: CodeType) -> str:
-    constants = [
-        _compiled(each)
-        if isinstance(each, CodeType)
-        else repr(sorted(map(repr, each)))
-        if isinstance(each, frozenset)
-        else repr(each)
-        for each in code.co_consts
-    ]
-    return repr((code.co_code, code.co_names, code.co_varnames, constants))
+        return compiled_text(function.__code__)
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
