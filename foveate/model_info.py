@@ -132,7 +132,7 @@ def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
         bits = (
             "" if value.is_meta else value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
-        return f"{value.dtype} {tuple(value.shape)} {bits and hashlib.sha256(bits).hexdigest()}"
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(bits).hexdigest()}"
     if isinstance(value, np.ndarray) and value.dtype != object:
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if id(value) in _outside:
