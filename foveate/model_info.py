@@ -129,10 +129,10 @@ def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
     if isinstance(value, bool | int | float | complex | str | bytes | type(None) | torch.dtype | torch.device):
         return repr(value)
     if isinstance(value, torch.Tensor):
-        bits = (
-            "" if value.is_meta else value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
-        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(bits).hexdigest()}"
+        described, digest = f"{value.dtype} {tuple(value.shape)}", hashlib.sha256()
+        if not value.is_meta:
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return f"{described} {digest.hexdigest()}"
     if isinstance(value, np.ndarray) and value.dtype != object:
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if id(value) in _outside:
