@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import sys
 from collections.abc import Mapping
 from itertools import chain
 from types import CodeType, FunctionType
@@ -16,14 +17,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "OURS",
     "attributes_of",
     "compiled_text",
     "device_and_dtype",
+    "is_library",
     "pretrained_config",
     "unwrapped",
     "update_pretrained_config",
     "value_text",
 ]
+
+OURS = ("foveate", "timm", "torch", "torchvision")
+"""Packages whose versions a result names."""
 
 ATTRIBUTES = ("pretrained_cfg", "default_cfg")  # timm's name, and its older one
 _WRAPPERS = {
@@ -128,6 +134,8 @@ def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
 
     if isinstance(value, bool | int | float | complex | str | bytes | type(None) | torch.dtype | torch.device):
         return repr(value)
+    if isinstance(value, np.generic):
+        return f"{value.dtype} {value.tobytes().hex()}"
     if isinstance(value, torch.Tensor):
         described, digest = f"{value.dtype} {tuple(value.shape)}", hashlib.sha256()
         if not value.is_meta:
@@ -146,7 +154,7 @@ def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
         return inside([*value.items()])
     if isinstance(value, functools.partial):
         return inside((value.func, value.args, value.keywords))
-    if isinstance(value, FunctionType):
+    if isinstance(value, FunctionType) and not is_library(value):
         enclosed = [cell.cell_contents for cell in value.__closure__ or () if not _is_empty(cell)]
         given = (value.__defaults__, value.__kwdefaults__, enclosed)
         return f"{value.__qualname__} {compiled_text(value.__code__)} {inside(given)}"
@@ -155,6 +163,14 @@ def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return name + inside([(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)])
     return name
+
+
+def is_library(thing: Any) -> bool:
+    """Whether a class or a function is of an installed package, or comes with Python."""
+    package = str(getattr(thing, "__module__", None) or "").partition(".")[0]
+    file = getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
+    known = package in (*OURS, *sys.stdlib_module_names)
+    return known or "site-packages" in file or "dist-packages" in file
 
 
 def _is_empty(cell: Any) -> bool:

@@ -85,6 +85,7 @@ def scaled(factor):
         lambda k: torch.tensor([1.0 + k * 1e-6]),
         lambda k: torch.zeros(40, 40).index_fill(1, torch.tensor([20]), k),
         lambda k: np.array([1.0, k]),
+        np.float32,
         lambda k: [1, {"a": {k}}],
         lambda k: (lambda x: x + 1) if k else (lambda x: x + 2),
         scaled,

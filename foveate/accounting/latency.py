@@ -75,7 +75,8 @@ def latency(
         A timing for each combination of settings.
 
     Raises:
-        FoveateError: an option does not exist, a package is missing, or a network cannot run so.
+        FoveateError: an option does not exist or is given for an exported file, which leaves it no choice, a package is
+            missing, or a network cannot run so.
     """
     _check(rounds, warmup, seconds)
     if isinstance(model, TimedFile) or isinstance(reference, TimedFile):

@@ -109,8 +109,8 @@ def evaluate(
         The metrics, with the prediction for each image.
 
     Raises:
-        FoveateError: there is no such model, an image cannot be read, or the data has a class that the model does not
-            know.
+        FoveateError: there is no such model or part, ``batch_size`` is below 1 or ``workers`` below 0, an image cannot
+            be read, or the data has a class that the model does not know.
         Diverged: a score is NaN or infinite.
     """
     if part not in _PARTS:

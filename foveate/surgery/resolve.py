@@ -156,8 +156,8 @@ def _ends(model: nn.Module, at: ResolvedPlacement, spec: Spec, traces: dict[str,
         )
     if type(classifier) not in CLASSIFIERS or "forward" in vars(classifier):
         raise FoveateError(
-            f"{asked} a {type(classifier).__name__} with a forward pass of its own, which would not be run: take the "
-            "pool without classes, or a torch.nn.Linear for classifier"
+            f"{asked} a {type(classifier).__name__} with a class, a parametrization or a forward pass of its own, "
+            "which would not be run: take the pool without classes, or a torch.nn.Linear for classifier"
         )
     return Step(at.site, at.verb, at.spec, pool, shape, gives, per_class=name, nhwc=last)
 

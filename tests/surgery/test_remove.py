@@ -99,9 +99,15 @@ def own_forward(model):
 @pytest.mark.parametrize(
     "change,found",
     [
-        (lambda model: setattr(model, "head", Cosine(16, 5)), "a Cosine with a forward pass of its own"),
-        (lambda model: weight_norm(model.head), "a ParametrizedLinear with a forward pass of its own"),
-        (own_forward, "a Linear with a forward pass of its own"),
+        (
+            lambda model: setattr(model, "head", Cosine(16, 5)),
+            "a Cosine with a class, a parametrization or a forward pass of its own",
+        ),
+        (
+            lambda model: weight_norm(model.head),
+            "a ParametrizedLinear with a class, a parametrization or a forward pass of its own",
+        ),
+        (own_forward, "a Linear with a class, a parametrization or a forward pass of its own"),
         (lambda model: setattr(model, "head", nn.Linear(16, 4)), "not a Linear with as many outputs but Linear"),
     ],
 )

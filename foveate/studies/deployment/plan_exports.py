@@ -109,7 +109,7 @@ def export_plans(
         What was written of each plan, and how fast it is beside the network without.
 
     Raises:
-        FoveateError: a target does not exist, or there is neither a folder nor a network.
+        FoveateError: a target does not exist, there is neither a folder nor a network, or the folder cannot be made.
     """
     if comparison.measure is not TOP1:
         raise FoveateError(
@@ -212,7 +212,8 @@ def read_plan_exports(folder: Path, comparison: Comparison) -> PlanExports | Non
     for row in found:
         if row.get("run") not in labels:
             continue
-        label = row["plan"] if row["plan"] in runs else labels[row["run"]]
+        same = runs.get(row["plan"], ("",))[0] == row["run"]  # two plans may have one run, and a label another's run
+        label = row["plan"] if same else labels[row["run"]]
         numbers = {key: float(row[key]) if row.get(key) else None for key in _NUMBERS}
         rows.append({**row, "plan": label, **numbers})
     return PlanExports(tuple(rows)) if rows else None

@@ -51,7 +51,7 @@ def report(
         The page.
 
     Raises:
-        FoveateError: it is not a comparison, or neither ``folder`` nor the comparison has a folder.
+        FoveateError: it is not a comparison, neither ``folder`` nor the comparison has a folder, or it cannot be made.
     """
     given: object = comparison
     if not isinstance(given, Comparison):

@@ -52,8 +52,8 @@ def propose(
         seed: of the sampler.
 
     Returns:
-        The first of those that were told, in that order: the same for all processes that share
-        a study, though more are told afterwards.
+        The first whose values came, in the order in which they came: the same for all processes that share a study,
+        though more come afterwards.
 
     Raises:
         FoveateError: Optuna is not installed, or the storage cannot be opened.
@@ -127,7 +127,7 @@ def _study(optuna: Any, name: str, storage: str, seed: int) -> OptunaStudy:
 
 
 def _told(optuna: Any, study: OptunaStudy, candidates: Candidates) -> dict[str, tuple[Candidate, float]]:
-    """The plans that were trained, by text, with their values; in the order in which they were told."""
+    """The plans that were trained, by text, with their values; in the order in which these came."""
     found: dict[str, tuple[Candidate, float]] = {}
     trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     for trial in sorted(trials, key=lambda trial: (trial.datetime_complete, trial.number)):

@@ -3,6 +3,7 @@
 import csv
 import functools
 import importlib.util
+import linecache
 import logging
 import sys
 from pathlib import Path
@@ -114,12 +115,39 @@ def test_what_changes_a_mechanism_changes_its_digest(written, old, new):
         ("{1, 2}", "{1, 3}"),
         ("([1], {'a': {2}})", "([1], {'a': {3}})"),
         ("torch.tensor([1.00001])", "torch.tensor([1.00004])"),
+        ("__import__('numpy').float32(2)", "__import__('numpy').float32(3)"),
         ("torch.ones(40, 40).numpy()", "torch.zeros(40, 40).numpy()"),
     ],
 )
 def test_values_that_it_names_count_whatever_holds_them(written, first, second):
     found = [digest(written("FACTOR = 2.0", f"FACTOR = {value}").Mine) for value in (first, second, first)]
     assert found[0] == found[2] != found[1]
+
+
+def test_a_class_in_a_dictionary_counts(written):
+    kinds = []
+    for power in (2, 3):
+        mine = written("return FACTOR * x", "return KINDS, x").Mine
+        act = type("Act", (), {"power": power, "__module__": mine.__module__})
+        mine.forward.__globals__["KINDS"] = {"a": [act]}
+        kinds.append(mine)
+    assert digest(kinds[0]) != digest(kinds[1])
+
+
+def test_an_attribute_is_not_a_variable_of_the_same_name(written):
+    mine = written().Mine
+    before = digest(mine)
+    for value in (1, 2):
+        mine.forward.__globals__["weight"] = value  # self.weight is another thing
+        assert digest(mine) == before
+
+
+def test_a_file_that_changes_after_it_was_loaded_changes_nothing(written):
+    mine = written().Mine
+    before, file = digest(mine), Path(mine.forward.__code__.co_filename)
+    file.write_text("# one line more\n" + file.read_text())
+    linecache.checkcache(str(file))
+    assert digest(mine) == before
 
 
 def test_what_is_of_another_module_of_ones_own_counts_too(written):

@@ -127,8 +127,11 @@ def test_digest_of_a_network():
 
 
 def test_digest_of_a_network_holds_what_its_modules_hold():
+    class Scaled(torch.nn.Identity):
+        pass
+
     def net(factor, hidden):
-        module = torch.nn.Identity()
+        module = Scaled()
         module.factor = factor
         module.register_buffer("hidden", torch.tensor(hidden), persistent=False)
         return torch.nn.Sequential(module)

@@ -9,22 +9,22 @@ versions it was made.
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from foveate.model_info import compiled_text, value_text
+from foveate.model_info import OURS, compiled_text, is_library, value_text
 
 __all__ = ["OwnCode", "own_code"]
 
-_OURS = ("foveate", "timm", "torch", "torchvision")
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
@@ -46,13 +46,13 @@ def own_code(things: Iterable[object]) -> OwnCode:
     waiting = list(things)
     while waiting:
         thing = _definition(waiting.pop())
-        if id(thing) in seen or _package(thing) in _OURS:
+        if id(thing) in seen or _package(thing) in OURS:
             continue
         seen.add(id(thing))
         # Without the module: a script's own is called otherwise in a process that it starts.
         name = str(getattr(thing, "__qualname__", type(thing).__qualname__))
         if isinstance(thing, FunctionType):
-            texts.add(f"{name}\n{_source(thing)}")
+            texts.add(f"{name}\n{_source(thing.__code__)}")
         elif not isinstance(thing, functools.partial) and not _is_written_in_python(thing):
             unread.add(name)
         for key, value in _parts(thing):
@@ -60,6 +60,7 @@ def own_code(things: Iterable[object]) -> OwnCode:
                 texts.add(f"{name} {key}={value!r}")
             elif _is_data(value):
                 texts.add(f"{name} {key}={value_text(value)}")
+                waiting += [each for each in _held(value) if not _is_installed(_definition(each))]
             elif not _is_installed(_definition(value)):
                 waiting.append(value)
     text = "\n".join(sorted(texts)).encode("utf-8", "surrogatepass")
@@ -89,9 +90,7 @@ def _is_installed(thing: Any) -> bool:
         return False
     if not isinstance(thing, type | FunctionType):
         return True
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
-    known = _package(thing) in (*_OURS, *sys.stdlib_module_names)
-    return known or "site-packages" in file or "dist-packages" in file
+    return is_library(thing)
 
 
 def _is_plain(value: object) -> bool:
@@ -100,7 +99,17 @@ def _is_plain(value: object) -> bool:
 
 def _is_data(value: object) -> bool:
     """Whether it says by its values what it is."""
-    return isinstance(value, list | tuple | set | frozenset | Mapping | np.ndarray | Tensor)
+    return isinstance(value, complex | list | tuple | set | frozenset | Mapping | np.ndarray | np.generic | Tensor)
+
+
+def _held(value: object, depth: int = 4) -> Iterator[Any]:
+    """The functions and classes in lists and dictionaries, and in those inside."""
+    if isinstance(value, type | FunctionType | functools.partial):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        yield from (found for each in (*value, *value.values()) for found in _held(each, depth - 1))
+    elif depth and isinstance(value, list | tuple | set | frozenset):
+        yield from (found for each in value for found in _held(each, depth - 1))
 
 
 def _is_written_in_python(thing: Any) -> bool:
@@ -110,12 +119,21 @@ def _is_written_in_python(thing: Any) -> bool:
     return not routines or any(isinstance(each, FunctionType) for each in routines)
 
 
-def _source(function: FunctionType) -> str:
-    """Its text; where it has none, as what was typed at a prompt, what it was compiled to."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return compiled_text(function.__code__)
+_read: dict[int, tuple[CodeType, str]] = {}  # by identity: equal code may have other defaults, which the text has
+
+
+def _source(code: CodeType) -> str:
+    """Its text as it was first read: the file may change while what was loaded of it still runs.
+
+    Where it has none, as what was typed at a prompt, what it was compiled to.
+    """
+    if id(code) not in _read:
+        try:
+            text = inspect.getsource(code)
+        except (OSError, TypeError):
+            text = compiled_text(code)
+        _read[id(code)] = (code, text)
+    return _read[id(code)][1]
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
@@ -128,16 +146,36 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
         yield from ((base.__qualname__, base) for base in thing.__bases__)
         yield from ((key, value) for key, value in vars(thing).items() if not key.startswith("__") or callable(value))
     elif isinstance(thing, FunctionType):
-        names = sorted(set(_names(thing.__code__)))
+        names, of_globals = (sorted(set(found)) for found in (_names(thing.__code__), _global_names(thing.__code__)))
         for key in names:
-            value = thing.__globals__.get(key)
+            value = thing.__globals__.get(key) if key in of_globals else None
             if not isinstance(value, ModuleType):
                 yield key, value
-            elif value.__name__.partition(".")[0] not in (*_OURS, *sys.stdlib_module_names):
-                yield from ((of, getattr(value, of)) for of in names if hasattr(value, of))
+            else:
+                yield from _of_module(value, names)
         for key, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # an empty one
                 yield key, cell.cell_contents
+
+
+def _of_module(module: ModuleType, names: Sequence[str], depth: int = 4) -> Iterator[tuple[str, Any]]:
+    """What is named of a module of one's own, and of the modules in it."""
+    if not depth or module.__name__.partition(".")[0] in (*OURS, *sys.stdlib_module_names):
+        return
+    for name in names:
+        value = getattr(module, name, None)
+        if isinstance(value, ModuleType):
+            yield from _of_module(value, names, depth - 1)
+        elif hasattr(module, name):
+            yield name, value
+
+
+def _global_names(code: CodeType) -> Iterator[str]:
+    """Names that are looked up as variables of the module, and not as attributes of something."""
+    yield from (each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _global_names(each)
 
 
 def _names(code: CodeType) -> Iterator[str]:
