@@ -10,6 +10,7 @@ from foveate.errors import FoveateError
 from foveate.exporters.formats.onnx import to_onnx
 from foveate.exporters.options import ExportOptions
 from foveate.exporters.program import prepare
+from foveate.exporters.quantization import static_onnx
 from foveate.exporters.quantization.keep import REMEDY, quantize_keeping
 from foveate.exporters.quantization.static_onnx import quantize, static_quantizer
 
@@ -132,6 +133,17 @@ def test_kept_out_of_8_bits(faint):
     assert one.remedy == REMEDY
     kinds = [node.op_type for node in file.graph.node]
     assert kinds.count("QuantizeLinear") > 2  # the rest of the network is in 8 bits
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_weights_have_7_bits_where_products_saturate(saturates, faint, monkeypatch):
+    monkeypatch.setattr(static_onnx, "products_saturate", lambda: saturates)
+    program, model = faint
+    stored = [
+        one for one in quantize(model, program.calibration).graph.initializer if one.data_type == onnx.TensorProto.INT8
+    ]
+    largest = max(int(np.abs(onnx.numpy_helper.to_array(one).astype(int)).max()) for one in stored if len(one.dims) > 1)
+    assert largest == (64 if saturates else 127)
 
 
 def test_no_images(faint):
