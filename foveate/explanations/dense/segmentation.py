@@ -94,7 +94,7 @@ class Region:
             part = self.mask[start:stop, None].to(classes.device)
             # Shrunk, a pixel belongs to the region if any of those that fall into it does: nothing small is lost.
             fewer = [min(have, want) for have, want in zip(part.shape[-2:], classes.shape[-2:], strict=True)]
-            part = F.adaptive_max_pool2d(part.float(), fewer)
+            part = F.adaptive_max_pool2d(part, fewer)
             return F.interpolate(part, classes.shape[-2:], mode="nearest-exact") > 0
         if self.name == "image":
             return torch.ones_like(classes, dtype=torch.bool)[:, None]
