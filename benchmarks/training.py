@@ -12,7 +12,8 @@ of all epochs by its seconds, start, compilation and evaluation included.
     python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --images 1000 --epochs 80 \
         --contenders timm "foveate, everything on" --output benchmarks/training_whole.csv
 
-"foveate, everything on" is ``--compile auto`` with the cache, "timm, compiled" timm's script with ``--torchcompile``.
+"foveate, everything on" is ``--compile auto`` with the cache and foveate's default of no worker processes, since cached
+pictures need no decoding; "timm, compiled" is timm's script with ``--torchcompile``.
 Each run begins with an empty folder for what torch compiles; what foveate decides about that is printed.
 
 timm's train.py is in its repository, not in its package: https://github.com/huggingface/pytorch-image-models.
@@ -135,7 +136,10 @@ def commands(options: argparse.Namespace, data: Path, output: Path) -> dict[str,
         "foveate": [*ours, "--no-cache", "--output", str(output / "foveate")],
         "timm": theirs,
         "foveate, cached": [*ours, "--output", str(output / "foveate, cached")],
-        "foveate, everything on": [*ours, "--compile", "auto", "--output", str(output / "foveate, everything on")],
+        "foveate, everything on": [
+            *ours,
+            *("--workers", "0", "--compile", "auto", "--output", str(output / "foveate, everything on")),
+        ],
         "timm, compiled": [*theirs, "--torchcompile"],
     }
 
@@ -181,7 +185,7 @@ def main() -> None:
                 found = speeds(contender, text, output / contender)[1:]
                 row = dict.fromkeys(COLUMNS, "") | {
                     "contender": contender, "repeat": repeat, "model": options.model, "side": options.side,
-                    "batch": options.batch, "workers": options.workers, "images": images, "epochs": options.epochs,
+                    "batch": options.batch, "workers": 0 if "everything" in contender else options.workers, "images": images, "epochs": options.epochs,
                     "threads": options.threads,
                     "images_per_second": round(statistics.harmonic_mean(found), 1), "seconds": round(seconds, 1),
                     "cpu_seconds": round(used, 1), "peak_mib": round(peak),

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import statistics
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 
@@ -23,9 +25,12 @@ __all__ = ["SharedCores"]
 logger = logging.getLogger("foveate")
 
 _SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # of the user's, which stand
-_WAITED = 0.05  # share of its time in which a thread may want a core and get none before that counts as a busy machine
-_WINDOW = 1.0  # seconds between two decisions
-_LONGEST = 64.0  # seconds for which threads sleep before spinning is tried again
+_WAITED = 0.05  # share of its time in which a thread may want a core and get none before sleeping is tried
+_BUSY = 0.2  # the same, before a loop, for it to begin with sleeping
+_BETTER = 0.97  # of the other way's time for a step: less of a gain is noise
+_WINDOW = 1.0  # seconds that a trial takes
+_LONGEST = 64.0  # seconds for which one way is kept before the other is tried again
+_STEPS = 64  # of a kind whose times are remembered
 _MOST = 256  # threads of teams that do nothing
 _GRAIN = 2**15  # elements that torch gives a thread at least
 
@@ -33,9 +38,11 @@ _GRAIN = 2**15  # elements that torch gives a thread at least
 class SharedCores:
     """Decides again and again, while a loop computes on the CPU, whether waiting threads spin or sleep.
 
-    They sleep where this thread waits for a core, as Linux counts it, for more than a twentieth of its time. Elsewhere
-    than on Linux, with one thread, and where OMP_WAIT_POLICY or GOMP_SPINCOUNT is set, nothing is changed. To be used
-    in a ``with`` statement, by one thread.
+    Where this thread waits for a core, as Linux counts it, for more than a twentieth of its time, the other way is
+    tried for a second and kept if the loop's steps are faster. Beside a program that computes all the time sleeping is
+    faster; beside processes that work little, as those that load images, spinning is. Elsewhere than on Linux, with one
+    thread, and where OMP_WAIT_POLICY or GOMP_SPINCOUNT is set, nothing is changed. To be used in a ``with`` statement,
+    by one thread.
     """
 
     def __init__(self) -> None:
@@ -45,6 +52,9 @@ class SharedCores:
         self._before: tuple[int, int] | None = None
         self._next = 0.0
         self._patience = _WINDOW
+        self._last: tuple[str, float] | None = None
+        self._steps: dict[str, deque[float]] = {}
+        self._other: dict[str, float] | None = None
 
     @property
     def sleeping(self) -> bool:
@@ -55,8 +65,9 @@ class SharedCores:
         if self._threads > 1 and self._teams() and not any(name in os.environ for name in _SETTINGS):
             self._before = _schedule()
         if self._before is not None:
-            self._next = time.perf_counter() + _WINDOW
-            if _share((0, 0), self._before) > _WAITED:  # since the thread's start
+            self._next, self._patience = time.perf_counter() + _WINDOW, _WINDOW
+            self._last, self._steps, self._other = None, {}, None
+            if _share((0, 0), self._before) > _BUSY:  # since the thread's start
                 self._sleep()
         return self
 
@@ -66,23 +77,53 @@ class SharedCores:
         self._spin()
         self._before = None
 
-    def look(self) -> None:
-        """Decide anew where the last decision is old enough; a call takes no time that could be noticed."""
-        if self._before is None or time.perf_counter() < self._next:
+    def look(self, kind: str = "") -> None:
+        """Decide anew where the last decision is old enough; a call takes no time that could be noticed.
+
+        Args:
+            kind: of the step that begins, which ends at the next call; times are compared of one kind alone.
+        """
+        if self._before is None:
             return
+        now = time.perf_counter()
+        if self._last is not None:
+            before, at = self._last
+            self._steps.setdefault(before, deque(maxlen=_STEPS)).append(now - at)
+        self._last = (kind, now)
+        if now >= self._next:
+            self._decide(self._before)
+            self._next = time.perf_counter() + (_WINDOW if self._other is not None else self._patience)
+
+    def _decide(self, before: tuple[int, int]) -> None:
         now = _schedule()
         if now is None:
             return
-        busy = _share(self._before, now) > _WAITED
-        if busy and not self.sleeping:
-            self._sleep()
+        if self._other is not None:  # a trial ends
+            gain = self._gain(self._other)
+            self._other = None
+            if gain is None or gain > _BETTER:
+                self._change()
             self._patience = min(2 * self._patience, _LONGEST)
-        elif self.sleeping and not busy:
-            self._spin()  # a trial: asleep, a thread asks for less and may get all of it
-        elif not busy:
+        elif self.sleeping or _share(before, now) > _WAITED:
+            self._other = {kind: statistics.median(times) for kind, times in self._steps.items()}
+            self._change()
+        else:
             self._patience = _WINDOW
         self._before = _schedule()
-        self._next = time.perf_counter() + (self._patience if self.sleeping else _WINDOW)
+
+    def _gain(self, other: dict[str, float]) -> float | None:
+        """Time of the steps as a share of what they take the other way, of the kinds known of both; None without one."""
+        steps = [(kind, times) for kind, times in self._steps.items() if kind in other]
+        took = sum(len(times) * statistics.median(times) for _, times in steps)
+        expected = sum(len(times) * other[kind] for kind, times in steps)
+        return took / expected if expected else None
+
+    def _change(self) -> None:
+        if self.sleeping:
+            self._spin()
+        else:
+            self._sleep()
+        self._steps = {}
 
     def _teams(self) -> int:
         """How many more teams it takes to have more OpenMP threads than cores, or 0 where that would be too many."""

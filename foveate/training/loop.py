@@ -196,7 +196,7 @@ class Run:
 
     def step(self, stream: Iterator[Batch], order: Order, epoch: int, at: int) -> Tensor:
         """One step of the optimiser; returns the loss ()."""
-        self.cores.look()
+        self.cores.look("train")
         return self.train_step.step(stream, order, epoch, at)
 
     def evaluate(self, val: Loader) -> Any:
@@ -215,7 +215,7 @@ class Run:
 
     def scores(self, val: Loader, inputs: Tensor) -> Any:
         """What the judged weights give for a batch of the validation images."""
-        self.cores.look()
+        self.cores.look("evaluate")
         return val.forward(self.judged, inputs)
 
     def end_epoch(self, position: Position, val: Loader, order: Order) -> Any:

@@ -54,55 +54,86 @@ def threads():
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def test_threads_sleep_beside_another_program_and_spin_without_it(machine):
+def work(machine, cores, seconds, step, busy, kind=""):
+    """A loop of equal steps; how long threads slept in it."""
+    slept = 0.0
+    for _ in range(round(seconds / step)):
+        cores.look(kind)
+        machine.go_on(step, busy)
+        slept += step * cores.sleeping
+    return slept
+
+
+def test_threads_sleep_where_steps_are_then_faster_and_spin_where_they_are_not(machine):
     torch.ones(1 << 17)  # this thread's own team
     quiet = threads()
     with SharedCores() as cores:
-        assert not cores.sleeping
-        machine.go_on(0.5, busy=0.9)
-        cores.look()
+        work(machine, cores, 0.9, 0.1, busy=0.4)
         assert not cores.sleeping  # too early
-        machine.go_on(1, busy=0.4)
-        cores.look()
-        assert cores.sleeping
+        work(machine, cores, 0.3, 0.1, busy=0.4)
+        assert cores.sleeping  # a trial
         asleep = threads()
         assert asleep > quiet
-        machine.go_on(1.5, busy=0)
-        cores.look()
-        assert cores.sleeping  # for the two seconds that one decision holds
-        machine.go_on(1, busy=0)
-        cores.look()
+        work(machine, cores, 1.2, 0.06, busy=0.4)
+        assert cores.sleeping  # it was faster
+        work(machine, cores, 2.1, 0.06, busy=0.4)
+        assert not cores.sleeping  # the other trial
+        work(machine, cores, 1.2, 0.1, busy=0.4)
+        assert cores.sleeping  # it was slower
+        work(machine, cores, 4.2, 0.06, busy=0)
         assert not cores.sleeping
         wait_for(lambda: threads() <= asleep - 2)  # the team's, too: with them OpenMP would go on sleeping
-        machine.go_on(1.5, busy=0.04)
-        cores.look()
+        work(machine, cores, 100, 0.03, busy=0)  # nobody else wants the cores now
         assert not cores.sleeping
-        machine.go_on(1.5, busy=0.06)
-        cores.look()
+        work(machine, cores, 1.2, 0.03, busy=0.04)
+        assert not cores.sleeping
+        work(machine, cores, 1.2, 0.03, busy=0.06)
         assert cores.sleeping
     assert not cores.sleeping
     wait_for(lambda: threads() <= asleep - 2)
 
 
-def test_spinning_is_tried_more_and_more_seldom_where_it_does_not_pay(machine):
+def test_beside_workers_that_disturb_less_than_sleeping_costs_threads_go_on_spinning(machine):
     with SharedCores() as cores:
-        for seconds in (2, 4, 8, 16, 32, 64, 64):
-            machine.go_on(1.1, busy=0.5)  # while they spin
-            cores.look()
-            assert cores.sleeping
-            machine.go_on(seconds - 0.1, busy=0)
-            cores.look()
-            assert cores.sleeping
-            machine.go_on(0.2, busy=0)
-            cores.look()
-            assert not cores.sleeping
-        machine.go_on(1.1, busy=0)  # it pays now: the next time starts anew
-        cores.look()
-        machine.go_on(1.1, busy=0.5)
-        cores.look()
-        machine.go_on(2.1, busy=0)
-        cores.look()
+        slept = 0.0
+        for _ in range(2000):
+            slept += work(machine, cores, 0.1, 0.1 if cores.sleeping else 0.05, busy=0.1)
         assert not cores.sleeping
+        assert 1 < slept < 12  # the trials of 200 seconds: after 1, 3, 6, 11, 20, 37, 70, 135 of them
+
+
+def test_a_gain_that_is_noise_changes_nothing(machine):
+    with SharedCores() as cores:
+        slept = 0.0
+        for _ in range(2000):
+            slept += work(machine, cores, 0.1, 0.099 if cores.sleeping else 0.1, busy=0.1)
+        assert 1 < slept < 12
+
+
+def test_times_of_one_kind_alone_are_compared(machine):
+    with SharedCores() as cores:
+        work(machine, cores, 0.9, 0.05, busy=0.3, kind="evaluate")
+        work(machine, cores, 0.3, 0.15, busy=0.3, kind="train")
+        assert cores.sleeping
+        work(machine, cores, 0.3, 0.045, busy=0.3, kind="evaluate")  # faster, but more of the time is training
+        work(machine, cores, 1, 0.2, busy=0.3, kind="train")
+        assert not cores.sleeping  # training is slower
+        work(machine, cores, 0.9, 0.1, busy=0.3, kind="train")
+        work(machine, cores, 1.3, 0.1, busy=0.3, kind="train")
+        assert cores.sleeping
+        work(machine, cores, 1.3, 0.02, busy=0.3, kind="other")  # nothing that could be compared
+        assert not cores.sleeping
+
+
+def test_a_loop_starts_anew_after_another(machine):
+    cores = SharedCores()
+    for _ in range(2):
+        with cores:
+            work(machine, cores, 1.2, 0.1, busy=0.4)
+            assert cores.sleeping
+            work(machine, cores, 1.2, 0.2, busy=0.4)
+            assert not cores.sleeping
+        machine.go_on(1000, busy=0)
 
 
 def test_what_was_before_the_loop_decides_its_start(machine):

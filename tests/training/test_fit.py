@@ -65,10 +65,9 @@ def test_no_bit_depends_on_how_threads_wait(data, new_net, recipe, monkeypatch):
     seconds = itertools.count(step=100.0)
     monkeypatch.setattr(waiting.time, "perf_counter", lambda: next(seconds))
     look = SharedCores.look
-    monkeypatch.setattr(SharedCores, "look", lambda cores: (look(cores), decided.append(cores.sleeping)))
-    for busy in (0, 1):  # the second time every look finds another machine than the look before
-        shares = itertools.cycle((0, busy))
-        monkeypatch.setattr(waiting, "_share", lambda before, after, shares=shares: next(shares))
+    monkeypatch.setattr(SharedCores, "look", lambda cores, kind: (look(cores, kind), decided.append(cores.sleeping)))
+    for busy in (0, 1):  # the second time every look finds that the other way is to be tried, or was no better
+        monkeypatch.setattr(waiting, "_share", lambda before, after, busy=busy: busy)
         model = new_net()
         fit(model, data, recipe.with_(epochs=2), progress=False)
         found.append(weights(model))
