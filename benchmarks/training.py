@@ -116,7 +116,8 @@ def speeds(contender: str, text: str, output: Path) -> list[float]:
 def commands(options: argparse.Namespace, data: Path, output: Path) -> dict[str, list[str]]:
     shared = ["--model", options.model, "--seed", "0"]
     ours = [sys.executable, "-m", "foveate", "train", str(data), *shared, "--epochs", str(options.epochs)]
-    ours += ["--image-size", str(options.side), "--batch-size", str(options.batch), "--workers", str(options.workers)]
+    ours += ["--image-size", str(options.side), "--batch-size", str(options.batch)]
+    with_workers = ["--workers", str(options.workers)]
     ours += ["--optimiser", "sgd", "--learning-rate", "0.05", "--weight-decay", "0.01", "--augmentation", "standard"]
     theirs = [
         sys.executable,
@@ -133,13 +134,10 @@ def commands(options: argparse.Namespace, data: Path, output: Path) -> dict[str,
     theirs += ["--smoothing", "0", "--train-interpolation", "bicubic", "--scale", "0.08", "1.0", "--hflip", "0.5"]
     theirs += ["--channels-last", "--log-interval", "1000", "--output", str(output), "--experiment", "timm"]
     return {
-        "foveate": [*ours, "--no-cache", "--output", str(output / "foveate")],
+        "foveate": [*ours, *with_workers, "--no-cache", "--output", str(output / "foveate")],
         "timm": theirs,
-        "foveate, cached": [*ours, "--output", str(output / "foveate, cached")],
-        "foveate, everything on": [
-            *ours,
-            *("--workers", "0", "--compile", "auto", "--output", str(output / "foveate, everything on")),
-        ],
+        "foveate, cached": [*ours, *with_workers, "--output", str(output / "foveate, cached")],
+        "foveate, everything on": [*ours, "--compile", "auto", "--output", str(output / "foveate, everything on")],
         "timm, compiled": [*theirs, "--torchcompile"],
     }
 
@@ -185,7 +183,8 @@ def main() -> None:
                 found = speeds(contender, text, output / contender)[1:]
                 row = dict.fromkeys(COLUMNS, "") | {
                     "contender": contender, "repeat": repeat, "model": options.model, "side": options.side,
-                    "batch": options.batch, "workers": 0 if "everything" in contender else options.workers, "images": images, "epochs": options.epochs,
+                    "batch": options.batch, "workers": 0 if "everything" in contender else options.workers,
+                    "images": images, "epochs": options.epochs,
                     "threads": options.threads,
                     "images_per_second": round(statistics.harmonic_mean(found), 1), "seconds": round(seconds, 1),
                     "cpu_seconds": round(used, 1), "peak_mib": round(peak),

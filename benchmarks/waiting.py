@@ -1,11 +1,12 @@
-"""Training speed with threads that spin (torch's default), sleep, or do what is decided anew each second.
+"""Training speed with threads that spin (torch's default), sleep, or do what is decided again and again.
 
     python benchmarks/waiting.py > benchmarks/waiting.csv
 
-Alone, and beside one program that keeps one core busy. OMP_WAIT_POLICY is read once when torch is loaded, so each
-measurement is a process of its own; the three take turns, and the medians of their ratios are printed to stderr. The
-load, as /proc/stat has it, is that of other programs in the second before a measurement, in cores: the machine is quiet
-only where it is near 0.
+Alone, and beside one program that keeps one core busy; "threads too" also decides how many threads there are, as
+``Recipe(threads="auto")`` does. OMP_WAIT_POLICY is read once when torch is loaded, so each measurement is a process of
+its own, of ten seconds after five to decide in; they take turns, and the medians of their ratios are printed to stderr.
+The load, as /proc/stat has it, is that of other programs in the second before a measurement, in cores: the machine is
+quiet only where it is near 0.
 """
 
 import csv
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 ROUNDS = 5
-POLICIES = ("default", "PASSIVE", "decided")
+POLICIES = ("default", "PASSIVE", "decided", "threads too")
 STEPS = """
 import sys, time, timm, torch
 from foveate.kernels.waiting import SharedCores
@@ -31,12 +32,13 @@ def step(cores):
     cores.look()
     model(images).square().mean().backward(); optimiser.step(); optimiser.zero_grad()
 def measure(cores):
-    step(cores)
+    began = time.perf_counter()
+    while time.perf_counter() - began < 5: step(cores)
     began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < 6: step(cores); count += 1
+    while time.perf_counter() - began < 10: step(cores); count += 1
     print(32 * count / (time.perf_counter() - began), torch.__version__, torch.get_num_threads())
-if sys.argv[1] == "decided":
-    with SharedCores() as cores: measure(cores)
+if sys.argv[1] in ("decided", "threads too"):
+    with SharedCores(fewer_threads=sys.argv[1] != "decided") as cores: measure(cores)
 else: measure(Never())
 """
 

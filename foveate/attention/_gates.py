@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foveate.kernels.dispatch import GATES, Built, Choice, choose, wants_gradients
+from foveate.kernels.dispatch import GATES, PLAIN, Built, Choice, choose, dense, no_active_modes, wants_gradients
 
-__all__ = ["choose_gates", "layers_of", "use_fused_path"]
+__all__ = ["choose_gates", "layers_of", "trains_in_passes", "use_fused_path"]
 
 _NOT_HERE = Choice("", "there is no backend for this device")
 _COMPILED = Choice("", "torch.compile joins the steps of the definition with the layers around them")
+_TRAINED_ELEMENTS = 1 << 20  # with fewer the definition is faster: benchmarks/mechanisms.py
 _TRAINING = Choice("", "the module is in training mode, or its output wants gradients")
 
 
@@ -28,6 +29,27 @@ def choose_gates(module: nn.Module, x: Tensor, built: Built) -> Choice:
         return _COMPILED
     choice = choose(x, "gates", module, built)
     return _TRAINING if choice.backend and (module.training or wants_gradients(module, x)) else choice
+
+
+def trains_in_passes(module: nn.Module, x: Tensor, choice: Choice) -> bool:
+    """Whether SE, for which ``choose_gates`` has this choice, takes ``foveate.kernels.gates.excitation`` for x.
+
+    So it is where only gradients keep it from the passes of inference, in float32, in plain eager mode on a CPU, and
+    where maps are so large that reading them takes longer than calling the steps from Python.
+    """
+    if choice is not _TRAINING or not x.is_cpu or x.dtype is not torch.float32 or x.numel() < _TRAINED_ELEMENTS:
+        return False
+    if not torch.is_grad_enabled() or not no_active_modes() or torch.is_autocast_enabled("cpu") or dense(x) is not x:
+        return False
+    first, bias, second, other = layers_of(module)
+    if first is None or second is None:
+        return False
+    hidden, channels = first.shape[0], x.shape[1]
+    sizes = ((first, (hidden, channels)), (bias, (hidden,)), (second, (channels, hidden)), (other, (channels,)))
+    return all(
+        t is None or (type(t) in PLAIN and t.dtype is x.dtype and t.is_cpu and tuple(t.shape) == size)
+        for t, size in sizes
+    )
 
 
 def use_fused_path(module: nn.Module, x: Tensor, built: Built) -> bool:

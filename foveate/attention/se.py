@@ -5,7 +5,8 @@ Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018, https://
     z = mean_hw(x)        s = sigmoid(W2 relu(W1 z))        out = s * x
 
 As in the authors' code: both layers have biases (``bias=False`` gives the paper's printed count, 2 m^2 / r).
-``forward`` infers in the passes of ``foveate.kernels.gates.op`` where there are some; ``attend`` is the definition.
+``forward`` infers in the passes of ``foveate.kernels.gates.op`` where there are some, and trains in those of
+``foveate.kernels.gates.excitation``; ``attend`` is the definition.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.attention._gates import layers_of, use_fused_path
+from foveate.attention._gates import choose_gates, layers_of, trains_in_passes
 from foveate.errors import FoveateError
 from foveate.kernels.dispatch import Built
+from foveate.kernels.gates import excitation
 from foveate.kernels.gates import op as gates_op
 from foveate.kernels.pooled import mean_over
 
@@ -57,9 +59,12 @@ class SE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """s * x."""
         if not torch._jit_internal.is_scripting():
-            fused = use_fused_path(self, x, _BUILT) and _is_large(x)
+            choice = choose_gates(self, x, _BUILT)
+            fused, trained = bool(choice.backend) and _is_large(x), trains_in_passes(self, x, choice)
             if fused:
                 return self._infer(x)
+            if trained:
+                return excitation.excite(x, *layers_of(self))
         return x * self.attend(x)[:, :, None, None]
 
     def _infer(self, x: Tensor) -> Tensor:

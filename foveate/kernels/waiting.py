@@ -5,6 +5,9 @@ sleeps: fastest where every thread has a core, and a standstill where it has not
 cores from those that are waited for. Its manual (GOMP_SPINCOUNT) says that it spins 100 times only while a process has
 more OpenMP threads than cores. A second team that does nothing therefore changes how all of them wait, and taking it
 away changes it back; the number of threads that share an operation, and with it every bit of a result, stays.
+
+Beside a program that keeps one of two cores busy, one thread is faster than two, whether they spin or sleep; since it
+adds numbers in another order, it is taken only where the caller asks for that.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import statistics
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -24,10 +28,11 @@ __all__ = ["SharedCores"]
 
 logger = logging.getLogger("foveate")
 
+_SPIN, _SLEEP, _FEWER = "spin", "sleep", "fewer threads"
 _SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # of the user's, which stand
-_WAITED = 0.05  # share of its time in which a thread may want a core and get none before sleeping is tried
+_WAITED = 0.05  # share of its time in which a thread may want a core and get none before another way is tried
 _BUSY = 0.2  # the same, before a loop, for it to begin with sleeping
-_BETTER = 0.97  # of the other way's time for a step: less of a gain is noise
+_BETTER = 0.97  # of the time of a step: a smaller gain is noise
 _WINDOW = 1.0  # seconds that a trial takes
 _LONGEST = 64.0  # seconds for which one way is kept before the other is tried again
 _STEPS = 64  # of a kind whose times are remembered
@@ -38,15 +43,20 @@ _GRAIN = 2**15  # elements that torch gives a thread at least
 class SharedCores:
     """Decides again and again, while a loop computes on the CPU, whether waiting threads spin or sleep.
 
-    Where this thread waits for a core, as Linux counts it, for more than a twentieth of its time, the other way is
-    tried for a second and kept if the loop's steps are faster. Beside a program that computes all the time sleeping is
-    faster; beside processes that work little, as those that load images, spinning is. Elsewhere than on Linux, with one
-    thread, and where OMP_WAIT_POLICY or GOMP_SPINCOUNT is set, nothing is changed. To be used in a ``with`` statement,
-    by one thread.
+    Where this thread waits for a core, as Linux counts it, for more than a twentieth of its time, another way is tried
+    for a second and kept if the loop's steps are faster. Beside a program that computes all the time sleeping is
+    faster; beside processes that work little, as those that load images, spinning is. Elsewhere than on Linux and with
+    one thread nothing is changed, and threads do not sleep where OMP_WAIT_POLICY or GOMP_SPINCOUNT is set. To be used
+    in a ``with`` statement, by one thread, which has its number of threads again afterwards.
+
+    Args:
+        fewer_threads: to compute with one thread fewer is another way; it changes the last bits of results.
+        say: is called with a line where the number of threads changes for longer than a trial.
     """
 
-    def __init__(self) -> None:
-        self._threads = torch.get_num_threads()
+    def __init__(self, *, fewer_threads: bool = False, say: Callable[[str], None] = logger.debug) -> None:
+        self._threads, self._fewer, self._say = torch.get_num_threads(), fewer_threads, say
+        self._ways, self._way, self._tried = [_SPIN], _SPIN, 0
         self._stop: threading.Event | None = None
         self._holders: list[threading.Thread] = []
         self._before: tuple[int, int] | None = None
@@ -54,27 +64,30 @@ class SharedCores:
         self._patience = _WINDOW
         self._last: tuple[str, float] | None = None
         self._steps: dict[str, deque[float]] = {}
-        self._other: dict[str, float] | None = None
+        self._other: tuple[str, dict[str, float]] | None = None
 
     @property
     def sleeping(self) -> bool:
         """Whether threads that wait sleep by this object's decision."""
-        return self._stop is not None
+        return self._way == _SLEEP
 
     def __enter__(self) -> SharedCores:
-        if self._threads > 1 and self._teams() and not any(name in os.environ for name in _SETTINGS):
-            self._before = _schedule()
+        several, users = self._threads > 1, any(name in os.environ for name in _SETTINGS)
+        self._ways = [_SPIN]
+        self._ways += [_SLEEP] if several and self._teams() and not users else []
+        self._ways += [_FEWER] if several and self._fewer else []
+        self._before = _schedule() if len(self._ways) > 1 else None
         if self._before is not None:
             self._next, self._patience = time.perf_counter() + _WINDOW, _WINDOW
-            self._last, self._steps, self._other = None, {}, None
-            if _share((0, 0), self._before) > _BUSY:  # since the thread's start
-                self._sleep()
+            self._last, self._steps, self._other, self._tried = None, {}, None, 0
+            if _SLEEP in self._ways and _share((0, 0), self._before) > _BUSY:  # since the thread's start
+                self._take(_SLEEP)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._spin()
+        self._take(_SPIN)
         self._before = None
 
     def look(self, kind: str = "") -> None:
@@ -99,31 +112,41 @@ class SharedCores:
         if now is None:
             return
         if self._other is not None:  # a trial ends
-            gain = self._gain(self._other)
+            way, times = self._other
+            gain = self._gain(times)
             self._other = None
             if gain is None or gain > _BETTER:
-                self._change()
+                self._take(way)
+            elif _FEWER in (way, self._way):
+                threads = f"{torch.get_num_threads()} of {self._threads}"
+                self._say(f"threads: {threads} from here on, for a step takes {gain:.2f} of the time with them")
             self._patience = min(2 * self._patience, _LONGEST)
-        elif self.sleeping or _share(before, now) > _WAITED:
-            self._other = {kind: statistics.median(times) for kind, times in self._steps.items()}
-            self._change()
+        elif self._way != _SPIN or _share(before, now) > _WAITED:
+            self._other = (self._way, {kind: statistics.median(times) for kind, times in self._steps.items()})
+            ways = [way for way in self._ways if way != self._way]
+            self._take(ways[self._tried % len(ways)])
+            self._tried += 1
         else:
             self._patience = _WINDOW
         self._before = _schedule()
 
     def _gain(self, other: dict[str, float]) -> float | None:
-        """Time of the steps as a share of what they take the other way, of the kinds known of both; None without one."""
+        """Time of the steps by what they take the other way, of the kinds known of both; None without one."""
         steps = [(kind, times) for kind, times in self._steps.items() if kind in other]
         took = sum(len(times) * statistics.median(times) for _, times in steps)
         expected = sum(len(times) * other[kind] for kind, times in steps)
         return took / expected if expected else None
 
-    def _change(self) -> None:
-        if self.sleeping:
+    def _take(self, way: str) -> None:
+        if self._way == _SLEEP:
             self._spin()
-        else:
+        elif self._way == _FEWER:
+            torch.set_num_threads(self._threads)
+        if way == _SLEEP:
             self._sleep()
-        self._steps = {}
+        elif way == _FEWER:
+            torch.set_num_threads(self._threads - 1)
+        self._way, self._steps = way, {}
 
     def _teams(self) -> int:
         """How many more teams it takes to have more OpenMP threads than cores, or 0 where that would be too many."""

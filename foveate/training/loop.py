@@ -25,7 +25,7 @@ from foveate.training.input.protocols import Loader, Pipeline
 from foveate.training.input.sampler import Batch, Order, images_in
 from foveate.training.metrics import Diverged
 from foveate.training.optimizer import create_optimiser, learning_rate_factor, set_learning_rate
-from foveate.training.speed.automatic import choose, is_open
+from foveate.training.speed.automatic import AUTO, choose, is_open
 from foveate.training.tasks.task import Data, Task
 from foveate.training.teacher.distillation import Teacher
 from foveate.training.teacher.matching import match_replaced, pairs_of
@@ -98,6 +98,9 @@ class Run:
             self.train_step = TrainStep(self.model, train, self.context, self.prepared, *shared)
             stream, done = iter(train.batches(order)), position.epoch * order.images_per_epoch + position.images
             stream = self.settle(stream, order)
+            # What torch compiles has its number of threads written into it.
+            fewer = recipe.threads == AUTO and self.train_step.device.type == "cpu" and not self.chosen.get("compile")
+            self.cores = SharedCores(fewer_threads=fewer, say=self.bar.line)
             task = self.bar.task("", order.images_per_epoch * recipe.epochs, done)
             with self.cores:
                 while position.epoch < until:

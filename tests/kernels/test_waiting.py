@@ -147,6 +147,46 @@ def test_what_was_before_the_loop_decides_its_start(machine):
         assert not other.sleeping
 
 
+def test_one_thread_fewer_is_taken_where_steps_are_then_faster_and_the_caller_asks(machine):
+    said = []
+
+    def seconds(cores):
+        return 0.06 if torch.get_num_threads() == 1 else 0.1 if cores.sleeping else 0.15
+
+    for fewer in (False, True):
+        with SharedCores(fewer_threads=fewer, say=said.append) as cores:
+            alone = 0
+            for _ in range(1000):
+                work(machine, cores, 0.1, seconds(cores), busy=0.3)
+                alone += torch.get_num_threads() == 1
+            if not fewer:
+                assert (alone, said, cores.sleeping) == (0, [], True)
+                continue
+            assert alone > 900
+            assert said == ["threads: 1 of 2 from here on, for a step takes 0.60 of the time with them"]
+            for _ in range(2000):  # nobody else wants the cores: two threads that spin are the fastest
+                faster = torch.get_num_threads() == 2 and not cores.sleeping
+                work(machine, cores, 0.1, 0.04 if faster else 0.06, busy=0)
+            assert torch.get_num_threads() == 2
+            assert not cores.sleeping
+            assert said[1:] == ["threads: 2 of 2 from here on, for a step takes 0.67 of the time with them"]
+            for _ in range(1000):
+                work(machine, cores, 0.1, seconds(cores), busy=0.3)
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+
+
+def test_threads_can_be_fewer_where_a_users_setting_stands(machine, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    with contextlib.suppress(KeyError), SharedCores(fewer_threads=True) as cores:
+        for _ in range(130):
+            work(machine, cores, 0.1, 0.05 if torch.get_num_threads() == 1 else 0.1, busy=0.3)
+            assert not cores.sleeping
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
 def test_a_users_setting_stands(machine, monkeypatch, name):
     monkeypatch.setenv(name, "ACTIVE")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 
 import pytest
 import timm
@@ -75,6 +76,33 @@ def test_no_bit_depends_on_how_threads_wait(data, new_net, recipe, monkeypatch):
         decided.clear()
     torch.set_num_threads(threads)
     assert same(*found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone counts a thread's wait for a core")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_threads_are_fewer_beside_another_program_where_the_recipe_says_so(
+    data, new_net, recipe, monkeypatch, compiled
+):
+    threads, used = torch.get_num_threads(), set()
+    torch.set_num_threads(2)
+    seconds = itertools.count(step=100.0)
+    monkeypatch.setattr(waiting.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(waiting, "_share", lambda before, after: 0.4)
+    look = SharedCores.look
+    monkeypatch.setattr(SharedCores, "look", lambda cores, kind: (look(cores, kind), used.add(torch.get_num_threads())))
+    try:
+        for kind in ("all", "auto"):
+            fit(
+                new_net(),
+                data,
+                recipe.with_(epochs=2, threads=kind, compile="eager" if compiled else ""),
+                progress=False,
+            )
+            assert used == ({1, 2} if kind == "auto" and not compiled else {2})
+            assert torch.get_num_threads() == 2
+            used.clear()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("amp", ["no", "bf16"])

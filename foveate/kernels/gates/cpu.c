@@ -1,4 +1,4 @@
-/* The gates on a CPU in inference: what attention/se.py, cbam.py and bam.py define and timm's EcaModule and CecaModule, in as
+/* The gates on a CPU: what attention/se.py, cbam.py and bam.py define and timm's EcaModule and CecaModule, in as
 few passes over x as there can be.
 
 c_compiler.py compiles this at the first use, for one type of element at a time; cpu.py calls it. Images are (B, C, h, w),
@@ -231,3 +231,4 @@ static void weigh(const Setting *s, const Arguments *a, size b, size k, REAL *sc
 }
 
 #include "cpu_entry.h"
+#include "cpu_gradients.h"

@@ -18,6 +18,8 @@ struct Arguments {
     const REAL *fc1, *bias1, *fc2, *bias2, *conv;
     REAL scale, shift; /* of the batch norm */
     size strips, images, product;
+    const STORED *gradient; /* in training: of the result, like x */
+    const REAL *added;      /* in training: to weighted channels, like channel */
 };
 
 /* ---- sigmoid ---- */

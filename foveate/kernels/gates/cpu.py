@@ -1,8 +1,8 @@
-"""The gates' passes on a CPU, in inference: ctypes around cpu.c. What each computes stands there; ``op.py`` calls them.
+"""The gates' passes on a CPU: ctypes around cpu.c. What each computes stands there; ``op.py`` calls them.
 
 Images x: (B, C, h, w), float32, bfloat16 or float64 (for tests), contiguous or channels_last, not empty. Scores: of
 any floating type. ``infer`` and ``infer_along_channels`` compute a whole gate in one call; the functions that ``op.py``
-has for every device compute one pass each.
+has for every device compute one pass each. ``excitation.py`` trains with ``dot_positions`` and ``weigh_channels``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from foveate.kernels.dispatch import wide
 
 __all__ = [
     "TYPES",
+    "dot_positions",
     "gate",
     "infer",
     "infer_along_channels",
     "joint_gate",
     "pool_channels",
     "pool_positions",
+    "weigh_channels",
     "why_not",
 ]
 
@@ -36,11 +38,15 @@ TYPES = (torch.float32, torch.bfloat16)
 
 _DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float64: "FLOAT64"}
 _FOLDER = Path(__file__).parent
-_FILES = (*(_FOLDER / name for name in ("cpu.c", "cpu.h", "cpu_entry.h")), _FOLDER.parent / "cpu_common.h")
+_FILES = (
+    *(_FOLDER / name for name in ("cpu.c", "cpu.h", "cpu_entry.h", "cpu_gradients.h")),
+    _FOLDER.parent / "cpu_common.h",
+)
 _GRAIN = 32768  # elements for which a second thread is woken, as torch has it
 _SETTING = "8n3P"  # as in cpu_common.h: B, C, g, h, w, last, threads, scratch_bytes; scratch, parallel, number
 _inference = struct.Struct(_SETTING + "3P5n9Pd").pack
 _pass = struct.Struct(_SETTING + "6P3n").pack
+_training = struct.Struct(_SETTING + "6Pn").pack
 _POOL, _SQUEEZE, _WEIGH, _JOINT = range(4)
 _ALONG = 5  # the order of a gate that is a convolution along the channels
 
@@ -53,6 +59,7 @@ def _functions(dtype: torch.dtype) -> Any:
         for function, arguments, result in (
             (lib.infer, [pointer], None),
             (getattr(lib, "pass"), [pointer], None),
+            (lib.train, [pointer], None),
             (lib.memory_bytes, [pointer], size),
             (lib.strip_count, [pointer], size),
             (lib.scratch_bytes, [pointer, size, size], size),
@@ -164,6 +171,28 @@ def joint_gate(x: Tensor, channels: Tensor, positions: Tensor, product: bool) ->
     """``op.joint_gate``."""
     setting, memory, _ = _setting(x)
     return _run(setting, memory, x, torch.empty_like(x), None, channels, positions, _JOINT, product)
+
+
+def dot_positions(x: Tensor, y: Tensor) -> Tensor:
+    """The sums of x y over the positions, (B, C); y is like x, in the same memory format."""
+    setting, memory, _ = _setting(x)
+    strips = _functions(x.dtype).strip_count(struct.pack(_SETTING, *setting))
+    found = torch.empty((x.shape[0], strips, x.shape[1]), dtype=wide(x))
+    _functions(x.dtype).train(_training(*setting, x.data_ptr(), y.data_ptr(), 0, found.data_ptr(), 0, 0, 0))
+    _give_back(memory)
+    return found[:, 0]
+
+
+def weigh_channels(x: Tensor, weights: Tensor, shift: Tensor | None = None) -> Tensor:
+    """weights x + shift, like x; both (B, C)."""
+    setting, memory, _ = _setting(x)
+    given = [None if t is None else t.to(wide(x)).contiguous() for t in (weights, shift)]
+    out = torch.empty_like(x)
+    addresses = [0 if t is None else t.data_ptr() for t in given]
+    what = 1 if shift is None else 2
+    _functions(x.dtype).train(_training(*setting, x.data_ptr(), 0, out.data_ptr(), 0, *addresses, what))
+    _give_back(memory)
+    return out
 
 
 def _run(

@@ -36,7 +36,7 @@ from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["Networks", "Run", "RunResult", "digest_of", "read_result", "scores_of", "write_result"]
 
-_BEFORE = {"classifier": "by name", "matching_steps": 0}
+_BEFORE = {"classifier": "by name", "matching_steps": 0, "threads": "all"}
 _FREE = ("workers", "checkpoint_every", "evaluate_every")
 _RESULT, _PREDICTIONS = "result{}.json", "predictions{}.safetensors"
 

@@ -14,15 +14,17 @@ from foveate.html import html_table
 from foveate.io import JsonObject
 from foveate.training.recipes.optimiser_name import check_optimiser
 
-__all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "Recipe"]
+__all__ = ["AMP", "AUGMENTATIONS", "CLASSIFIERS", "LOSSES", "SCHEDULES", "THREADS", "Recipe"]
 
 SCHEDULES = ("cosine", "constant", "step")
 AUGMENTATIONS = ("none", "flip", "standard", "randaugment")
 AMP = ("no", "bf16", "fp16", "auto")
 LOSSES = ("cross_entropy", "bce", "dice", "cross_entropy+dice")
 CLASSIFIERS = ("by name", "keep", "new")
+THREADS = ("all", "auto")
 
 _CHOICES = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "amp": AMP, "loss": LOSSES, "classifier": CLASSIFIERS}
+_CHOICES |= {"threads": THREADS}
 
 _COMPILE = {"on": "inductor", "off": ""}
 
@@ -62,7 +64,7 @@ class Recipe:
     """Everything that decides how a model is trained, apart from the model and the data.
 
     Two runs with the same model, data and recipe end with the same weights on the same machine (on a CPU: bit for
-    bit, for any number of workers).
+    bit, for any number of workers, unless ``amp``, ``compile`` or ``threads`` is "auto").
 
     Args:
         epochs: passes over the training images; 0 only evaluates.
@@ -114,6 +116,9 @@ class Recipe:
         compile: a backend of torch.compile, such as "inductor", for full batches; "on" is "inductor", "off" or "" does
             not compile, "auto" compiles where that is expected to save more time than it takes, and is measured to.
             The choice is kept with the run. What cannot be compiled is trained without it, and a line says so.
+        threads: "all": a step on a CPU has as many threads as PyTorch has (``torch.get_num_threads()``). "auto": one
+            fewer while other programs want the cores and steps are then faster, decided anew by the steps' own times,
+            on Linux and without compilation; results then differ in their last bits from run to run.
         sync_bn: BatchNorm over the images of all processes instead of each process's own (on GPUs).
         teacher: a model's name or a folder that foveate saved, to learn from; "" learns from the labels alone.
         distillation: the teacher's share of the loss, 0 to 1.
@@ -157,6 +162,7 @@ class Recipe:
     channels_last: bool = True
     cache: bool = True
     compile: str = ""
+    threads: str = "all"
     sync_bn: bool = False
     teacher: str = ""
     distillation: float = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import torch
@@ -14,7 +15,7 @@ from foveate.training.train_step import TrainStep
 
 __all__ = ["Trial"]
 
-_ROUNDS = 5
+_LEAST, _MOST, _SECONDS = 5, 31, 3.0  # rounds of a comparison; after so many seconds no more than the least
 
 
 class Trial:
@@ -54,15 +55,20 @@ class Trial:
         return self._now() - began
 
     def compare(self, *settings: tuple[str, str]) -> list[float]:
-        """Seconds of a step with each of some settings, in turns, each the shortest of some.
+        """Seconds of a step with each of some settings, in turns: the first one's median, the others' in proportion.
 
-        The shortest is what other programs on the machine disturb least.
+        Their ratios to the first are medians of those within a round: a machine that other programs make slower for
+        seconds at a time changes both sides of such a ratio, while the shortest steps may be of different times.
 
         Args:
             settings: pairs of precision and backend; each has run before.
         """
-        rounds = [[self.seconds(*setting) for setting in settings] for _ in range(_ROUNDS)]
-        return [min(of_one) for of_one in zip(*rounds, strict=True)]
+        began = self._now()
+        rounds: list[list[float]] = []
+        while len(rounds) < _LEAST or (len(rounds) < _MOST and self._now() - began < _SECONDS):
+            rounds.append([self.seconds(*setting) for setting in settings])
+        first = statistics.median(times[0] for times in rounds)
+        return [first * statistics.median(times[at] / times[0] for times in rounds) for at in range(len(settings))]
 
     def _now(self) -> float:
         if self.device.type != "cpu":

@@ -317,19 +317,27 @@ def test_memory_is_kept_only_while_it_is_small(monkeypatch):
 
 slow = pytest.mark.slow(
     reason="it compiles with the sanitizers of gcc, and runs every shape again",
-    guards=("foveate/kernels/", "foveate/attention/_gates.py", "foveate/attention/cbam.py", "constraints.txt"),
+    guards=(
+        "foveate/kernels/",
+        "foveate/attention/_gates.py",
+        "foveate/attention/cbam.py",
+        "foveate/attention/se.py",
+        "constraints.txt",
+    ),
 )
 SANITIZED = """
 import sys, torch
 from foveate.kernels import c_compiler
 c_compiler.FLAGS = (*c_compiler.FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 sys.path.insert(0, sys.argv[1])
-import test_gates_cpu as tests
+import test_excitation, test_gates_cpu as tests
+test_excitation._gates._TRAINED_ELEMENTS = 0
 tests.gates_cpu._GRAIN = 0
 for threads in (1, 3):
     torch.set_num_threads(threads)
     for layout in tests.LAYOUTS[:2]:
         for shape in tests.SHAPES:
+            list(test_excitation.compared(shape, layout))
             for name in tests.MODULES:
                 for dtype in tests.BOUNDS:
                     tests.inferred(name, shape, layout, dtype)
