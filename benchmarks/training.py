@@ -4,12 +4,12 @@ Same network, folder of JPEG files, batch, optimiser, augmentation (random resiz
 threads. The contenders take turns, each in processes of its own. Images per second are those of the training steps,
 data loading included, as each program reports them for its epochs after the first. Processor seconds are those of the
 whole program, start and evaluation included: on a busy machine they tell more than the clock. Memory is the largest sum
-of proportional set sizes over the program's processes. Images per second of the whole program are the training images
-of all epochs by its seconds, start, compilation and evaluation included.
+of proportional set sizes over the program's processes, looked at every three seconds. Images per second of the whole
+program are the training images of all epochs by its seconds, start, compilation and evaluation included.
 
     python benchmarks/training.py --timm-script PATH/train.py --data FOLDER        # writes benchmarks/training.csv
     python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --images 2000 --side 128
-    python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --images 1000 --epochs 80 \
+    python benchmarks/training.py --timm-script PATH/train.py --parquet FOLDER --images 1000 --epochs 240 \
         --contenders timm "foveate, everything on" --output benchmarks/training_whole.csv
 
 "foveate, everything on" is ``--compile auto`` with the cache and foveate's default of no worker processes, since cached
@@ -43,6 +43,8 @@ COLUMNS = (
     *("images_per_second", "seconds", "cpu_seconds", "peak_mib", "whole_images_per_second"),
     *("threads", "load", "machine", "versions"),
 )
+
+_LOOK_SECONDS = 3.0  # between two looks at the memory: the system takes 30 ms for one of a process with 1 GiB
 
 MEASURED = COLUMNS[8:13]
 CONTENDERS = ("foveate", "timm", "foveate, cached", "foveate, everything on", "timm, compiled")
@@ -91,8 +93,10 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[str, float, fl
         with subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment, text=True) as process:
             peak = 0.0
             while process.poll() is None:
-                peak = max(peak, proportional_mib(process.pid))
-                time.sleep(0.25)
+                try:
+                    process.wait(_LOOK_SECONDS)
+                except subprocess.TimeoutExpired:
+                    peak = max(peak, proportional_mib(process.pid))
         seconds = time.perf_counter() - began
         said.seek(0)
         text = said.read()

@@ -23,7 +23,7 @@ from foveate.model_info import pretrained_config
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_PIXELS", "NOT_READ", "SUFFIXES", "Preprocess", "open_image"]
+__all__ = ["MAX_PIXELS", "NOT_READ", "SUFFIXES", "Preprocess", "open_image", "pixels_of"]
 
 _INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -232,6 +232,14 @@ class Preprocess:
         tensor = transform.to_dtype(transform.pil_to_tensor(picture), torch.float32, scale=True)
         normalised: torch.Tensor = transform.normalize(tensor, list(self.mean), list(self.std))
         return normalised
+
+
+def pixels_of(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
+    """A picture of the network's size as uint8 (3, H, W), or (1, H, W) for a network that takes grey."""
+    from torchvision.transforms.v2 import functional as transform
+
+    pixels: torch.Tensor = transform.pil_to_tensor(image.convert("L") if len(preprocess.mean) == 1 else image)
+    return pixels
 
 
 def _input_channels(model: torch.nn.Module) -> int:

@@ -10,9 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.images import Preprocess
+from foveate.images import Preprocess, pixels_of
 from foveate.prediction.inputs import Item
-from foveate.training.input.loaders import pixels_of
 
 __all__ = ["decoded"]
 

@@ -1,9 +1,9 @@
-"""SE in training on a CPU: seven reads and writes of x where the definition has ten.
+"""SE in training on a CPU: seven reads and writes of x where the definition has eleven.
 
     z = mean_hw(x)      y = relu(W1 z + b1)      s = sigmoid(W2 y + b2)      out = s x
     ds = sum_hw(g x)    dz through both layers   dx = s g + dz / (h w)                    for the gradient g of out
 
-Autograd writes s g, the spread mean and their sum one after the other; here what goes through the mean is added in the
+Autograd writes s g, g x and their sums one after the other; here what goes through the mean is added in the
 pass that writes s g. Kept for the backward pass are x, and of each image three vectors.
 """
 

@@ -44,11 +44,15 @@ class Decoded:
     starts: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
 
-    def image(self, index: int) -> Image.Image:
-        """One RGB picture."""
+    def array(self, index: int) -> NDArray[np.uint8]:
+        """The pixels of one picture, (H, W, 3), as they lie here."""
         height, width = self.sizes[index]
         start = self.starts[index]
-        return Image.fromarray(np.asarray(self.pixels[start : start + 3 * height * width]).reshape(height, width, 3))
+        return np.asarray(self.pixels[start : start + 3 * height * width]).reshape(height, width, 3)
+
+    def image(self, index: int) -> Image.Image:
+        """One RGB picture."""
+        return Image.fromarray(self.array(index))
 
 
 def _arrays(split: Split, at_least: int | None, bar: ProgressBar) -> Iterator[NDArray[np.uint8]]:

@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from foveate.errors import FoveateError
-from foveate.images import Preprocess
+from foveate.images import Preprocess, pixels_of
+from foveate.training.input.random_crops import RandomCrops
 from foveate.training.input.sampler import Batch, Where, mix, seed_draws
 
 if TYPE_CHECKING:
     from foveate.data.split import Split
     from foveate.training.input.image_cache import Decoded
 
-__all__ = ["Augment", "Batches", "Held", "Source", "Streamed", "at_least", "load_batches", "normalised", "pixels_of"]
+__all__ = ["Augment", "Batches", "Held", "Source", "Streamed", "at_least", "load_batches", "normalised"]
 
 _HUNG_SECONDS = 600
 
@@ -107,7 +108,7 @@ class Held:
 
 
 class Streamed:
-    """Batches that are decoded when they are needed, by worker processes when there are any.
+    """Batches that are made when they are needed, by worker processes when there are any.
 
     Args:
         split: the images.
@@ -122,6 +123,9 @@ class Streamed:
     ) -> None:
         self.images = _Images(split, preprocess, augment, decoded)
         self.workers = workers
+        self.crops: RandomCrops | None = None
+        if decoded is not None and not workers and augment.kind == "standard":
+            self.crops = RandomCrops(split, preprocess, augment.seed, decoded)
 
     def __call__(self, order: Iterable[list[Where]]) -> Iterator[Batch]:
         """Batches in an order.
@@ -129,7 +133,7 @@ class Streamed:
         Raises:
             FoveateError: an image cannot be read (its file is named), or a worker process died.
         """
-        return load_batches(self.images, order, self.workers, _collate)
+        return self.crops(order) if self.crops else load_batches(self.images, order, self.workers, _collate)
 
 
 def load_batches(
@@ -225,14 +229,6 @@ def _transform(augment: Augment, preprocess: Preprocess) -> Callable[[Image.Imag
         steps.append(v2.RandAugment(augment.operations, augment.magnitude, fill=grey))
     transform: Callable[[Image.Image], Image.Image] = v2.Compose(steps)
     return transform
-
-
-def pixels_of(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """A picture of the network's size as uint8 (3, H, W), or (1, H, W) for a network that takes grey."""
-    from torchvision.transforms.v2 import functional as transform
-
-    pixels: Tensor = transform.pil_to_tensor(image.convert("L") if len(preprocess.mean) == 1 else image)
-    return pixels
 
 
 def normalised(inputs: Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:

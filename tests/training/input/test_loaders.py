@@ -9,6 +9,8 @@ import torch
 from foveate.data import ImageData, Split
 from foveate.errors import FoveateError
 from foveate.images import Preprocess
+from foveate.progress import ProgressBar
+from foveate.training.input.image_cache import decode
 from foveate.training.input.loaders import Augment, Held, Source
 from foveate.training.input.sampler import Order, mix, of_whole
 
@@ -67,6 +69,24 @@ def test_batches_do_not_depend_on_workers_nor_on_the_global_random_numbers(augme
         assert torch.equal(one[1], other[1])
         assert one[0].dtype == torch.uint8
         assert one[0].shape[1:] == (3, 12, 16)
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.4, 0.3), (0.4,)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_crops_made_in_threads_are_torchvisions(data: ImageData, mean, interpolation, monkeypatch):
+    preprocess = Preprocess((12, 16), mean, mean, interpolation=interpolation)
+    source, order = Source(data.train, "", preprocess), list(Order(26, 8, 0, 3))
+    decoded = decode(data.train, None, 1 << 20, ProgressBar(False))
+    made = list(source.stream(Augment("standard", 3))(order))
+    for threads in (1, 2, 20):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        state = torch.get_rng_state()
+        stream = source.stream(Augment("standard", 3), decoded)
+        assert stream.crops is not None
+        for one, other in zip(stream(order), made, strict=True):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("augmentation", ["flip", "standard", "randaugment"])
