@@ -11,11 +11,12 @@ is hours, most of them torch.compile's and the exporter's.
 Each round times each form once, in a random order, for each finds the caches as the one before it left them; a ratio is
 taken within its round, and the table has the median and the quartiles of the ratios.
 
-``mechanisms_cpu.csv`` and, from before the passes of the gates in C, ``mechanisms_cpu_before.csv`` were measured with
-``--threads 1 --clock processor --steps inference`` on a machine that was busy, the rows of ``double`` again on a quiet
-one, after its inference by fewer products, and those of ``timm:eca`` again, with ``--seconds 2``, after its call of the
-function in C. ``mechanisms_training.csv`` was measured with ``--only se cbam bam --steps training --batches 16
---threads 1 --clock processor --forms plain timm --seconds 2`` on a busy machine. The forms are
+``mechanisms_cpu.csv`` was measured with two threads on a quiet machine, ``--seconds 0.3``: inference with ``--forms
+plain timm timm_as_wide bound`` and, channels last, ``onnxruntime``; training with ``--batches 16 --forms plain timm
+timm_as_wide``, contiguous with ``--only se cbam bam non_local ulsam timm:eca``. ``mechanisms_compiled.csv``: ``--steps
+inference --formats channels_last --batches 16 --forms compiled --seconds 0.3``. ``mechanisms_cpu_before.csv``, from
+before the passes of the gates in C, was measured with ``--threads 1 --clock processor --steps inference`` on a busy
+machine: its copies are of one thread. The forms are
 
     copy      x.clone(), of which ``copies`` are counted
     ours      the module as ``foveate`` builds it with its defaults
@@ -167,7 +168,9 @@ def dense_steps(module: Any, x: Tensor) -> Tensor:
 
 def forms(kind: str, name: str, x: Tensor, training: bool, wanted: list[str]) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
-    module = build(kind, name, x.shape[1]).to(x.device).to(memory_format=torch.channels_last).train(training)
+    # Weights lie as the input does: a convolution whose weights lie otherwise turns its input over first.
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    module = build(kind, name, x.shape[1]).to(x.device).to(memory_format=layout).train(training)
 
     def call(module: nn.Module) -> Callable[[], object]:
         if not training:
@@ -183,7 +186,8 @@ def forms(kind: str, name: str, x: Tensor, training: bool, wanted: list[str]) ->
         made["compiled"] = unfused(call(torch.compile(module)))
     for form, arguments in (("timm", {}), ("timm_as_wide", AS_WIDE.get(name))):
         if form in wanted and name in TIMM and arguments is not None:
-            made[form] = call(get_attn(TIMM[name])(x.shape[1], **arguments).to(x.device).train(training))
+            layer = get_attn(TIMM[name])(x.shape[1], **arguments).to(x.device).to(memory_format=layout)
+            made[form] = call(layer.train(training))
     if "onnxruntime" in wanted and not training:
         with contextlib.suppress(FoveateError):  # what the exporter or the runtime does not take has no such row
             made["onnxruntime"] = in_onnxruntime(build(kind, name, x.shape[1]).eval(), x)
@@ -263,7 +267,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     output = options.output or Path(__file__).parent / f"mechanisms_{options.device}.csv"
-    same = {"device": device_name(options.device), "torch": torch.__version__, "timm": timm.__version__}
+    width = f", {torch.backends.cpu.get_cpu_capability()}" if options.device == "cpu" else ""
+    same = {"device": device_name(options.device) + width, "torch": torch.__version__, "timm": timm.__version__}
     same |= {"threads": torch.get_num_threads(), "clock": options.clock}
     same |= {"allocator": "kept" if keep_freed_memory() else "as it is"}
     warnings.simplefilter("ignore")  # the compiler's remarks

@@ -1,6 +1,6 @@
 """Training speed with threads that spin (torch's default), sleep, or do what is decided again and again.
 
-    python benchmarks/waiting.py > benchmarks/waiting.csv
+    python benchmarks/waiting.py > benchmarks/waiting.csv      # with a number after it: so many rounds, not 5
 
 Alone, and beside one program that keeps one core busy; "threads too" also decides how many threads there are, as
 ``Recipe(threads="auto")`` does. OMP_WAIT_POLICY is read once when torch is loaded, so each measurement is a process of
@@ -68,7 +68,7 @@ def main():
     writer.writerow(columns)
     for beside in ("nothing", "one busy process"):
         ratios = {policy: [] for policy in POLICIES}
-        for number in range(ROUNDS):
+        for number in range(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS):
             found = {}
             for policy in POLICIES:
                 load = busy_cores()

@@ -39,6 +39,7 @@ MAP = (512, 14, 14)  # of the mechanisms and pools
 HEAD_MAPS = ((512, 28, 28), (1024, 14, 14), (2048, 7, 7))
 FEATURES, CLASSES = 2048, 1000
 TIMES = DOCS.parent / "benchmarks" / "mechanisms_cpu.csv"
+NAMED = {"ours": "", "timm": ", timm's", "timm_as_wide": ", timm's, as wide"}  # forms that the page shows
 COUNTS = ("parameters", "MACs", "parameters, paper", "MACs, paper")
 
 
@@ -118,20 +119,18 @@ def times() -> list[str]:
         for row in rows
     }
     columns = list(dict.fromkeys((size, batch) for _, _, size, batch in found))
-    names = list(dict.fromkeys((name, form) for name, form, *_ in found if form in ("ours", "timm")))
+    names = list(dict.fromkeys((name, form) for name, form, *_ in found if form in NAMED))
     first = rows[0]
     return [
         "In copies of the input (`x.clone()`), inference: the median of ratios within a round, channels last,",
-        f"{first['device']}, {first['threads']} thread ({first['clock']} time), torch {first['torch']}, from",
-        "`benchmarks/mechanisms_cpu.csv`. Other programs ran beside it. A small map is copied in microseconds: there",
-        "the calls themselves take the time. A head got the same map at each level.",
+        f"{first['device']}, {first['threads']} threads, torch {first['torch']}, from",
+        "`benchmarks/mechanisms_cpu.csv`. A small map is copied in microseconds: there the calls themselves take",
+        "the time. A head got the same map at each level. timm's `non_local` has an eighth of the channels",
+        "inside, ours and the paper's half; with half it takes the time of the line *as wide*.",
         "",
         *table(
             ["name", *(f"{size}, batch {batch}" for size, batch in columns)],
-            [
-                [f"`{name}`" + (", timm's" if form == "timm" else ""), *(found[name, form, *c] for c in columns)]
-                for name, form in names
-            ],
+            [[f"`{name}`" + NAMED[form], *(found[name, form, *c] for c in columns)] for name, form in names],
         ),
     ]
 
