@@ -31,13 +31,15 @@ def choose_gates(module: nn.Module, x: Tensor, built: Built) -> Choice:
     return _TRAINING if choice.backend and (module.training or wants_gradients(module, x)) else choice
 
 
-def trains_in_passes(module: nn.Module, x: Tensor, choice: Choice) -> bool:
-    """Whether SE, for which ``choose_gates`` has this choice, takes ``foveate.kernels.gates.excitation`` for x.
+def trains_in_passes(module: nn.Module, x: Tensor, built: Built) -> bool:
+    """Whether SE takes ``foveate.kernels.gates.excitation`` for x.
 
     So it is where only gradients keep it from the passes of inference, in float32, in plain eager mode on a CPU, and
     where maps are so large that reading them takes longer than calling the steps from Python.
     """
-    if choice is not _TRAINING or not x.is_cpu or x.dtype is not torch.float32 or x.numel() < _TRAINED_ELEMENTS:
+    if choose_gates(module, x, built) is not _TRAINING or not x.is_cpu or x.dtype is not torch.float32:
+        return False
+    if x.numel() < _TRAINED_ELEMENTS:
         return False
     if not torch.is_grad_enabled() or not no_active_modes() or torch.is_autocast_enabled("cpu") or dense(x) is not x:
         return False

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.attention._gates import choose_gates, layers_of, trains_in_passes
+from foveate.attention._gates import layers_of, trains_in_passes, use_fused_path
 from foveate.errors import FoveateError
 from foveate.kernels.dispatch import Built
 from foveate.kernels.gates import excitation
@@ -59,8 +59,8 @@ class SE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """s * x."""
         if not torch._jit_internal.is_scripting():
-            choice = choose_gates(self, x, _BUILT)
-            fused, trained = bool(choice.backend) and _is_large(x), trains_in_passes(self, x, choice)
+            fused = use_fused_path(self, x, _BUILT) and _is_large(x)
+            trained = not fused and not torch.compiler.is_compiling() and trains_in_passes(self, x, _BUILT)
             if fused:
                 return self._infer(x)
             if trained:

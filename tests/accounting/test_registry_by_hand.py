@@ -7,7 +7,6 @@ from torch import nn
 from foveate import registry
 from foveate.accounting.counting.dispatch_counter import count_operations
 from foveate.attention import cbam, se
-from foveate.kernels.dispatch import Choice
 
 M, H, W = 512, 14, 14
 HW = H * W
@@ -208,8 +207,8 @@ def test_the_passes_of_the_gates_count_as_the_definition(spec, monkeypatch):
     """Called on shapes alone, which no kernel takes: their formulas are what is tested."""
     module, counts, read = registry.build(spec, 64, kind="attention").eval().to("meta"), [], []
     for taken in (False, True):
-        monkeypatch.setattr(cbam, "use_fused_path", lambda *_, taken=taken: taken)
-        monkeypatch.setattr(se, "choose_gates", lambda *_, taken=taken: Choice("the passes" if taken else ""))
+        for room in (se, cbam):
+            monkeypatch.setattr(room, "use_fused_path", lambda *_, taken=taken: taken)
         found = count_operations(module, (64, 14, 14))[""]
         counts.append((found.macs, found.element_ops, found.unsupported))
         read.append(found.bytes_read)
