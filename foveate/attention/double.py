@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from foveate.attention._gates import use_fused_path
 from foveate.errors import FoveateError
+from foveate.kernels import few_positions
 from foveate.kernels.dispatch import Built, no_active_modes
 
 __all__ = ["DoubleAttention"]
@@ -65,6 +66,8 @@ class DoubleAttention(nn.Module):
             by_products = use_fused_path(self, x, _BUILT) and self._are_faster(x)
             if by_products:
                 return self._infer(x)
+            if few_positions.takes_rows(self, x, _BUILT) and _are_few(x):
+                return self._by_rows(x)
         features = self.phi(x).flatten(2)
         gathered = features @ self.attend(x).flatten(2).transpose(1, 2)
         handed_out = gathered @ self.rho(x).softmax(dim=1).flatten(2)
@@ -81,10 +84,16 @@ class DoubleAttention(nn.Module):
         last, positions = not x.is_contiguous(), height * width
         if last and not x.is_contiguous(memory_format=torch.channels_last):
             return False
-        few = positions < channels // 4  # torch's convolutions are the faster products of these
-        if few or (last and batch > 1 and positions < 8 * channels):
+        if _are_few(x) or (last and batch > 1 and positions < 8 * channels):
             return False
         return all(_is_plain(conv) for conv in (self.phi, self.theta, self.rho, self.out))
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        rows = few_positions.rows_of(x)
+        features, scores, asked = (few_positions.project(conv, rows) for conv in (self.phi, self.theta, self.rho))
+        gathered = scores.softmax(1).transpose(1, 2) @ features
+        handed_out = asked.softmax(2) @ gathered
+        return x + few_positions.as_map(few_positions.project(self.out, handed_out), x)
 
     def _infer(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
@@ -106,6 +115,11 @@ class DoubleAttention(nn.Module):
     def paper_cost(self, channels: int, height: int, width: int) -> tuple[int, int]:
         """Parameters and MACs as the ULSAM paper's table counts them: 2mt and 2mthw, two of the four convolutions."""
         return 2 * channels * self.c_m, 2 * channels * self.c_m * height * width
+
+
+def _are_few(x: Tensor) -> bool:
+    """Whether an image's positions are so few that its products by rows take less time."""
+    return x.shape[2] * x.shape[3] < x.shape[1] // 4
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.errors import FoveateError, near
+from foveate.kernels import few_positions
+from foveate.kernels.dispatch import Built
 from foveate.kernels.relu_pairs import relu_pairs
 from foveate.kernels.softmax_attention import channels_last, flatten_positions, softmax_attention, softmax_map
 
@@ -107,6 +109,8 @@ class NonLocal(nn.Module):
         """The output, x + BN(W y)."""
         source = x
         if not torch._jit_internal.is_scripting():
+            if self._takes_rows(x):
+                return self._by_rows(x)
             source = channels_last(x)
         theta, phi, g = self._project(source)
         queries, keys, values = flatten_positions(theta), flatten_positions(phi), flatten_positions(g)
@@ -117,6 +121,17 @@ class NonLocal(nn.Module):
         else:
             y = softmax_attention(queries, keys, values, self.scale)
         change: Tensor = self.bn(self.out(torch.unflatten(y.transpose(1, 2), 2, x.shape[2:])))
+        return x + change
+
+    def _takes_rows(self, x: Tensor) -> bool:
+        plain = self.form == "embedded_gaussian" and self.sub_sample == "none"
+        return plain and few_positions.takes_rows(self, x, _BUILT)
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        rows = few_positions.rows_of(x)
+        queries, keys, values = (few_positions.project(conv, rows) for conv in (self.theta, self.phi, self.g))
+        y = few_positions.attention(queries, keys, values, self.scale)
+        change: Tensor = self.bn(few_positions.as_map(few_positions.project(self.out, y), x))
         return x + change
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,3 +158,6 @@ class NonLocal(nn.Module):
 
 def _pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 2, ceil_mode=True)
+
+
+_BUILT = Built(dict.fromkeys(("theta", "phi", "g", "out"), nn.Conv2d), {})

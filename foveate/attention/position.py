@@ -7,7 +7,8 @@ https://arxiv.org/abs/1809.02983
 
 gamma is one number that starts at 0, so the module starts as the identity. The scores are not divided by sqrt(d).
 As in the authors' code: q and k have m/8 channels; the paper writes m (``reduction=1``).
-Unlike the authors' code: one fused attention, so the N x N map is not built in ``forward``.
+Unlike the authors' code: one fused attention, so the N x N map is not built in ``forward``, but where N is so small that
+it takes less time (``foveate.kernels.few_positions``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.kernels import few_positions
+from foveate.kernels.dispatch import Built
 from foveate.kernels.softmax_attention import channels_last, flatten_positions, softmax_attention, softmax_map
 
 __all__ = ["PositionAttention"]
@@ -62,8 +65,20 @@ class PositionAttention(nn.Module):
         """The output, x + gamma y."""
         source = x
         if not torch._jit_internal.is_scripting():
+            if few_positions.takes_rows(self, x, _BUILT):
+                return self._by_rows(x)
             source = channels_last(x)
         queries, keys = flatten_positions(self.query_conv(source)), flatten_positions(self.key_conv(source))
         values = flatten_positions(self.value_conv(source))
         y = softmax_attention(queries, keys, values, 1.0)
         return x + self.gamma * torch.unflatten(y.transpose(1, 2), 2, x.shape[2:])
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        rows = few_positions.rows_of(x)
+        convolutions = (self.query_conv, self.key_conv, self.value_conv)
+        queries, keys, values = (few_positions.project(conv, rows) for conv in convolutions)
+        y = few_positions.attention(queries, keys, values, 1.0)
+        return x + self.gamma * few_positions.as_map(y, x)
+
+
+_BUILT = Built(dict.fromkeys(("query_conv", "key_conv", "value_conv"), nn.Conv2d), {})

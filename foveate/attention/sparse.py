@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, near
 from foveate.kernels.dispatch import into_a_graph, is_exporting
-from foveate.kernels.softmax_attention import flatten_positions
+from foveate.kernels.softmax_attention import channels_last, flatten_positions
 from foveate.kernels.sparse import local_attention, local_pattern, pattern_map, strided_attention, strided_pattern
 
 __all__ = ["StridedSparseAttention"]
@@ -109,7 +109,7 @@ class StridedSparseAttention(nn.Module):
         if not isinstance(x, Tensor) or into_a_graph():
             return self._step(x)
         # With the channels last a position's channels are a row, so that nothing between the steps is transposed.
-        out = self._step(x.contiguous(memory_format=torch.channels_last))
+        out = self._step(channels_last(x))
         return out.contiguous() if x.is_contiguous() else out
 
     def _step(self, x: Tensor) -> Tensor:

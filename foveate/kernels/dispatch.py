@@ -32,6 +32,7 @@ __all__ = [
     "enabled",
     "into_a_graph",
     "is_batched",
+    "is_eager",
     "is_exporting",
     "is_transformed",
     "modification",
@@ -41,6 +42,7 @@ __all__ = [
     "use_fused",
     "wants_gradients",
     "wide",
+    "with_strides_of",
 ]
 
 BACKENDS = {"cpu": "foveate.kernels.ulsam.cpu", "cuda": "foveate.kernels.ulsam.triton_launch"}
@@ -241,6 +243,11 @@ def no_active_modes() -> bool:
     return not (_is_compiling() or _modes() or _function_modes() or profiler._is_profiler_enabled)
 
 
+def is_eager() -> bool:
+    """Whether what runs is only computed: not followed, written down or transformed by anything but autograd."""
+    return no_active_modes() and not _is_tracing() and _transform() is None and forward_ad._current_level < 0
+
+
 def backends() -> list[tuple[str, str, str, Choice]]:
     """What this machine has: operations, device type, type of element, and the backend or why there is none.
 
@@ -275,3 +282,15 @@ def dense(x: Tensor) -> Tensor:
         return x
     last = x.stride(1) == 1 and x.shape[1] > 1
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def with_strides_of(x: Tensor, out: Tensor) -> Tensor:
+    """out as x lies: one image may have any stride of its own, but with some torch's batch norm gives wrong gradients.
+
+    Args:
+        x: (B, C, h, w).
+        out: of the same shape, in the same memory format.
+    """
+    if type(out) is not Tensor or not is_eager() or x.shape[0] != 1 or out.stride() == x.stride():
+        return out
+    return out.as_strided(x.shape, x.stride())

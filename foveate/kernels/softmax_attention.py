@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from foveate.kernels.dispatch import into_a_graph
+from foveate.kernels.dispatch import into_a_graph, is_transformed
 
 __all__ = ["channels_last", "flatten_positions", "softmax_attention", "softmax_map"]
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x with its channels last, so that ``flatten_positions`` of its 1x1 convolutions is a view; in a graph x itself.
+    """x with its channels last, so that ``flatten_positions`` of its 1x1 convolutions is a view.
+
+    In a graph, and inside torch.func's transforms, x itself: vmap knows one memory format.
 
     Args:
         x: (B, C, h, w).
     """
-    if not isinstance(x, Tensor) or x.ndim != 4 or into_a_graph():
+    if not isinstance(x, Tensor) or x.ndim != 4 or into_a_graph() or is_transformed():
         return x
     return x.contiguous(memory_format=torch.channels_last)
 

@@ -147,6 +147,27 @@ def test_both_memory_formats_agree_and_are_kept(name):
     assert module(last).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_one_image_has_the_strides_of_many(name, memory_format):
+    """torch's batch norm gives wrong gradients for one image whose own stride is another than that of many."""
+    module = make(name)
+    x = torch.randn(2, CHANNELS, 6, 5).contiguous(memory_format=memory_format)
+    norm, wanted = nn.BatchNorm2d(CHANNELS).eval(), torch.randn(1, CHANNELS, 6, 5)
+    for fused in (True, False):
+        one = x[:1].clone(memory_format=torch.preserve_format).requires_grad_()
+        with use_fused(fused):
+            assert module(one).stride() == module(x).stride(), fused
+            (found,) = torch.autograd.grad((norm(module(one)) * wanted).sum(), one)
+            (expected,) = torch.autograd.grad((norm(module(one).contiguous()) * wanted).sum(), one)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet:UserWarning")  # torch's own
+def test_vmap_over_batches(name):
+    module, x = make(name), torch.randn(3, 2, CHANNELS, 6, 5)
+    torch.testing.assert_close(torch.func.vmap(module)(x), torch.stack([module(batch) for batch in x]))
+
+
 def test_dtypes(name):
     module = make(name)
     x = torch.randn(2, CHANNELS, 6, 5)

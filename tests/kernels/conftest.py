@@ -24,6 +24,7 @@ MODULES = [
     ("timm:ceca", "attention"),
 ]
 FUSED = ("ulsam", "se", "cbam", "bam", "attention_pool", "timm:eca", "timm:ceca")
+FUSED += ("double", "non_local", "position", "danet")  # by rows
 UNFUSED = pytest.mark.slow(
     reason="nothing but the definition can run of these: they are checked where kernels or definitions change",
     guards=("foveate/kernels/", "foveate/attention/", "foveate/pooling/", "tests/kernels/conftest.py"),

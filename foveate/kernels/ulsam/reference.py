@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.kernels.dispatch import into_a_graph
+from foveate.kernels.dispatch import into_a_graph, with_strides_of
 
 __all__ = ["reweight", "spatial_softmax"]
 
@@ -41,4 +41,7 @@ def reweight(x: Tensor, attention: Tensor) -> Tensor:
         graph = into_a_graph()
         if graph:  # converters know product and sum
             return (split + split * weights).flatten(1, 2)
-    return torch.addcmul(split, split, weights).flatten(1, 2)  # one pass over memory
+    out = torch.addcmul(split, split, weights).flatten(1, 2)  # one pass over memory
+    if not torch._jit_internal.is_scripting():
+        out = with_strides_of(x, out)
+    return out

@@ -70,7 +70,8 @@ def write_model_files(
             save_file(state, path, {"format": "pt", HEADER: as_text(config)})
         except SafetensorError as error:  # of Rust's, without a number
             raise OSError(first_line(error)) from error
-        sums[WEIGHTS] = _sha256(path)
+        if listed:
+            sums[WEIGHTS] = _sha256(path)
 
     contents: dict[Path, Content] = {folder / name: content for name, content in files.items()}
     contents[folder / WEIGHTS] = write_weights

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from foveate.images import Preprocess, pixels_of
+from foveate.images import Preprocess
 from foveate.training.input.image_cache import Decoded
 from foveate.training.input.sampler import Batch, Where, mix, seed_draws
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from foveate.data.split import Split
 
 __all__ = ["RandomCrops"]
@@ -62,7 +63,8 @@ class RandomCrops:
             for where in order:
                 crops, threads = self.draw(where), torch.get_num_threads()
                 pixels = torch.empty((len(crops), len(self.preprocess.mean), *self.preprocess.size), dtype=torch.uint8)
-                parts = [(crops[k::threads], pixels[k::threads]) for k in range(threads)]
+                places = pixels.numpy()
+                parts = [(crops[k::threads], places[k::threads]) for k in range(threads)]
                 others = [pool.submit(self.make, *part) for part in parts[1:] if part[0]]
                 self.make(*parts[0])
                 for other in others:
@@ -81,11 +83,12 @@ class RandomCrops:
             torch.set_rng_state(state)
         return crops
 
-    def make(self, crops: list[_Crop], pixels: Tensor) -> None:
+    def make(self, crops: list[_Crop], pixels: NDArray[np.uint8]) -> None:
         """Write crops (N) into pixels (N, C, H, W)."""
         height, width = self.preprocess.size
+        grey = len(self.preprocess.mean) == 1
         for crop, place in zip(crops, pixels, strict=True):
             part = self.decoded.array(crop.index)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
             image = Image.fromarray(np.ascontiguousarray(part)).resize((width, height), self.filter)
-            found = pixels_of(image, self.preprocess)
-            place.copy_(found.flip(-1) if crop.flipped else found)
+            found = np.asarray(image.convert("L") if grey else image).reshape(height, width, -1)
+            place[:] = (found[:, ::-1] if crop.flipped else found).transpose(2, 0, 1)
