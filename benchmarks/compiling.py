@@ -4,19 +4,21 @@
 
 Each network twice, in processes of their own that share one cache folder of torch's: cold, the folder is empty; warm,
 it has what the first process left. Then the same network with other weights in the same process, as a comparison's next
-seed. Steps of both kinds take turns; a step's time is the shortest of seven. The load is that of other programs, in
-cores.
+seed. ``compiled`` is what ``fit`` takes, with matrix products in place of 1x1 convolutions; ``with_convolutions``, in
+the warm process, is torch.compile alone. Steps of each kind take turns: the eager step's time is a median, the others'
+are that times the median of their ratios within a round. The load is that of other programs, in cores.
 """
 
 import csv
 import os
-import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from kernels import device_name
 from waiting import busy_cores
 
 CASES = (
@@ -26,10 +28,11 @@ CASES = (
     ("resnet18", "", 64),
 )
 COLUMNS = "network", "plan", "image_size", "cache", "compile_seconds", "next_seed_seconds", "eager_ms", "compiled_ms"
-BATCH, ROUNDS = 32, 7
+COLUMNS += ("with_convolutions_ms",)
+BATCH, ROUNDS = 32, 21
 
 
-def measure(network, plan, size):
+def measure(network, plan, size, cache):
     import timm
     import torch
 
@@ -45,11 +48,15 @@ def measure(network, plan, size):
         model = model.to(memory_format=torch.channels_last).train()
         optimiser = torch.optim.AdamW(model.parameters(), fused=True)
         calls = {name: CompiledCalls(model, name, BATCH) for name in ("", "inductor")}
+        alone = torch.compile(model._call_impl, dynamic=False)
 
         def step(backend):
             began = time.perf_counter()
-            with calls[backend].on(BATCH):
-                loss = model(images).square().mean()
+            if backend == "alone":
+                loss = alone(images).square().mean()
+            else:
+                with calls[backend].on(BATCH):
+                    loss = model(images).square().mean()
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
@@ -61,27 +68,35 @@ def measure(network, plan, size):
     step("")
     first = step("inductor")
     following = ready()("inductor")
-    rounds = [(step(""), step("inductor")) for _ in range(ROUNDS)]
-    eager, compiled = (1000 * min(of_one) for of_one in zip(*rounds, strict=True))
-    print(f"{first:.1f} {following:.1f} {eager:.1f} {compiled:.1f} {torch.__version__} {torch.get_num_threads()}")
+    forms = ("", "inductor", "alone") if cache == "warm" else ("", "inductor")
+    for form in forms:
+        step(form)
+    rounds = [[step(form) for form in forms] for _ in range(ROUNDS)]
+    eager = 1000 * statistics.median(times[0] for times in rounds)
+    found = [f"{eager * statistics.median(t[at] / t[0] for t in rounds):.1f}" for at in range(len(forms))]
+    found += ["-"] * (3 - len(found))
+    print(f"{first:.1f} {following:.1f}", *found, torch.__version__, torch.get_num_threads())
 
 
 def main():
     if len(sys.argv) > 1:
-        network, plan, size = sys.argv[1:]
-        measure(network, plan, int(size))
+        network, plan, size, cache = sys.argv[1:]
+        measure(network, plan, int(size), cache)
         return
+    import torch
+
+    machine = f"{device_name('cpu')}, {torch.backends.cpu.get_cpu_capability()}"
     writer = csv.writer(sys.stdout)
     writer.writerow([*COLUMNS, "load", "torch", "threads", "machine"])
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             for cache in ("cold", "warm"):
                 load = busy_cores()
-                command = [sys.executable, str(Path(__file__)), *map(str, case)]
+                command = [sys.executable, str(Path(__file__)), *map(str, case), cache]
                 environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
                 found = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
                 *numbers, version, threads = found.stdout.split()
-                writer.writerow([*case, cache, *numbers, f"{load:.2f}", version, threads, platform.machine()])
+                writer.writerow([*case, cache, *numbers, f"{load:.2f}", version, threads, machine])
                 sys.stdout.flush()
 
 

@@ -25,6 +25,7 @@ from foveate.io import write_atomically
 from foveate.surgery.hosting import compiled_for_itself
 from foveate.surgery.insert import plan_of
 from foveate.training.freeze import Frozen
+from foveate.training.speed.products import with_products
 
 __all__ = ["CompiledCalls", "Measured", "check_backend", "describe", "read_measured", "write_measured"]
 
@@ -59,7 +60,8 @@ class CompiledCalls:
         self._call: Any = None
         if backend:
             check_backend(backend)
-            self._call = torch.compile(model._call_impl, backend=backend, dynamic=False)
+            takes = with_products if backend == "inductor" else backend
+            self._call = torch.compile(model._call_impl, backend=takes, dynamic=False)
 
     @contextlib.contextmanager
     def on(self, images: int) -> Iterator[None]:
@@ -125,7 +127,7 @@ def describe(model: nn.Module, inputs: Tensor, trunk: Frozen | None, *settings: 
     structure = _ADDRESS.sub("", repr(model))
     given = (tuple(inputs.shape), inputs.dtype, inputs.device.type, trunk and trunk.cut)
     learns = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    plan, machine = str(plan_of(model) or ""), (torch.__version__, torch.get_num_threads())
+    plan, machine = str(plan_of(model) or ""), (torch.__version__, torch.get_num_threads(), "with products")
     return hashlib.sha256(repr((structure, plan, learns, given, machine, settings)).encode()).hexdigest()
 
 
