@@ -16,7 +16,9 @@ plain timm timm_as_wide bound`` and, channels last, ``onnxruntime``; training wi
 timm_as_wide``, contiguous with ``--only se cbam bam non_local ulsam timm:eca``. ``mechanisms_compiled.csv``: ``--steps
 inference --formats channels_last --batches 16 --forms compiled --seconds 0.3``. ``mechanisms_cpu_before.csv``, from
 before the passes of the gates in C, was measured with ``--threads 1 --clock processor --steps inference`` on a busy
-machine: its copies are of one thread. The forms are
+machine: its copies are of one thread. ``mechanisms_few_positions.csv``, with the products of rows in the place of 1x1
+convolutions, which the others are older than: ``--only position non_local double --sizes 512@14 1024@7 --seconds 1
+--forms plain timm timm_as_wide bound onnxruntime``. The forms are
 
     copy      x.clone(), of which ``copies`` are counted
     ours      the module as ``foveate`` builds it with its defaults
