@@ -42,7 +42,7 @@ __all__ = [
     "use_fused",
     "wants_gradients",
     "wide",
-    "with_strides_of",
+    "with_stride_of_many",
 ]
 
 BACKENDS = {"cpu": "foveate.kernels.ulsam.cpu", "cuda": "foveate.kernels.ulsam.triton_launch"}
@@ -284,13 +284,14 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def with_strides_of(x: Tensor, out: Tensor) -> Tensor:
-    """out as x lies: one image may have any stride of its own, but with some torch's batch norm gives wrong gradients.
+def with_stride_of_many(out: Tensor) -> Tensor:
+    """One image with the stride between images that several have, which says nothing about one.
+
+    With another one torch's batch norm gives wrong gradients in evaluation mode.
 
     Args:
-        x: (B, C, h, w).
-        out: of the same shape, in the same memory format.
+        out: (B, C, h, w), without gaps in memory.
     """
-    if type(out) is not Tensor or not is_eager() or x.shape[0] != 1 or out.stride() == x.stride():
+    if type(out) is not Tensor or not is_eager() or out.shape[0] != 1 or out.stride(0) == out.numel():
         return out
-    return out.as_strided(x.shape, x.stride())
+    return out.as_strided(out.shape, (out.numel(), *out.stride()[1:]))

@@ -88,9 +88,10 @@ def test_the_trunk_s_last_map_is_looked_at(method, model, x):
     found = fv.explain(model, x, method, region="image")
     assert found.maps[0].module.startswith("backbone.blocks.4")
     one = fv.explain(model, x[1:], method, region="image", target=int(found.targets[1]))
-    assert torch.allclose(one.maps[0].values[0], found.maps[0].values[1], atol=1e-6, rtol=1e-3)
+    near = {"atol": 1e-6, "rtol": 5e-3}  # Grad-CAM++ divides by sums that may be small
+    assert torch.allclose(one.maps[0].values[0], found.maps[0].values[1], **near)
     in_parts = fv.explain(model, x, method, region=torch.ones(2, 12, 16), batch_size=1)
-    assert torch.allclose(in_parts.maps[0].values, found.maps[0].values, atol=1e-6, rtol=1e-3)
+    assert torch.allclose(in_parts.maps[0].values, found.maps[0].values, **near)
 
 
 def test_own_maps_and_the_drawing_with_its_legend(model, tmp_path):

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import foveate as fv
+from foveate.attention.double import DoubleAttention
+from foveate.kernels import few_positions
 from foveate.kernels.gates import op as gates_op
 from foveate.kernels.ulsam import op as ulsam_op
 from foveate.pooling.attention_pool import AttentionPool
@@ -134,6 +136,8 @@ def test_there_are_fused_paths_to_disturb(disturbed, monkeypatch):
         (gates_op, "joint_gate"),
         (gates_op, "gate_along_channels"),
         (AttentionPool, "_look"),
+        (few_positions, "attention"),
+        (DoubleAttention, "_infer"),
     ):
         call = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *a, call=call, **k: [taken.append(1), call(*a, **k)][1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.kernels.dispatch import into_a_graph, with_strides_of
+from foveate.kernels.dispatch import into_a_graph, with_stride_of_many
 
 __all__ = ["reweight", "spatial_softmax"]
 
@@ -43,5 +43,5 @@ def reweight(x: Tensor, attention: Tensor) -> Tensor:
             return (split + split * weights).flatten(1, 2)
     out = torch.addcmul(split, split, weights).flatten(1, 2)  # one pass over memory
     if not torch._jit_internal.is_scripting():
-        out = with_strides_of(x, out)
+        out = with_stride_of_many(out)
     return out
