@@ -7,8 +7,8 @@ https://arxiv.org/abs/1809.02983
 
 gamma is one number that starts at 0, so the module starts as the identity. The scores are not divided by sqrt(d).
 As in the authors' code: q and k have m/8 channels; the paper writes m (``reduction=1``).
-Unlike the authors' code: one fused attention, so the N x N map is not built in ``forward``, but where N is so small
-that it takes less time (``foveate.kernels.few_positions``).
+Unlike the authors' code: one fused attention, so the N x N map is not built in ``forward``, but where a whole batch
+has so few positions that it takes less time (``foveate.kernels.few_positions``).
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ __all__ = [
     "is_batched",
     "is_eager",
     "is_exporting",
+    "is_followed",
     "is_transformed",
     "modification",
     "no_active_modes",
@@ -42,7 +43,6 @@ __all__ = [
     "use_fused",
     "wants_gradients",
     "wide",
-    "with_stride_of_many",
 ]
 
 BACKENDS = {"cpu": "foveate.kernels.ulsam.cpu", "cuda": "foveate.kernels.ulsam.triton_launch"}
@@ -244,8 +244,13 @@ def no_active_modes() -> bool:
 
 
 def is_eager() -> bool:
-    """Whether what runs is only computed: not followed, written down or transformed by anything but autograd."""
-    return no_active_modes() and not _is_tracing() and _transform() is None and forward_ad._current_level < 0
+    """Whether what runs is computed: neither compiled, nor traced, nor transformed by anything but autograd."""
+    return not (_is_compiling() or _is_tracing()) and _transform() is None and forward_ad._current_level < 0
+
+
+def is_followed() -> bool:
+    """Whether a mode of torch's sees each operation, as one that counts them module by module does."""
+    return bool(_modes() or _function_modes())
 
 
 def backends() -> list[tuple[str, str, str, Choice]]:
@@ -282,16 +287,3 @@ def dense(x: Tensor) -> Tensor:
         return x
     last = x.stride(1) == 1 and x.shape[1] > 1
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def with_stride_of_many(out: Tensor) -> Tensor:
-    """One image with the stride between images that several have, which says nothing about one.
-
-    With another one torch's batch norm gives wrong gradients in evaluation mode.
-
-    Args:
-        out: (B, C, h, w), without gaps in memory.
-    """
-    if type(out) is not Tensor or not is_eager() or out.shape[0] != 1 or out.stride(0) == out.numel():
-        return out
-    return out.as_strided(out.shape, (out.numel(), *out.stride()[1:]))

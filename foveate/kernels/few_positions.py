@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.kernels.dispatch import PLAIN, Built, enabled, is_eager, modification
+from foveate.kernels.dispatch import PLAIN, Built, enabled, is_eager, is_followed, modification
 from foveate.kernels.softmax_attention import softmax_attention, softmax_map
 
 __all__ = ["as_map", "attention", "project", "rows_of", "takes_rows"]
@@ -34,7 +34,7 @@ def takes_rows(module: nn.Module, x: Tensor, built: Built) -> bool:
     """
     if type(x) is not Tensor or not x.is_cpu or x.dtype is not torch.float32 or x.ndim != 4:
         return False
-    if not enabled() or not is_eager() or torch.is_autocast_enabled("cpu"):
+    if not enabled() or not is_eager() or is_followed() or torch.is_autocast_enabled("cpu"):
         return False
     batch, _, height, width = x.shape
     if not 0 < batch * height * width <= MOST_ROWS or modification(module, built):
@@ -47,10 +47,17 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     """Whether a layer computes what a 1x1 convolution does: somebody may have changed its attributes."""
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
         return False
-    weight, bias = conv._parameters.get("weight"), conv._parameters.get("bias")
+    if "_conv_forward" in conv.__dict__ or "bias" not in conv._parameters:
+        return False
+    weight, bias = conv._parameters.get("weight"), conv._parameters["bias"]
     if weight is None or weight.shape != (conv.out_channels, conv.in_channels, 1, 1):
         return False
-    return all(t is None or (type(t) in PLAIN and t.dtype is torch.float32 and t.is_cpu) for t in (weight, bias))
+    return _is_dense(weight) and (bias is None or (bias.shape == (conv.out_channels,) and _is_dense(bias)))
+
+
+def _is_dense(parameter: Tensor) -> bool:
+    alike = parameter.dtype is torch.float32 and parameter.is_cpu and parameter.layout is torch.strided
+    return alike and type(parameter) in PLAIN
 
 
 def rows_of(x: Tensor) -> Tensor:

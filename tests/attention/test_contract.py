@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 from pathlib import Path
 
 import pytest
@@ -153,9 +154,9 @@ def test_one_image_has_the_strides_of_many(name, memory_format):
     module = make(name)
     x = torch.randn(2, CHANNELS, 6, 5).contiguous(memory_format=memory_format)
     norm, wanted = nn.BatchNorm2d(CHANNELS).eval(), torch.randn(1, CHANNELS, 6, 5)
-    for fused in (True, False):
+    for fused, followed in itertools.product((True, False), repeat=2):
         one = x[:1].clone(memory_format=torch.preserve_format).requires_grad_()
-        with use_fused(fused):
+        with use_fused(fused), torch.autograd.profiler.profile(enabled=followed):
             assert module(one).stride() == module(x).stride(), fused
             (found,) = torch.autograd.grad((norm(module(one)) * wanted).sum(), one)
             (expected,) = torch.autograd.grad((norm(module(one).contiguous()) * wanted).sum(), one)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.kernels.dispatch import into_a_graph, with_stride_of_many
+from foveate.kernels.dispatch import into_a_graph, is_eager
 
 __all__ = ["reweight", "spatial_softmax"]
 
@@ -43,5 +43,18 @@ def reweight(x: Tensor, attention: Tensor) -> Tensor:
             return (split + split * weights).flatten(1, 2)
     out = torch.addcmul(split, split, weights).flatten(1, 2)  # one pass over memory
     if not torch._jit_internal.is_scripting():
-        out = with_stride_of_many(out)
+        out = _with_stride_of_many(out)
     return out
+
+
+def _with_stride_of_many(out: Tensor) -> Tensor:
+    """One image with the stride between images that several have, which says nothing about one.
+
+    With another one torch's batch norm gives wrong gradients in evaluation mode.
+
+    Args:
+        out: (B, C, h, w), without gaps in memory.
+    """
+    if type(out) is not Tensor or not is_eager() or out.shape[0] != 1 or out.stride(0) == out.numel():
+        return out
+    return out.as_strided(out.shape, (out.numel(), *out.stride()[1:]))

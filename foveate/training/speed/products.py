@@ -26,7 +26,7 @@ def with_products(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
 
 
 def rewrite(module: fx.GraphModule) -> fx.GraphModule:
-    """Put products in the place of 1x1 convolutions of float32 on a CPU whose channels lie last.
+    """Put products in the place of 1x1 convolutions of float32 on a CPU whose channels lie last, of several images.
 
     Args:
         module: as torch.compile gives it to a backend; it is changed.
@@ -59,12 +59,19 @@ def _given(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
     example, kernel = x.meta.get("example_value"), weight.meta.get("example_value")
     if not (isinstance(example, Tensor) and isinstance(kernel, Tensor)) or example.ndim != 4 or kernel.ndim != 4:
         return None
-    if tuple(kernel.shape[2:]) != (1, 1) or not example.is_contiguous(memory_format=torch.channels_last):
+    # The product of one image would have another stride between images than PyTorch's convolution gives it.
+    if tuple(kernel.shape[2:]) != (1, 1) or example.shape[0] == 1 or not _channels_last(x) or not _channels_last(node):
         return None
     if any(tensor.device.type != "cpu" or tensor.dtype is not torch.float32 for tensor in (example, kernel)):
         return None
     bias = options.get("bias")
     return (x, weight, bias) if bias is None or isinstance(bias, fx.Node) else None
+
+
+def _channels_last(node: fx.Node) -> bool:
+    """Whether a map lies so; one of a single channel does in either format, and what follows it may not."""
+    example = node.meta.get("example_value")
+    return isinstance(example, Tensor) and example.is_contiguous(memory_format=torch.channels_last)
 
 
 def _all(value: object, wanted: int) -> bool:
