@@ -86,7 +86,8 @@ class DoubleAttention(nn.Module):
             return False
         if _are_few(x) or (last and batch > 1 and positions < 8 * channels):
             return False
-        return all(_is_plain(conv) for conv in (self.phi, self.theta, self.rho, self.out))
+        convolutions = (self.phi, self.theta, self.rho, self.out)
+        return all(few_positions.is_plain(conv) and conv.bias is not None for conv in convolutions)
 
     def _by_rows(self, x: Tensor) -> Tensor:
         rows = few_positions.rows_of(x)
@@ -120,12 +121,6 @@ class DoubleAttention(nn.Module):
 def _are_few(x: Tensor) -> bool:
     """Whether an image's positions are so few that its products by rows take less time."""
     return x.shape[2] * x.shape[3] < x.shape[1] // 4
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    """Whether a layer is the 1x1 convolution that was built: somebody may have changed its attributes."""
-    like = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
-    return like and conv.bias is not None and conv.weight.dtype is torch.float32 and conv.weight.is_cpu
 
 
 _BUILT = Built(dict.fromkeys(("phi", "theta", "rho", "out"), nn.Conv2d), {"attend": DoubleAttention.attend})

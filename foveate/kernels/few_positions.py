@@ -2,8 +2,8 @@
 
     conv(x)_i = W x_i + b        for each position i
 
-PyTorch's convolutions share such small work badly among threads: with two of them the matrix product of a 7x7 map of
-1024 channels takes a third of the time (benchmarks/mechanisms.py). Gradients are autograd's own.
+PyTorch's convolutions share such small work badly among threads: with two of them ``position`` on one 7x7 map of 1024
+channels takes 0.5 to 0.6 of the time by rows (benchmarks/mechanisms_few_positions.csv). Gradients are autograd's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from foveate.kernels.dispatch import PLAIN, Built, enabled, is_eager, is_followed, modification
 from foveate.kernels.softmax_attention import softmax_attention, softmax_map
 
-__all__ = ["as_map", "attention", "project", "rows_of", "takes_rows"]
+__all__ = ["as_map", "attention", "is_plain", "project", "rows_of", "takes_rows"]
 
 MOST_ROWS = 1024
 """Positions of all images up to which products of rows are the faster way."""
@@ -40,11 +40,11 @@ def takes_rows(module: nn.Module, x: Tensor, built: Built) -> bool:
     if not 0 < batch * height * width <= MOST_ROWS or modification(module, built):
         return False
     convolutions = [child for name in built.children if isinstance(child := module._modules[name], nn.Conv2d)]
-    return convolutions[0].in_channels == x.shape[1] and all(map(_is_plain, convolutions))
+    return convolutions[0].in_channels == x.shape[1] and all(map(is_plain, convolutions))
 
 
-def _is_plain(conv: nn.Conv2d) -> bool:
-    """Whether a layer computes what a 1x1 convolution does: somebody may have changed its attributes."""
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Whether a layer is a 1x1 convolution of float32 on a CPU: somebody may have changed what was built."""
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
         return False
     if "_conv_forward" in conv.__dict__ or "bias" not in conv._parameters:

@@ -1,5 +1,7 @@
 """Maps of segmentation networks: Seg-Grad-CAM against its formula, regions, own maps, drawings."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -85,10 +87,11 @@ def test_no_marked_pixel_is_lost_between_sizes(model, x, size):
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "hirescam"])
 def test_the_trunk_s_last_map_is_looked_at(method, model, x):
+    model, x = copy.deepcopy(model).double(), x.double()  # Grad-CAM++ divides by sums that may be small
     found = fv.explain(model, x, method, region="image")
     assert found.maps[0].module.startswith("backbone.blocks.4")
     one = fv.explain(model, x[1:], method, region="image", target=int(found.targets[1]))
-    near = {"atol": 1e-6, "rtol": 5e-3}  # Grad-CAM++ divides by sums that may be small
+    near = {"atol": 1e-6, "rtol": 1e-3}
     assert torch.allclose(one.maps[0].values[0], found.maps[0].values[1], **near)
     in_parts = fv.explain(model, x, method, region=torch.ones(2, 12, 16), batch_size=1)
     assert torch.allclose(in_parts.maps[0].values, found.maps[0].values, **near)

@@ -286,9 +286,7 @@ def test_a_comparison_compiles_each_plan_once_for_all_seeds(data, new_net, recip
         compare(lambda seed: new_net(), "se after 1", data, recipe.with_(amp="auto"), seeds=1, progress=False)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-)  # torch 2.9's compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch 2.9's compiler
 def test_networks_that_differ_in_their_hooks_alone_are_compiled_each_for_itself():
     """torch.compile looks at no hooks by default: attention would be left out, or a hook of the user not called."""
     images, called = torch.randn(2, 3, 8, 8), []
