@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate.attention.ulsam import ULSAM
 from foveate.kernels.dispatch import choose, use_fused
@@ -96,10 +97,37 @@ def results(module, modes, x, dy, fused):
     ]
 
 
+class RoundedAtRandom(TorchDispatchMode):
+    """Each number that an operation makes is taken times 1 + unit or 1 - unit: Monte Carlo arithmetic, Parker 1997."""
+
+    def __init__(self, unit, seed):
+        super().__init__()
+        self.unit, self.generator = unit, torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if any(returned.alias_info for returned in func._schema.returns):  # a view, or in place
+            return made
+        return torch.utils._pytree.tree_map_only(torch.Tensor, self._rounded, made)
+
+    def _rounded(self, tensor):
+        if not tensor.is_floating_point():
+            return tensor
+        sign = torch.empty_like(tensor).bernoulli_(generator=self.generator).mul_(2).sub_(1)
+        return tensor * (1 + self.unit * sign)
+
+
+def rounded_results(module, modes, x, dy, unit, seed):
+    with RoundedAtRandom(unit, seed):
+        return results(module, modes, x.double(), dy.double(), False)
+
+
 def compare(shape, groups, layout, modes, dtype=torch.float32):
     """The fused result is as near to the definition in float64 as the definition in float32 is, or within 1e-5.
 
-    Gradients that vanish in exact arithmetic, such as of a bias before a batch norm, are noise in both.
+    Gradients that vanish in exact arithmetic, such as of a bias before a batch norm or of scores that share one
+    maximum, are noise in both, or by chance 0 in one: where the two bounds do not hold, each operation of the
+    definition in float64 is rounded up or down at random, and the fused result is as near as the worst of that.
     """
     torch.manual_seed(0)
     module = as_after_training(ULSAM(shape[1], groups=groups)).to(dtype)
@@ -112,10 +140,15 @@ def compare(shape, groups, layout, modes, dtype=torch.float32):
     truth = results(exact, modes, x.double(), dy.double(), False)
     assert fused[0].dtype == dtype
     bound, factor = {torch.float32: (1e-5, 4), torch.bfloat16: (2e-2, 1.5)}[dtype]
-    for f, p, t in zip(fused, plain, truth, strict=True):
+    rounded = None
+    for index, (f, p, t) in enumerate(zip(fused, plain, truth, strict=True)):
         scale = t.norm() + t.numel() ** 0.5  # the terms of a sum that nearly cancels are not small
         assert f.shape == t.shape
-        assert (f - t).norm() <= max(bound * scale, factor * (p - t).norm()), (relative(f, t), relative(p, t))
+        if not (f - t).norm() <= max(bound * scale, factor * (p - t).norm()):
+            if rounded is None:
+                rounded = [rounded_results(exact, modes, x, dy, torch.finfo(dtype).eps, k) for k in range(8)]
+            noise = max((r[index] - t).norm().item() for r in rounded)
+            assert (f - t).norm() <= factor * noise, (index, relative(f, t), relative(p, t), noise)
 
 
 @pytest.mark.parametrize("modes", MODES)
@@ -184,6 +217,8 @@ any_case = given(
 @slow
 @settings(max_examples=25, deadline=None)
 @any_case
+@example(groups=2, per_group=42, batch=1, positions=(1, 2), layout="contiguous", dtype=torch.float32)  # of one maximum
+@example(groups=1, per_group=16, batch=1, positions=(2, 2), layout="channels_last", dtype=torch.float32)
 def test_gradients_at_any_shape(groups, per_group, batch, positions, layout, dtype):
     modes = (batch * positions[0] * positions[1] > 1,) * 2  # one value has no variance
     compare((batch, groups * per_group, *positions), groups, layout, modes, dtype)
