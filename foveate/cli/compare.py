@@ -26,6 +26,7 @@ from foveate.cli.process.given import check_dense, is_folder
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
+from foveate.training.metrics import Diverged
 
 __all__ = ["compare", "results"]
 
@@ -136,6 +137,7 @@ def compare(
     report = fv.report(found, opened)
     _show(found, json=json, files=files)
     say(f"report: {report}")
+    _end(found)
 
 
 def results(
@@ -162,11 +164,19 @@ def results(
     if page is not None:
         for file in fv.write_page(found, page, command):
             say(f"written: {file}")
+    _end(found)
+
+
+def _end(found: fv.Comparison) -> None:
+    """Exit with the code of a run that diverged, after what can be said of the other plans."""
+    if found.diverged:
+        raise Diverged("; ".join(found.left_out))
 
 
 def _show(found: fv.Comparison, *, json: bool, files: fv.PlanExports | None = None) -> None:
     if json:
         rows = found.as_dicts()
+        rows += [{"plan": label, "verdict": "diverged", "verdict_text": why} for label, why in found.diverged.items()]
         if files:
             rows = [{**row, "exports": [each for each in files.rows if each["plan"] == row["plan"]]} for row in rows]
         print(json_format.dumps(rows, indent=2))

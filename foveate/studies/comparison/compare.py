@@ -16,7 +16,7 @@ from foveate.studies.comparison.lr_search import Tuning, check_learning_rates, c
 from foveate.studies.comparison.margin import check_margin
 from foveate.studies.comparison.networks.maker import Maker, Model
 from foveate.studies.comparison.protocol import run_table
-from foveate.studies.comparison.reading import collect
+from foveate.studies.comparison.reading import collect, diverged_plans
 from foveate.studies.comparison.results import Comparison, Row
 from foveate.studies.comparison.run import Networks, RunResult
 from foveate.studies.comparison.scheduler import Grid, Job
@@ -81,12 +81,13 @@ def compare(
         workers: how many it starts; without it as many as the executor says it has. This process works, too.
 
     Returns:
-        A row for each plan, the network without attention first.
+        A row for each plan, the network without attention first. A plan of which a run diverged has none: it is named
+        in ``diverged``, and the others are compared.
 
     Raises:
         FoveateError: what ``open_data``, ``insert`` and ``fit`` raise. Every plan is tried on the network before the
             first training step.
-        Diverged: a run's loss became NaN or infinite.
+        Diverged: a run of the network without attention diverged, or one of each plan: its loss became NaN or infinite.
     """
     folder = make_folder(output, later=True) if output is not None else None
     if executor is not None:
@@ -134,7 +135,11 @@ def compare(
         setup.write(make_folder(folder))
     of_seeds = [found[k] for k in range(len(chosen)) for found in jobs.values()]
     results = _complete(grid, of_seeds, opened, runs, keep=[found[0] for found in jobs.values()])
-    of_label = {label: (found[0], results[names[label][0]]) for label, found in jobs.items()}
+    of_label = {
+        label: (found[0], results[names[label][0]])
+        for label, found in jobs.items()
+        if label not in diverged_plans(setup, results)
+    }
     absent = [label for label, (job, result) in of_label.items() if not grid.has_model(job, result)]
     models = Networks({label: partial(grid.model, *of_job) for label, of_job in of_label.items()}, absent)
     comparison = collect(setup, results, folder, models)

@@ -19,7 +19,17 @@ from foveate.studies.comparison.results import Comparison, Row
 from foveate.studies.comparison.run import RunResult, read_result
 from foveate.training.metrics import Diverged
 
-__all__ = ["collect", "read_comparison"]
+__all__ = ["collect", "diverged_plans", "read_comparison"]
+
+
+def diverged_plans(setup: Setup, results: Mapping[str, RunResult]) -> dict[str, str]:
+    """For each plan of which a run diverged the seed and what was said of the first such run."""
+    found: dict[str, str] = {}
+    for label, names in setup.runs.items():
+        for seed, name in zip(setup.seeds, names, strict=True):
+            if results[name].diverged:
+                found.setdefault(label, f"seed {seed}: {results[name].diverged}")
+    return found
 
 
 def collect(
@@ -27,13 +37,16 @@ def collect(
 ) -> Comparison:
     """Put the results of runs, by name, together.
 
+    A plan of which a run diverged is left out of what is compared, and named in ``diverged``.
+
     Raises:
-        Diverged: a run's loss became NaN or infinite.
+        Diverged: a run of the baseline diverged, or one of each plan.
     """
-    for label, of_seeds in setup.runs.items():
-        for seed, name in zip(setup.seeds, of_seeds, strict=True):
-            if diverged := results[name].diverged:
-                raise Diverged(f"{label}, seed {seed}: {diverged}")
+    diverged = diverged_plans(setup, results)
+    if BASELINE in diverged or len(diverged) == len(setup.runs) - 1:
+        label = BASELINE if BASELINE in diverged else next(iter(diverged))
+        raise Diverged(f"{label}, {diverged[label]}")
+    setup = replace(setup, runs={label: names for label, names in setup.runs.items() if label not in diverged})
     of_label = {label: [results[name] for name in names] for label, names in setup.runs.items()}
     measure, labels = setup.measure, results[setup.runs[BASELINE][0]].labels
     predictions = {label: torch.stack([r.predictions for r in found]) for label, found in of_label.items()}
@@ -56,12 +69,21 @@ def collect(
     kinds = {json.dumps(dict(r.made_with), sort_keys=True): r.made_with for found in of_label.values() for r in found}
     obstacle = analysis.rows[0].obstacle
     factors: tuple[FactorAnalysis, ...] = ()
-    if setup.families:
+    whole = [rows for rows in setup.families if diverged.keys().isdisjoint(rows.labels)]
+    if whole:
         values = {label: measure.values(of, labels) for label, of in predictions.items()}
-        factors = analyse_factors(setup.families, values, BASELINE, obstacle, measure)
+        factors = analyse_factors(whole, values, BASELINE, obstacle, measure)
     kept = measure.of_images(predictions, labels)
     return Comparison(
-        tuple(rows), setup, folder, models, made_with=tuple(kinds.values()), timing=timing, factors=factors, **kept
+        tuple(rows),
+        setup,
+        folder,
+        models,
+        made_with=tuple(kinds.values()),
+        timing=timing,
+        factors=factors,
+        diverged=diverged,
+        **kept,
     )
 
 
@@ -78,7 +100,7 @@ def read_comparison(folder: str | Path, margin: float | None = None) -> Comparis
 
     Raises:
         FoveateError: the folder holds none, or some runs are not finished.
-        Diverged: a run's loss became NaN or infinite.
+        Diverged: a run of the network without attention diverged, or one of each plan.
     """
     folder = Path(folder)
     setup = Setup.read(folder)

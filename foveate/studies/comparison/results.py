@@ -108,7 +108,7 @@ class Comparison:
 
     Args:
         rows: the baseline, then the plans in the order given.
-        setup: what was asked for.
+        setup: what was asked for, with the runs of the rows.
         folder: where runs, tables and report are, or None.
         models: for each label the trained network of the first seed, without those whose runs came from a table of
             runs; empty when read by ``read_comparison``.
@@ -125,6 +125,7 @@ class Comparison:
             class (-1 where there is no box) and two numbers that say at which thresholds of intersection over union
             they are right and count.
         objects: of detection (N, K) int, how many objects of each class that count are in each image.
+        diverged: for each plan that is not compared, for one of its runs diverged, the seed and what was said of it.
     """
 
     rows: tuple[Row, ...]
@@ -140,6 +141,7 @@ class Comparison:
     counts: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     boxes: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     objects: Tensor | None = field(default=None, repr=False)
+    diverged: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         plans, seeds = len(self.rows) - 1, len(self.seeds)
@@ -148,7 +150,14 @@ class Comparison:
 
     def __str__(self) -> str:
         lines = [f"{row.label}: {mean(row.score):.1f}; {row.verdict}" for row in self.rows]
-        return "\n".join([repr(self)[1:-1], *lines])
+        return "\n".join([repr(self)[1:-1], *lines, *self.left_out])
+
+    @property
+    def left_out(self) -> list[str]:
+        """A sentence for each plan that is not compared, and for each family whose effects that takes away."""
+        plans = [f"{label}: not compared, for a run diverged: {why}" for label, why in self.diverged.items()]
+        families = [rows for rows in self.setup.families if not self.diverged.keys().isdisjoint(rows.labels)]
+        return plans + [f"{rows.family}: no effects of what varies, for not all of it is compared" for rows in families]
 
     @property
     def measure(self) -> Measure:
@@ -213,18 +222,11 @@ class Comparison:
             )
             for row in self.rows
         ]
-        headings = [
-            "plan",
-            "parameters",
-            "MACs",
-            self.measure.column,
-            self.measure.second[1],
-            "difference [95%]",
-            "verdict",
-            "what would be seen",
-        ]
+        scores = (self.measure.column, self.measure.second[1])
+        headings = ["plan", "parameters", "MACs", *scores, "difference [95%]", "verdict", "what would be seen"]
         head = f"{self.setup.data}: {self.setup.val_images} validation images, {len(self.seeds)} seeds"
-        notes = [*(factor.text for factor in self.factors), self.tuning_words, f"in {self.folder}" * bool(self.folder)]
+        effects = (factor.text for factor in self.factors)
+        notes = [*self.left_out, *effects, self.tuning_words, f"in {self.folder}" * bool(self.folder)]
         return html_lines(head) + html_table(headings, rows, right=range(1, 6)) + html_lines("", notes)
 
     def print(self, console: Console | None = None) -> None:
@@ -235,19 +237,19 @@ class Comparison:
             console.print(f"{escape(row.label)}: [bold]{row.verdict}[/]", highlight=False)
             if row.analysis:
                 console.print(f"  {escape(row.analysis.power_text)}", style="dim", highlight=False)
+        for line in self.left_out:
+            console.print(escape(line), highlight=False)
         if self.factors:
             console.print(effects_table(self.factors, console))
             for factor in self.factors:
                 console.print(escape(factor.text), highlight=False)
             console.print(effects_text(self.measure), style="dim", highlight=False)
         console.print(escape(self.tuning_words), style="dim", highlight=False)
-        console.print(
+        explained = (
             f"The difference is in points of {self.measure.name} against 'none', paired over seeds and images, with a "
-            "95% interval; "
-            "p_Holm is corrected for the number of plans.",
-            style="dim",
-            highlight=False,
+            "95% interval; p_Holm is corrected for the number of plans."
         )
+        console.print(explained, style="dim", highlight=False)
 
     @property
     def tuning_words(self) -> str:
@@ -275,8 +277,10 @@ class Comparison:
         return [row for factor in self.factors for row in factor.as_dicts()]
 
     def plan_rows(self) -> list[JsonObject]:
-        """A row for each plan, without times."""
+        """A row for each plan, without times; of one that diverged it has the verdict alone."""
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in table_rows(self.as_dicts())]
+        said = [{"plan": label, "verdict": "diverged", "verdict_text": why} for label, why in self.diverged.items()]
+        rows += [dict.fromkeys(rows[0]) | row for row in said]
         levels = levels_of(self.setup.families, BASELINE)
         return [row | {f"factor {name}": of.get(row["plan"]) for name, of in levels.items()} for row in rows]
 

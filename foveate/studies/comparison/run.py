@@ -51,7 +51,9 @@ class Run:
         start: as in ``insert``.
         recipe: with the run's seed.
         data: the data set's fingerprint.
-        code: a digest of the user's own code in network and plan; None where all is foveate's, timm's and torch's.
+        code: a digest of the user's own code in network, plan and teacher; None where all is foveate's, timm's and
+            torch's.
+        teacher: a digest of structure and weights of a teacher from a folder, in the place of the folder's name.
     """
 
     network: str
@@ -60,11 +62,14 @@ class Run:
     recipe: Recipe
     data: str
     code: str | None = None
+    teacher: str | None = None
 
     @property
     def identity(self) -> JsonObject:
         """The run as plain values, which the hash is over."""
         recipe = {key: value for key, value in self.recipe.to_dict().items() if key not in _FREE}
+        if self.teacher is not None:
+            recipe["teacher"] = self.teacher
         for name, before in _BEFORE.items():
             if recipe[name] == before:
                 del recipe[name]  # as runs were described before there was a choice

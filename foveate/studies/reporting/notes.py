@@ -37,6 +37,7 @@ def notes(comparison: Comparison) -> list[str]:
     if len(kinds) > 1:
         made = f"The runs were not all made alike, so their last bits may differ: {'; '.join(kinds)}."
     return [
+        *(f"{line}." for line in comparison.left_out),
         *([f"The split: {setup.note}."] if setup.note else []),
         *([setup.licence] if setup.licence else []),
         fair,

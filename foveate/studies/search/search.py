@@ -149,7 +149,7 @@ def search(
             chosen = candidates.draw(trials, recipe.seed)
         else:
             heads = [head for each in named.placements for head in each.heads if head is not None]
-            name = _study_name(maker, recipe, part, maker.code(heads, recipe.seed), named, limits)
+            name = _study_name(maker, recipe, part, maker.code(heads, recipe), named, limits)
             url = default_storage(folder) if storage is None else storage
             chosen = propose(candidates, halving.evaluate, trials, name=name, storage=url, seed=recipe.seed)
         halving.halve(chosen, finalists)

@@ -23,7 +23,12 @@ from foveate.preserve import preserve_state
 from foveate.surgery.saving.checkpoint import load
 from foveate.training.recipes.recipe import Recipe
 
-__all__ = ["Teacher", "open_teacher"]
+__all__ = ["Teacher", "is_saved", "open_teacher"]
+
+
+def is_saved(teacher: str) -> bool:
+    """Whether a recipe's ``teacher`` is a folder, and no model's name."""
+    return os.sep in teacher or Path(teacher).is_dir()
 
 
 class Teacher:
@@ -102,8 +107,8 @@ def open_teacher(
         yield None
         return
     if model is None:
-        folder = os.sep in recipe.teacher or Path(recipe.teacher).is_dir()
-        model = load(recipe.teacher) if folder else create_model(recipe.teacher, pretrained=True)
+        saved = is_saved(recipe.teacher)
+        model = load(recipe.teacher) if saved else create_model(recipe.teacher, pretrained=True)
     home, _ = device_and_dtype(model)
     if home is None:
         raise FoveateError("the teacher has no parameters: give a trained model")

@@ -1,6 +1,7 @@
 """A grid that is killed, shared or run again ends with the same table, and no finished run is run twice."""
 
 import json
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 import foveate as fv
 from foveate.errors import FoveateError
 from foveate.studies.comparison import scheduler as grid
+from foveate.studies.comparison.networks.maker import Maker
 from foveate.studies.comparison.run import Run, digest_of
+from foveate.studies.search.search import _study_name
 
 SCRIPT = Path(__file__).parent / "killed_grid.py"
 RECIPE = fv.Recipe(epochs=1, batch_size=8, image_size=32, learning_rate=1e-3)
@@ -189,3 +192,22 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(folder, tmp_path, monke
     monkeypatch.setattr(grid, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(FoveateError, match="none, seed 0: .*learning rate"):
         again()
+
+
+def test_a_teacher_from_a_folder_is_named_by_its_weights_and_not_by_its_place(folder, tmp_path):
+    data = fv.open_data(folder)
+
+    def names(teacher):
+        maker, recipe = Maker("test_resnet", False, None), RECIPE.with_(teacher=str(teacher))
+        study = _study_name(maker, recipe, data, maker.code([], recipe))
+        return maker.job("", None, recipe, data).run.name, study
+
+    fv.save(fv.create_model("test_resnet", num_classes=2), tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    before = names(tmp_path / "one")
+    assert names(tmp_path / "other") == before
+    shutil.rmtree(tmp_path / "one")
+    fv.save(fv.create_model("test_resnet", num_classes=2), tmp_path / "one")  # other weights
+    assert not set(names(tmp_path / "one")) & set(before)
+    with pytest.raises(FoveateError, match="absent"):
+        names(tmp_path / "absent")

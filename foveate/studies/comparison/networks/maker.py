@@ -25,11 +25,13 @@ from foveate.studies.comparison.scheduler import Job
 from foveate.surgery.families import resolve_family
 from foveate.surgery.insert import insert
 from foveate.surgery.resolve import KINDS
+from foveate.surgery.saving.checkpoint import load
 from foveate.training.classifier import has_classes, has_layers_for_classes, replace_classifier
 from foveate.training.input.sampler import mix
 from foveate.training.recipes.recipe import Recipe
 from foveate.training.speed.automatic import AUTO
 from foveate.training.tasks.choose import OpenedData
+from foveate.training.teacher.distillation import is_saved
 
 __all__ = ["Maker", "Model"]
 
@@ -61,6 +63,7 @@ class Maker:
         self.model, self.pretrained, self.start, self.classes = model, pretrained, start, classes
         self._create = create or partial(create_model, pretrained=pretrained)
         self._networks: dict[int, tuple[str, tuple[object, ...]]] = {}
+        self._teachers: dict[str, tuple[str | None, tuple[object, ...]]] = {}
         self._unread: set[str] = set()
 
     @property
@@ -75,7 +78,7 @@ class Maker:
         """A run of the grid.
 
         Raises:
-            FoveateError: the recipe leaves to each run in which precision it trains.
+            FoveateError: the recipe leaves to each run in which precision it trains, or its teacher cannot be loaded.
         """
         if recipe.amp == AUTO:
             raise FoveateError(
@@ -83,18 +86,19 @@ class Maker:
                 "amp='no' or amp='bf16'"
             )
         words, start = (str(plan), self.start) if plan else (BASELINE, None)
-        code = self.code([(each.spec, each.verb) for each in plan.placements] if plan else [], recipe.seed)
-        run = Run(self._network(recipe.seed)[0], words, start, recipe, data.fingerprint, code)
+        code = self.code([(each.spec, each.verb) for each in plan.placements] if plan else [], recipe)
+        network, teacher = self._network(recipe.seed)[0], self._teacher(recipe.teacher)[0]
+        run = Run(network, words, start, recipe, data.fingerprint, code, teacher)
         build, plain = (partial(self.build, each, recipe, recipe.seed) for each in (plan, None))
         return Job(run, label, data, build, plain)
 
-    def code(self, mechanisms: Iterable[tuple[Spec, str]], seed: int) -> str | None:
-        """A digest of the user's own code in the network and in mechanisms, each with its verb; None of no such code.
+    def code(self, mechanisms: Iterable[tuple[Spec, str]], recipe: Recipe) -> str | None:
+        """A digest of the user's own code in the network, the recipe's teacher, and mechanisms, each with its verb.
 
-        What has no code in Python is named in a warning, once.
+        None where there is no such code. What has no code in Python is named in a warning, once.
         """
         constructors = [find(spec.name, KINDS.get(verb, "attention")) for spec, verb in mechanisms]
-        found = own_code([*constructors, *self._network(seed)[1]])
+        found = own_code([*constructors, *self._network(recipe.seed)[1], *self._teacher(recipe.teacher)[1]])
         if new := sorted(set(found.unread) - self._unread):
             self._unread.update(new)
             logger.warning(
@@ -132,13 +136,20 @@ class Maker:
             self._networks[seed] = self._identified(seed)
         return self._networks[seed]
 
+    def _teacher(self, teacher: str) -> tuple[str | None, tuple[object, ...]]:
+        """What identifies a teacher from a folder, whose weights may change, and what its code is looked for in."""
+        if teacher not in self._teachers:
+            network = load(teacher) if teacher and is_saved(teacher) else None
+            self._teachers[teacher] = (digest_of(network), _classes_of(network)) if network is not None else (None, ())
+        return self._teachers[teacher]
+
     def _identified(self, seed: int) -> tuple[str, tuple[object, ...]]:
         if isinstance(self.model, str):
             architecture = self.model.partition(".")[0]
             entry = (timm.model_entrypoint(architecture),) if timm.is_model(architecture) else ()
             return f"{self.model} pretrained={self.pretrained}", entry
         network = self._plain(seed)
-        return digest_of(network), tuple({type(module) for module in network.modules()})
+        return digest_of(network), _classes_of(network)
 
     def _plain(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -146,3 +157,7 @@ class Maker:
             if isinstance(self.model, str):
                 return self._create(self.model)
             return copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model(seed)
+
+
+def _classes_of(network: nn.Module) -> tuple[object, ...]:
+    return tuple({type(module) for module in network.modules()})
