@@ -40,7 +40,7 @@ def export(
     example: bool = False,
     python: str | None = None,
     json: bool = False,
-    csv: str | None = None,
+    csv: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     options: DataOptions = DataOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Write a network as files for other runtimes, each checked against it before it is kept.
@@ -72,10 +72,10 @@ def export(
         example: write a Python program beside each file that uses it without foveate.
         python: the interpreter of an environment with litert-torch, which converts for litert.
         json: print JSON.
-        csv: write a line for each file to this file.
+        csv: write a line for each file to this file; "-" prints them, and nothing else.
         options: how the data is read.
     """
-    csv_lines.check(csv, json=False)
+    csv_lines.check(csv, json=json)
     asked: dict[str, Any] = {
         "images": images,
         "maps": tuple(maps or ()),
@@ -104,11 +104,11 @@ def export(
         options=asked,
     )
     if csv is not None:
-        found.write_csv(csv)
+        csv_lines.write_csv([row.to_dict() for row in found.rows], csv)
     if json:
         rows = [{**row.to_dict(), "file": row.exported.to_dict() if row.exported else None} for row in found.rows]
         print(json_format.dumps(rows, indent=2))
-    else:
+    elif csv != "-":
         _print(found)
     if found.failed:
         sys.exit(1)

@@ -61,6 +61,19 @@ def test_a_table_of_files(run_folder, folder, tmp_path, capsys):
     ]
 
 
+def test_the_lines_alone_on_the_terminal(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_resnet_fp32.onnx").write_text("mine")
+    given = ("export", run_folder, "--to", "onnx", "--size", "64", "--csv", "-", "--output", tmp_path)
+    assert run(*given) == 1
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["format"] == "onnx"
+    assert "overwrite" in row["reason"]
+    assert [path.name for path in tmp_path.iterdir()] == ["test_resnet_fp32.onnx"]  # no file "-"
+    assert run(*given, "--json") == 2
+    assert "both print to the terminal" in capsys.readouterr().err
+
+
 def test_what_fails_is_a_row_and_the_exit_code(run_folder, tmp_path, capsys):
     """The others are written all the same."""
     (tmp_path / "test_resnet_fp32.onnx").write_text("mine")

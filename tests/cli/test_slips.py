@@ -170,6 +170,15 @@ def test_help_has_an_example_that_can_be_read_and_no_option_that_is_refused(caps
     assert ("--plan" in _options(command)) == (command in ("cost", "train", "explain", "export", "latency"))
 
 
+@pytest.mark.parametrize("command", [name for name in _commands() if "--csv" in _options(name)])
+def test_a_table_of_every_command_that_has_one_may_go_to_the_terminal(capsys, command):
+    text = " ".join(run(capsys, f"{command} --help")[1].replace("│", " ").split())
+    assert '"-" prints them, and nothing else' in text
+    example = text.partition("Example: foveate ")[2].partition(" ╭─")[0]
+    _, bound, _ = app.parse_args([*shlex.split(example), "--csv", "-"], exit_on_error=False, print_error=False)
+    assert bound.arguments["csv"] == "-"
+
+
 @pytest.mark.parametrize("command", list(_commands()))
 def test_no_two_options_of_a_command_have_one_name(command):
     names = _options(command)
