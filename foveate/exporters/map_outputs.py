@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -121,9 +122,9 @@ class _OwnMaps:
             return _of_class(attended.mean(dim=2) if attended.ndim == 5 else attended, chosen).unsqueeze(1)
         levels = attended if isinstance(attended, tuple) else (attended,)
         planes = [map_planes(level, str(self.reader.module.map_axes), self.reader.name) for level in levels]
-        if len({plane.shape[2:] for plane in planes}) > 1:  # maps of several sizes: all at the finest
-            size = max((plane.shape[2:] for plane in planes), key=lambda sides: int(sides[0]))
-            planes = [nn.functional.interpolate(plane, size=size, mode="nearest") for plane in planes]
+        if not _all_of_one_size(planes):  # all as large as the first, which is the finest, resized as for a picture
+            resize = partial(nn.functional.interpolate, size=planes[0].shape[2:], mode="bilinear", align_corners=False)
+            planes[1:] = map(resize, planes[1:])
         if classes is not None:
             planes.append(_of_class(classes, chosen).unsqueeze(1))
         return torch.cat(planes, dim=1) if len(planes) > 1 else planes[0]
@@ -133,3 +134,9 @@ def _of_class(maps: Tensor, chosen: Tensor) -> Tensor:
     """(B, K, h, w) and the class of each image -> (B, h, w)."""
     one = nn.functional.one_hot(chosen, maps.shape[1]).to(maps.dtype)
     return (one.unsqueeze(1) @ maps.flatten(2)).reshape(maps.shape[0], *maps.shape[2:])
+
+
+def _all_of_one_size(planes: Sequence[Tensor]) -> bool:
+    """Whether they are known to be; where sizes are symbols, asking whether they are equal would fix them."""
+    sides = [side for plane in planes for side in plane.shape[2:]]
+    return len(planes) == 1 or (all(type(side) is int for side in sides) and len({p.shape[2:] for p in planes}) == 1)

@@ -143,6 +143,28 @@ def test_maps_are_those_of_explain(model, complete, folder):
         assert np.abs(outputs[name] - planes).max() < 1e-4
 
 
+@pytest.mark.parametrize("size", [120, "dynamic"])
+def test_maps_of_several_sizes_lie_where_they_are_in_the_image(size, tmp_path):
+    """Learn to Pay Attention's maps of 15 x 15, 8 x 8 and 4 x 4: nearest neighbours would move them by half a position."""
+    torch.manual_seed(0)
+    model = fv.insert(fv.create_model("resnet10t", num_classes=3).eval(), "ltpa as head", input_size=120)
+    x = torch.randn(2, 3, 120, 120)
+    made = fv.export(model, "onnx", tmp_path, size=size, batch=2, maps="attention", images=2, time=False)
+    opened = made.open()
+    names = [each["name"] for each in opened.metadata["outputs"]]
+    found = torch.from_numpy(opened.run(x.numpy())[names.index("attention_0")])
+    own = [each.values for each in fv.explain(model, x, "attention").maps]
+    assert [plane.shape[1:] for plane in own] == [(15, 15), (8, 8), (4, 4)]
+    for plane, exported in zip(own, found.unbind(1), strict=True):
+        expected = torch.nn.functional.interpolate(plane[:, None], (15, 15), mode="bilinear", align_corners=False)
+        assert (exported - expected[:, 0]).abs().max() < 1e-5
+        rows = torch.arange(15) + 0.5  # the middle of the mass, in shares of the height
+        cells = torch.arange(plane.shape[1]) + 0.5
+        there = (exported.sum(2) * rows).sum(1) / exported.sum((1, 2)) / 15
+        here = (plane.sum(2) * cells).sum(1) / plane.sum((1, 2)) / plane.shape[1]
+        assert (there - here).abs().max() < 0.02
+
+
 def test_what_it_says_of_itself(model, complete):
     """Everything that a program needs is in the file alone, and nothing was lost on the way."""
     texts = {entry.key: entry.value for entry in onnx.load(complete.path).metadata_props}
