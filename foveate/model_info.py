@@ -127,7 +127,7 @@ def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
     """A value as text that is the same for equal values, in another process, too.
 
     Of numbers, texts, tensors, arrays, functions and classes, and of lists, tuples, sets, dictionaries and dataclasses
-    of them. Of an object of another kind only its class is named.
+    of them. Of an object of another kind its class, and what it holds of numbers and texts, and lists of them.
     """
     import numpy as np
     import torch
@@ -162,7 +162,17 @@ def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
     name = f"{getattr(known, '__module__', '')}.{known.__qualname__}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return name + inside([(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)])
-    return name
+    if known is value:
+        return name
+    plain = [(key, held) for key, held in sorted(getattr(value, "__dict__", {}).items()) if _is_plain(held)]
+    return name + inside(plain) if plain else name
+
+
+def _is_plain(value: object) -> bool:
+    """A number or a text, or a list or tuple of them: what needs no walk through other objects."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | complex | str | bytes | type(None))
 
 
 def is_library(thing: Any) -> bool:

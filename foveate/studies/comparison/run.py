@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from foveate.accounting.cost import Cost
 from foveate.errors import FoveateError
 from foveate.io import JsonObject, state_digest, write_atomically
-from foveate.model_info import attributes_of, is_library
+from foveate.model_info import attributes_of
 from foveate.studies.comparison.measure import Measure
 from foveate.training.recipes.recipe import Recipe
 
@@ -119,14 +119,17 @@ def scores_of(evaluation: Any, measure: Measure) -> dict[str, float]:
 
 
 def digest_of(model: nn.Module) -> str:
-    """SHA-256 in hex over a network's structure, what its modules hold, its parameters and its buffers."""
+    """SHA-256 in hex over a network's structure, what its modules hold, its parameters and its buffers.
+
+    What modules hold: their attributes, such as rates, strides and timm's description of the images, and which parameters
+    are frozen. Not what the methods of torch's, timm's and foveate's classes do, which is another version's affair.
+    """
     structure = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
     tensors = model.state_dict()
-    # What torch's and timm's modules are built with, they print; and they may hold more in another version.
     for name, module in model.named_modules():
-        if not is_library(type(module)):
-            structure += f" {attributes_of(module)}"
-            tensors |= {f"{name}.{key}": buffer for key, buffer in module.named_buffers(recurse=False)}
+        structure += f" {name} {attributes_of(module)}"
+        tensors |= {f"{name}.{key}": buffer for key, buffer in module.named_buffers(recurse=False)}
+    structure += f" {[name for name, parameter in model.named_parameters() if not parameter.requires_grad]}"
     return state_digest(tensors.items(), header=structure)
 
 
