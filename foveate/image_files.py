@@ -10,7 +10,7 @@ from pathlib import Path
 from foveate.errors import FoveateError
 from foveate.image_formats import SUFFIXES
 
-__all__ = ["files_of", "is_system", "walk_images"]
+__all__ = ["files_of", "images_by_name", "is_system", "walk_images"]
 
 _SYSTEM = ("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found")
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
@@ -70,6 +70,29 @@ def _below(
 def _is_usable(entry: os.DirEntry[str]) -> bool:
     """Whether it can be opened without waiting: not a pipe or a device. A link to nowhere is passed on, to be named."""
     return entry.is_file() or entry.is_dir() or entry.is_symlink()
+
+
+def images_by_name(folder: Path, suffixes: tuple[str, ...] = SUFFIXES, *, flat: bool = False) -> dict[str, Path]:
+    """The image files in a folder and below it, by their paths from it without suffix.
+
+    Args:
+        folder: the folder.
+        suffixes: how the names end, in lower case.
+        flat: by their names alone, wherever they lie.
+
+    Raises:
+        FoveateError: two files have one such name: what is written for it could be of either.
+    """
+    found: dict[str, Path] = {}
+    for path in walk_images(folder, suffixes):
+        name = path.stem if flat else path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise FoveateError(
+                f"{found[name]} and {path} are both called {name!r}, and a label map or an annotation of that name may "
+                "be of either: rename or remove one"
+            )
+        found[name] = path
+    return found
 
 
 def files_of(source: str | os.PathLike[str]) -> list[Path]:

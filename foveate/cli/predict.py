@@ -58,7 +58,8 @@ def predict(
         batch_size: images in one pass.
         threads: threads that decode images; without it one for each core, at most 4.
     """
-    csv_lines.check(output, json=json, option="--output")
+    if output is None or not Path(output).is_dir():  # a folder, which masks may go to
+        csv_lines.check(output, json=json, option="--output")
     if copy_to is not None:
         when_stopped(lambda: kept(copy_to))
     to_file = output not in (None, "-")
@@ -81,6 +82,7 @@ def predict(
     if isinstance(found, fv.Detections):
         _write_boxes(found, output, json=json, copy_to=copy_to, pictures=pictures)
         return
+    csv_lines.check(output, json=json, option="--output")
     _refuse_pictures(pictures)
 
     def show(one: fv.Prediction) -> None:
@@ -134,7 +136,7 @@ def _write_masks(found: fv.Masks, output: str | None, *, json: bool, copy_to: Pa
     if output is None:
         for mask in found:
             print(json_format.dumps({"path": mask.name, "shares": mask.shares}) if json else mask)
-    elif output == "-" or Path(output).suffix:
+    elif output == "-" or (Path(output).suffix and not Path(output).is_dir()):
         raise fv.FoveateError(f"--output {output}: this network gives a picture for each image: name a folder for them")
     else:
         say(f"{len(found.write(output))} masks written to {output}")

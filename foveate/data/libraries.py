@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from foveate.data.division import divide
-from foveate.data.parts import Unused, parts_of, usable
+from foveate.data.parts import Unused, check_class_order, parts_of, usable
 from foveate.data.sources import Row
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, first_line, near
@@ -55,6 +55,8 @@ def read_hugging_face(name: str, seed: int, val_fraction: float) -> ImageData:
 
     training, validation, note = split("train", train), None, ""
     for val_name in val_names:  # a test part is often given out without labels
+        others = getattr(splits[val_name].features.get(label), "names", None)
+        check_class_order(names, others, f"{shown_name(name)}, the parts {train_name} and {val_name}")
         validation = split("val", splits[val_name])
         if validation.labels:
             note = f"split as the data set's {train_name} and {val_name}"

@@ -20,7 +20,7 @@ from foveate.data.shards import is_shards, read_shards
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
 
-__all__ = ["open_data", "open_unchecked"]
+__all__ = ["is_by_name", "open_data", "open_unchecked"]
 
 _LIBRARIES = {"hf": read_hugging_face, "torchvision": read_torchvision}
 
@@ -100,6 +100,11 @@ def open_unchecked(source: str | os.PathLike[str], seed: int, val_fraction: floa
     return _read(source, seed, val_fraction)
 
 
+def is_by_name(source: object) -> bool:
+    """Whether data is named, and no path, whatever files are called: ``elpv``, ``hf:NAME``, ``torchvision:NAME``."""
+    return source == "elpv" or (isinstance(source, str) and source.partition(":")[0] in _LIBRARIES)
+
+
 def _read(
     source: str | os.PathLike[str],
     seed: int,
@@ -107,7 +112,7 @@ def _read(
     min_classes: int = 2,
     choice: PartChoice | None = None,
 ) -> ImageData:
-    if choice and (source == "elpv" or str(source).partition(":")[0] in _LIBRARIES):
+    if choice and is_by_name(source):
         raise FoveateError(f"parts={str(choice)!r}: the parts of {source} cannot be chosen; leave parts out")
     if source == "elpv":
         return read_elpv(seed, val_fraction)

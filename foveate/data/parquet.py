@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from foveate.data.division import divide
-from foveate.data.parts import PartChoice, Unused, part_of, parts_of, usable
+from foveate.data.parts import PartChoice, Unused, check_class_order, part_of, parts_of, usable
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, near
 from foveate.image_files import is_system
@@ -75,6 +75,7 @@ def read_parquet(path: Path, seed: int, val_fraction: float, choice: PartChoice 
         training, validation, how = divide(training, val_fraction, seed)
         note = "; ".join(filter(None, (note, how)))
     else:
+        check_class_order(train.classes, val.classes, f"{path}: the schemas of the files")
         validation = val.split("val", positions)
     note = "; ".join([note, *unused.as_text("row", {_OTHER_FILES: "file"})])
     name = described.get("name") or path.resolve().stem

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-from foveate.errors import FoveateError, near
+from foveate.errors import FoveateError, first_line, near
 
-__all__ = ["NOT_READ_REASON", "PartChoice", "Unused", "may_be_part", "part_of", "parts_of", "usable"]
+__all__ = [
+    *("NOT_READ_REASON", "PartChoice", "Unused", "check_apart", "check_class_order", "lines_of_names"),
+    *("may_be_part", "part_of", "parts_of", "usable"),
+]
 
 Item = TypeVar("Item")
 
@@ -108,6 +112,68 @@ class PartChoice:
 
     def __str__(self) -> str:
         return f"{'+'.join(self.train)}:{self.val}"
+
+
+def check_class_order(train: Sequence[str] | None, held: Sequence[str] | None, where: str) -> None:
+    """Make sure that a number stands for one class in the parts to learn from and to be measured on.
+
+    Args:
+        train: the class names of the one, if it tells them.
+        held: of the other.
+        where: what they are read from, for the message.
+
+    Raises:
+        FoveateError: a number stands for two classes.
+    """
+    for number, (name, other) in enumerate(zip(train or (), held or (), strict=False)):
+        if name != other:
+            raise FoveateError(
+                f"{where}: the label {number} is {name!r} in training and {other!r} in validation: write both with one "
+                "order of classes"
+            )
+
+
+def check_apart(train: Iterable[Path], held: Iterable[Path]) -> None:
+    """Make sure that no image file is learned from and measured on, by whatever names. What is missing is passed over.
+
+    Raises:
+        FoveateError: a file is in both parts.
+    """
+    files = {identity: path for path in train if (identity := _identity(path))}
+    both = [(files[identity], path) for path in held if (identity := _identity(path)) in files]
+    if both:
+        first, second = both[0]
+        more = f", and {len(both) - 1} more are" if len(both) > 1 else ""
+        shown = str(first) if first == second else f"{first} and {second} are one file, which"
+        raise FoveateError(f"{shown} is in the training and in the validation part{more}: take it out of one of them")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def lines_of_names(file: Path) -> list[str]:
+    """Class names, one on each line, for the numbers from 0 on.
+
+    Raises:
+        FoveateError: the file cannot be read, a line before the last name is empty, or a name stands twice.
+    """
+    try:
+        names = [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
+    except (OSError, ValueError) as error:
+        raise FoveateError(f"{file} cannot be read: {first_line(error)}") from error
+    for number, name in enumerate(names):
+        if not name:
+            raise FoveateError(
+                f"{file}: line {number + 1} is empty, and a line is the name of a number: name it {number}"
+            )
+        if name in names[:number]:
+            raise FoveateError(f"{file}: line {number + 1} names {name!r} again: give each class a name of its own")
+    return names
 
 
 def usable(label: object) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.data.division import divide
-from foveate.data.parts import Unused, part_of, parts_of
+from foveate.data.parts import Unused, lines_of_names, part_of, parts_of
 from foveate.data.sources import Piece
 from foveate.data.split import ImageData, Split
 from foveate.errors import FoveateError, first_line
@@ -160,8 +160,15 @@ def _take(
 def _classes(file: Path, labels: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names, and label as written -> position among them."""
     if file.is_file():
-        names = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
-        return names, {str(at): at for at in range(len(names))} | {name: at for at, name in enumerate(names)}
+        names = tuple(lines_of_names(file))
+        as_numbers, as_names = {str(at): at for at in range(len(names))}, {name: at for at, name in enumerate(names)}
+        readings = [reading for reading in (as_numbers, as_names) if all(label in reading for label in labels)]
+        if len(readings) == 2 and any(as_numbers[label] != as_names[label] for label in labels):
+            raise FoveateError(
+                f"{file}: the labels are numbers, and so are the names, in another order: a label may be either; write "
+                "the names from 0 on in the order of the numbers, or remove the file"
+            )
+        return names, readings[0] if readings else as_numbers | as_names
     numbered = all(label.isascii() and label.isdigit() for label in labels)
     names = tuple(sorted(set(labels), key=int) if numbered else sorted(set(labels)))
     return names, {name: at for at, name in enumerate(names)}

@@ -225,7 +225,8 @@ class Explanation:
             The files written.
 
         Raises:
-            FoveateError: the path does not fit the number of images, or cannot be written.
+            FoveateError: the path does not fit the number of images, is an image that is explained, or cannot be
+                written.
         """
         path, count = Path(path), len(self.pictures)
         ending = "" if path.is_dir() else path.suffix.lower()
@@ -235,6 +236,10 @@ class Explanation:
             raise FoveateError(f"cannot save {count} images to one file {str(path)!r}: name a folder, as 'overlays'")
         names = [f"{i:03d}_{name}.png" for i, name in enumerate(self.names, 1)]
         files = [path] if ending == ".png" else [path / name for name in names]
+        originals = {os.path.realpath(source) for source in self.sources}
+        for file in files:
+            if os.path.realpath(file) in originals:
+                raise FoveateError(f"the drawing would replace the image {file} itself: give it another name or folder")
         for index in track(range(count), "drawing", progress):
             png = io.BytesIO()
             self.draw(index, smooth=smooth).save(png, "PNG")

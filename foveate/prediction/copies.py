@@ -12,7 +12,7 @@ from pathlib import Path
 from foveate.errors import FoveateError
 from foveate.io import make_folder
 
-__all__ = ["Copies", "folder_name"]
+__all__ = ["Copies", "check_outside", "folder_name"]
 
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows takes them for devices
@@ -26,6 +26,25 @@ def folder_name(label: str) -> str:
     if name[:1] in ("", ".") or _DEVICES.fullmatch(name):
         name = f"_{name}"
     return os.fsdecode(name.encode())  # UTF-8 also where the locale takes ASCII alone
+
+
+def check_outside(folder: Path, sources: Sequence[Path], what: str) -> None:
+    """Make sure that what is written into a folder is not read as an image again, and replaces none.
+
+    Args:
+        folder: to write into.
+        sources: folders that images are read from meanwhile.
+        what: is written.
+
+    Raises:
+        FoveateError: the folder lies in one of them.
+    """
+    real = Path(os.path.realpath(folder))
+    for source in sources:
+        if real.is_relative_to(os.path.realpath(source)):
+            raise FoveateError(
+                f"{what} in {folder} would be read as images of {source} again: name a folder outside of it"
+            )
 
 
 class Copies:
@@ -43,12 +62,7 @@ class Copies:
         self.folder = folder
         self._names: dict[str, str] = {}  # label -> the name of its folder
         self._next: dict[Path, int] = {}  # a name that was taken -> the number to try next
-        real = Path(os.path.realpath(folder))
-        for source in sources:
-            if real.is_relative_to(os.path.realpath(source)):
-                raise FoveateError(
-                    f"copies in {folder} would be read as images of {source} again: name a folder outside of it"
-                )
+        check_outside(folder, sources, "copies")
         make_folder(folder)
 
     def add(self, path: Path | None, label: str, name: str) -> Path:

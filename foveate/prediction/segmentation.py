@@ -18,6 +18,7 @@ from foveate.errors import FoveateError, printable
 from foveate.explanations.mask_overlay import draw_classes, legend, palette
 from foveate.html import html_lines
 from foveate.io import make_folder, write_atomically
+from foveate.prediction.copies import check_outside
 from foveate.prediction.inputs import Images, Inputs
 from foveate.prediction.pixels import NetworkPixels, PixelModel, TestTime, image_scores, open_pixels
 from foveate.progress import ProgressBar
@@ -73,11 +74,15 @@ class Mask:
         """Write the picture as PNG.
 
         Raises:
-            FoveateError: the name ends in something else, or the file cannot be written.
+            FoveateError: the name ends in something else, it is the image's own, or the file cannot be written.
         """
         place = Path(path)
         if place.suffix.lower() != ".png":
             raise FoveateError(f"{place}: a mask is written as .png, which keeps its numbers")
+        if self.path is not None and os.path.realpath(place) == os.path.realpath(self.path):
+            raise FoveateError(
+                f"the mask of {self.path} would replace the image itself: give it another name or folder"
+            )
         write_atomically(place, lambda file: self.picture().save(file, "PNG"))
         return place
 
@@ -120,8 +125,10 @@ class Masks:
             The files written.
 
         Raises:
-            FoveateError: a file cannot be written.
+            FoveateError: the folder lies in one that images are read from, a mask would replace its image, or a file
+                cannot be written.
         """
+        check_outside(Path(folder), self._folders, "masks")
         written: list[Path] = []
         taken: set[Path] = set()
         for mask in self:

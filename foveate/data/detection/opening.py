@@ -18,6 +18,7 @@ from foveate.data.detection.record import Box, Found, Record
 from foveate.data.detection.split import DetectionData, DetectionSplit, Objects
 from foveate.data.detection.voc import is_voc, read_voc
 from foveate.data.division import sample, stratified
+from foveate.data.parts import check_apart
 from foveate.data.segmentation.label_map import image_size
 from foveate.errors import FoveateError, near
 
@@ -108,6 +109,7 @@ def open_detection(
     bad = list(found.stray)
     names = _names(found, classes)
     train, val, how = _divided(found, val_fraction, seed)
+    check_apart(*([record.image for record in records if record.image] for records in (train, val)))
     parts = [_split(part, records, names, bad) for part, records in (("train", train), ("val", val))]
     if bad and on_bad_image == "stop":
         more = f" (and {len(bad) - 1} more like it, which foveate data check lists)" if len(bad) > 1 else ""
@@ -232,6 +234,9 @@ def _place(name: str, box: Box, size: tuple[int, int]) -> tuple[tuple[float, ...
     inside = max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         return None, f"{shown} lies outside the image of {width}x{height} pixels"
+    kept = np.array(inside, np.float32)  # as it is trained on
+    if kept[2] <= kept[0] or kept[3] <= kept[1]:
+        return None, f"{shown} has no area within the image of {width}x{height} pixels"
     beyond = max(abs(one - other) for one, other in zip(place, inside, strict=True))
     return inside, f"{shown} leaves the image of {width}x{height} pixels" if beyond > _ROUNDING else ""
 

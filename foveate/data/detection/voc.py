@@ -14,7 +14,7 @@ from xml.parsers import expat
 
 from foveate.data.detection.record import Box, Found, Record
 from foveate.errors import FoveateError, first_line, near
-from foveate.image_files import walk_images
+from foveate.image_files import images_by_name
 
 __all__ = ["is_voc", "read_voc"]
 
@@ -37,7 +37,7 @@ def read_voc(root: Path, wanted: str | None) -> Found:
     Raises:
         FoveateError: a list of a part is missing.
     """
-    images = {path.stem: path for path in walk_images(root / "JPEGImages")}
+    images = images_by_name(root / "JPEGImages", flat=True)
     lists = root / "ImageSets" / "Main"
     if not lists.is_dir():
         names = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from foveate.data.parts import parts_of
+from foveate.data.parts import lines_of_names, parts_of
 from foveate.data.segmentation.label_map import IGNORE, MAP_SUFFIXES, Source
 from foveate.errors import FoveateError, near
-from foveate.image_files import walk_images
+from foveate.image_files import images_by_name, walk_images
 
 __all__ = ["Found", "Pair", "described", "find_layout", "not_classes"]
 
@@ -101,8 +101,7 @@ def _holds_maps(folder: Path) -> bool:
 
 def _pairs(pictures: Path, targets: Path, lonely: list[str]) -> tuple[Pair, ...]:
     """Images and label maps that are called alike, in the order of their names."""
-    images = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in walk_images(pictures)}
-    maps = {path.relative_to(targets).with_suffix("").as_posix(): path for path in walk_images(targets, MAP_SUFFIXES)}
+    images, maps = images_by_name(pictures), images_by_name(targets, MAP_SUFFIXES)
     lonely += [f"{pictures.name}/{name}" for name in images if name not in maps]
     lonely += [f"{targets.name}/{name}" for name in maps if name not in images]
     return tuple((f"{pictures.name}/{name}", images[name], maps[name]) for name in images if name in maps)
@@ -158,10 +157,10 @@ def described(root: Path) -> tuple[dict[int, str] | None, str | None]:
             content = json.loads(described.read_text("utf-8"))
             if isinstance(content, dict):
                 names, licence = content.get("class_names"), content.get("licence")
-        if names is None and listed.is_file():
-            names = [line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise FoveateError(f"the class names of {root} cannot be read: {error}") from error
+    if names is None and listed.is_file():
+        names = lines_of_names(listed)
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise FoveateError(f"{described}: class_names must be a list of names, one for each number in the label maps")
     return (None if names is None else dict(enumerate(names))), licence if isinstance(licence, str) else None

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from foveate.data.division import sample, stratified
 from foveate.data.libraries import load_hugging_face, shown_name
+from foveate.data.parts import check_apart
 from foveate.data.segmentation.label_map import IGNORE, UNKNOWN, Source, image_size, read_values
 from foveate.data.segmentation.layouts import Found, Pair, find_layout, not_classes
 from foveate.data.segmentation.rows import HUB, find_rows
@@ -115,6 +116,7 @@ def open_segmentation(
     for position, number in enumerate(numbers):
         table[number] = position
     train, val, how = _divided(found, val_fraction, seed)
+    check_apart(*([image for _, image, _ in pairs if isinstance(image, Path)] for pairs in (train, val)))
     shown = ", ".join(map(str, sorted(ignored)[:6])) + ", ..." * (len(ignored) > 6)
     data = SegmentationData(
         name=shown_name(str(source).removeprefix(HUB))

@@ -213,7 +213,12 @@ def _obstacle(found: Paired, classes: int | None) -> str | None:
     if found.images < FEWEST_IMAGES:
         images = "one validation image" if found.images == 1 else f"{found.images} validation images"
         return f"{images}, at least {FEWEST_IMAGES} are needed"
-    return "one seed, at least two are needed" if found.seeds == 1 else None
+    if found.seeds == 1:
+        return "one seed, at least two are needed"
+    # Top-1 adds two images to what varies. Of the other scores nothing would say how little equal runs tell.
+    if not found.added and not (found.single + found.rest + found.image).any():
+        return "every run gives the same on every image, as networks do that have learned nothing"
+    return None
 
 
 def mean(values: Sequence[float]) -> float:

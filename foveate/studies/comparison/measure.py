@@ -223,7 +223,7 @@ class MeanIoU(Measure):
         found = []
         for of_seed in predictions.double():
             total = (times @ of_seed.flatten(1)).unflatten(1, of_seed.shape[1:])
-            found.append(class_ious(total).nanmean(-1))
+            found.append(class_ious(total).nanmean(-1).nan_to_num())  # 0 of a draw without a pixel that counts
         return torch.stack(found, 1)
 
 

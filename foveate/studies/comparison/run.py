@@ -121,8 +121,8 @@ def scores_of(evaluation: Any, measure: Measure) -> dict[str, float]:
 def digest_of(model: nn.Module) -> str:
     """SHA-256 in hex over a network's structure, what its modules hold, its parameters and its buffers.
 
-    What modules hold: their attributes, such as rates, strides and timm's description of the images, and which parameters
-    are frozen. Not what the methods of torch's, timm's and foveate's classes do, which is another version's affair.
+    What modules hold are their attributes, such as rates, strides and timm's description of the images. Which
+    parameters are frozen is in it, too; what the methods of torch's, timm's and foveate's classes do is not.
     """
     structure = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
     tensors = model.state_dict()

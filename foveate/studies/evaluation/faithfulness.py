@@ -13,6 +13,7 @@ from foveate.explanations.attention import attention_maps, readers
 from foveate.explanations.explain import METHODS, OF_A_CLASS
 from foveate.explanations.layers import find_layer
 from foveate.explanations.measures import drop, enlarged, iou, perturbation, pointing
+from foveate.images import Preprocess
 from foveate.model_info import device_and_dtype
 from foveate.preserve import preserve_state
 from foveate.scores import check_logits, predicted_classes
@@ -81,10 +82,15 @@ def faithfulness(
     loaded = load_images(data, next(iter(models.values())), limit=limit, image_size=image_size, seed=seed)
     for network in models.values():
         outputs_of(network, loaded)  # each must know the classes of the data
-    where = _masks(masks, boxes, loaded)
+    _masks(masks, boxes, loaded)  # before the first of them has run
     values: dict[tuple[str, str, str], Tensor] = {}
     for name, network in models.items():
-        found = _of_model(network, loaded, [*methods, *BASELINES], chosen, where, steps, batch_size, seed)
+        shown = loaded
+        if loaded.source is not None and Preprocess.of(network, image_size) != loaded.source.preprocess:
+            # The same images as this network is used to them: another mean, another size.
+            shown = load_images(data, network, limit=limit, image_size=image_size, seed=seed)
+        where = _masks(masks, boxes, shown)
+        found = _of_model(network, shown, [*methods, *BASELINES], chosen, where, steps, batch_size, seed)
         values |= {(name, method, measure): numbers for (method, measure), numbers in found.items()}
     return Faithfulness(loaded.name, len(loaded), tuple(models), (*methods, *BASELINES), chosen, values, seed)
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from foveate.data.opening import is_by_name
 from foveate.errors import FoveateError, first_line
 from foveate.studies.executors.engines import Engine, open_engine
 
@@ -67,6 +68,8 @@ def joined(
 
 def _absolute(place: object) -> object:
     """A path that exists, from the root: workers may stand elsewhere. Anything else as it is."""
+    if is_by_name(place):
+        return place
     if isinstance(place, os.PathLike) or (isinstance(place, str) and Path(place).exists()):
         return str(Path(place).resolve())
     return place

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from foveate.errors import FoveateError, first_line
 from foveate.families.family import Family
@@ -212,5 +213,17 @@ def _heartbeat(study: OptunaStudy, trial: OptunaTrial) -> Iterator[None]:
 
 
 def default_storage(folder: Path | None) -> str:
-    """SQLite in the output folder, or memory."""
-    return f"sqlite:///{folder.resolve() / 'search.db'}" if folder else ""
+    """SQLite in the output folder, or memory.
+
+    Raises:
+        FoveateError: the folder's name cannot stand in the address of a database.
+    """
+    if folder is None:
+        return ""
+    from sqlalchemy.engine import make_url
+
+    file = str(folder.resolve() / "search.db")
+    for address in (f"sqlite:///{file}", f"sqlite:///{quote(file)}"):
+        if make_url(address).database == file and not make_url(address).query:
+            return address
+    raise FoveateError(f"output={str(folder)!r} cannot stand in the address of a database: take a name without ? and %")

@@ -55,14 +55,16 @@ def xml(name: str, width: object = SIZE[0], boxes=None, more: str = "") -> str:
 
 
 def write_voc(root: Path, *, parts: bool = True) -> Path:
-    write_images(root / "JPEGImages")
+    """With parts the image of validation, 3, has the boxes of 0."""
+    write_images(root / "JPEGImages", [*BOXES, *(["3"] * parts)])
     (root / "Annotations").mkdir()
     for name in BOXES:
         (root / f"Annotations/{name}.xml").write_text(xml(name))
     if parts:
+        (root / "Annotations/3.xml").write_text(xml("0"))
         (root / "ImageSets/Main").mkdir(parents=True)
         (root / "ImageSets/Main/train.txt").write_text("0\n1\n2\n")
-        (root / "ImageSets/Main/val.txt").write_text("0 1\n")
+        (root / "ImageSets/Main/val.txt").write_text("3 1\n")
     return root
 
 

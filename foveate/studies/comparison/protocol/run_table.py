@@ -81,6 +81,11 @@ def read_table(file: str | os.PathLike[str]) -> Rows:
         raise FoveateError(f"cannot read the runs in {file}: {getattr(error, 'strerror', None) or error}") from error
     if missing := [name for name in (*_KEYS, *_LAST) if name not in (reader.fieldnames or ())]:
         raise FoveateError(f"{file} is not a table of runs: it has no column {missing[0]!r}")
+    for number, row in enumerate(rows, 1):
+        whole = None not in row and None not in row.values()
+        if not whole or not all(row[name].removeprefix("-").isdecimal() for name in ("seed", "epochs")):
+            wrong = "a seed or epochs that are not numbers" if whole else "too few or too many cells"
+            raise FoveateError(f"{file} is damaged: its row {number} has {wrong}: take it out, or get the table anew")
     return {(row["run"], row["epochs"]): row for row in rows}
 
 
