@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from foveate.cli import main
 from foveate.data.segmentation import open_segmentation
 from foveate.dense import create_segmenter
 from foveate.errors import FoveateError
@@ -16,6 +19,7 @@ from foveate.images import Preprocess
 from foveate.prediction.evaluate import evaluate
 from foveate.prediction.predict import predict
 from foveate.prediction.segmentation import palette
+from foveate.surgery import create_model
 from foveate.surgery.saving.checkpoint import save
 
 CLASSES = ("sky", "road", "tree")
@@ -133,3 +137,38 @@ def test_more_classes_than_a_label_map_holds(folder):
     assert reason.startswith("the segmentation network has 300 classes, and a label map tells 255 apart")
     with pytest.raises(FoveateError, match="300 classes"):
         explain(model, folder / "images/val/0.png", "gradcam", image_size=48)
+
+
+def test_no_image_is_replaced_by_its_mask(folder, model, tmp_path):
+    """Masks are called as their images: in the images' own folder they would be the images."""
+    place = tmp_path / "photos"
+    shutil.copytree(folder / "images/val", place)
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    for images, into, words in (
+        (place, place, "would be read as images of"),
+        (place, place / "masks", "would be read as images of"),
+        ([place / "0.png"], place, "would replace the image"),
+        ([place / "0.png"], place / ".." / "photos", "would replace the image"),
+    ):
+        with pytest.raises(FoveateError, match=words):
+            predict(model, images).write(into)
+        assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    found = explain(model, place / "0.png", "gradcam", target="road")
+    for name in (place / "0.png", place / ".." / "photos" / "0.png"):
+        with pytest.raises(FoveateError, match="would replace the image"):
+            found.save(name)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_the_command_writes_masks_into_a_folder_that_is_there(folder, model, tmp_path, capsys):
+    save(model, tmp_path / "model")
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", str(tmp_path / "model"), str(folder / "images/val"), "--output", str(tmp_path / "masks")])
+        assert not ended.value.code, capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["0.png", "1.png", "2.png"]
+    save(create_model("test_resnet", num_classes=2), tmp_path / "classifier")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(tmp_path / "classifier"), str(folder / "images/val"), "--output", str(tmp_path / "masks")])
+    assert ended.value.code == 2
+    assert "is a folder: name a file in it" in capsys.readouterr().err

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from foveate.errors import FoveateError
+from foveate.studies.comparison.analysis import analyse_runs
+from foveate.studies.comparison.measure import MAP, MIOU
 from foveate.studies.comparison.miou import (
     image_values,
     jackknife_values,
@@ -87,3 +89,32 @@ def test_a_row_that_is_there_twice_narrows_no_interval():
     once = miou_differences({"none": none, "a": plan})
     twice = miou_differences({"none": none, "a": plan, "again": plan, "nothing": none})
     assert twice["a"] == twice["again"] == once["a"]
+
+
+@pytest.mark.parametrize("plans", [1, 3])
+def test_equal_runs_are_no_evidence_that_plans_are_equivalent(plans):
+    """Networks that have learned nothing agree in every seed and image: no variance, and nothing that it says."""
+    background = torch.zeros(3, 20, 2, 3, dtype=torch.int64)
+    background[..., 0, :], background[..., 1, :] = torch.tensor([90, 100, 90]), torch.tensor([0, 0, 10])
+    no_box = torch.zeros(3, 20, 100, 8)
+    no_box[..., 5] = -1
+    objects = torch.ones(20, 2, dtype=torch.int64)
+    for measure, same, labels in ((MIOU, background, torch.empty(0)), (MAP, no_box, objects)):
+        runs = {"none": same} | {f"plan {k}": same.clone() for k in range(plans)}
+        for row in analyse_runs(measure, runs, labels, "none", margin=1.0).rows:
+            assert row.sign is None
+            assert row.margin is None
+            assert row.power is None
+            assert "every run gives the same on every image" in row.verdict
+    different = {"none": counts(0), "se": counts(0), "other": counts(1)}
+    assert [row.sign for row in analyse_runs(MIOU, different, torch.empty(0), "none").rows][0] == 0
+
+
+def test_the_bootstrap_of_label_maps_that_hardly_count():
+    """A draw without a pixel that counts has an mIoU of 0, as a data set has."""
+    found = counts(0, images=12)
+    found[:, 2:] = 0
+    other = counts(1, images=12)
+    other[:, 2:] = 0
+    (row,) = analyse_runs(MIOU, {"none": found, "se": other}, torch.empty(0), "none").rows
+    assert all(map(np.isfinite, row.bootstrap))

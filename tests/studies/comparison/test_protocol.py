@@ -242,3 +242,23 @@ def test_command_adds_a_row(table, folder, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["compare", str(folder)])
     assert "--protocol FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda line: line.rpartition(",")[0].rpartition(",")[0], "row 2 has too few or too many cells"),
+        (lambda line: line + ",1", "row 2 has too few or too many cells"),
+        (lambda line: line.replace("net,", "net,", 1).replace(",7,", ",seven,", 1), "row 2 has a seed or epochs"),
+    ],
+)
+def test_a_damaged_table_is_named(change, words, tmp_path):
+    none = torch.empty(0, dtype=torch.int32)
+    lost = RunResult({}, fv.Cost(1, 2, 3), none, none, 0.0, 0.0, {"torch": "2"}, "the loss is nan")
+    rows = [run_table.row_of(Run("net", "none", None, RECIPE.with_(seed=seed), "data"), lost, 2) for seed in (3, 7)]
+    file = run_table.keep(tmp_path / "runs.csv", rows)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:2], change(lines[2])]))
+    for call in (lambda: run_table.read_table(file), lambda: run_table.keep(file, rows)):
+        with pytest.raises(FoveateError, match=words):
+            call()

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import foveate as fv
@@ -211,3 +212,29 @@ def test_a_teacher_from_a_folder_is_named_by_its_weights_and_not_by_its_place(fo
     assert not set(names(tmp_path / "one")) & set(before)
     with pytest.raises(FoveateError, match="absent"):
         names(tmp_path / "absent")
+
+
+def test_the_name_of_a_run_holds_all_that_decides_what_a_network_gives():
+    """Also what torch's and timm's modules hold and do not print."""
+
+    def network(**changes):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=2, **changes)
+        return model, digest_of(model)
+
+    model, plain = network()
+    assert network()[1] == plain
+    model.eval()(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert digest_of(model.train()) == plain  # that it ran is nothing
+    assert network(drop_rate=0.9)[1] != plain
+    for change in (
+        lambda: model.conv1.requires_grad_(False),
+        lambda: model.pretrained_cfg.update(mean=(0.0, 0.0, 0.0)),
+        lambda: setattr(model.layer1[0].bn1, "momentum", 0.5),
+    ):
+        before = digest_of(model)
+        change()
+        assert digest_of(model) != before
+    detectors = [fv.create_detector("resnet18", f"faster_rcnn(anchor={anchor})", classes=("a",)) for anchor in (16, 64)]
+    detectors[1].load_state_dict(detectors[0].state_dict())
+    assert digest_of(detectors[0]) != digest_of(detectors[1])

@@ -11,6 +11,7 @@ from foveate.explanations.attention import attention_maps
 from foveate.explanations.measures import drop, enlarged, iou, perturbation, pixels_in_order, pointing
 from foveate.studies.evaluation.faithfulness import BASELINES, MEASURES, _own_map, faithfulness
 from foveate.studies.evaluation.faithfulness_result import bootstrapped
+from foveate.surgery import create_model
 from foveate.surgery.insert import insert
 
 SIDE = 32
@@ -233,3 +234,20 @@ def test_scores_that_are_not_finite(data):
     images = torch.full((4, 3, SIDE, SIDE), torch.nan)
     with pytest.raises(FoveateError, match="scores are NaN or infinite"):
         faithfulness(Colours(), [(images, torch.zeros(4, dtype=torch.int64))], ["cam"])
+
+
+def test_each_network_sees_images_as_it_is_used_to_them(folder):
+    """Whatever other networks are measured beside it, with another mean and another size."""
+    torch.manual_seed(0)
+    first, second = (create_model("test_resnet", num_classes=2).eval() for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    second.pretrained_cfg = {**second.pretrained_cfg, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    options = {"methods": ["gradcam"], "limit": 6, "steps": 4, "image_size": 32}
+    alone = faithfulness(second, folder, **options)
+    beside = faithfulness({"first": first, "second": second}, folder, **options)
+    for measure in alone.measures:
+        own = alone.values["", "gradcam", measure]
+        assert torch.equal(beside.values["second", "gradcam", measure], own)
+    assert any(
+        not torch.equal(beside.values["first", "gradcam", m], alone.values["", "gradcam", m]) for m in MEASURES[:4]
+    )

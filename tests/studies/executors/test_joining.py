@@ -222,3 +222,13 @@ def test_ray_is_connected_and_left_as_it_was(connected, tmp_path, monkeypatch, c
         pass
     assert caplog.text.count("this worker does not work") == 3  # one for each processor that lives
     assert ray.log == ([] if connected else [("init", None), "shutdown"])
+
+
+def test_data_that_have_a_name_keep_it(tmp_path, monkeypatch):
+    """Whatever folders there are: `elpv` is the packaged data set in this process and in its workers."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("elpv", "hf:owner"):
+        Path(name).mkdir()
+        with joined(Kept(run=True), 1, note, {"output": ".", "data": name, "name": f"note {name}"}):
+            pass
+        assert (tmp_path / f"note {name}").read_text() == "False False\n"

@@ -15,7 +15,7 @@ from foveate.studies.search import proposals
 from foveate.studies.search.candidates import Candidate, Candidates
 from foveate.studies.search.costs import Budget, CostTable
 from foveate.studies.search.halving import Halving, rungs_of
-from foveate.studies.search.proposals import propose
+from foveate.studies.search.proposals import default_storage, propose
 from foveate.studies.search.results import Search, Trial
 from foveate.studies.search.search import _survivors
 from foveate.training.metrics import Diverged
@@ -331,3 +331,12 @@ def test_processes_that_share_a_study_choose_the_same_plans(candidates, tmp_path
 
     assert propose(candidates, slow, 3, **options) == other[0]
     assert propose(candidates, lambda _: pytest.fail("trained"), 3, **options) == other[0]
+
+
+@pytest.mark.parametrize("name", ["plain", "a?b=c", "a%20b", "a b", "a#b", "é"])
+def test_the_storage_is_in_the_folder_whatever_it_is_called(name, candidates, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    propose(candidates, lambda _: 1.0, 1, name="s", storage=default_storage(folder), seed=0)
+    assert (folder / "search.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
