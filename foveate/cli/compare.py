@@ -26,7 +26,6 @@ from foveate.cli.process.given import check_dense, is_folder
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_compare, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
-from foveate.training.metrics import Diverged
 
 __all__ = ["compare", "results"]
 
@@ -137,7 +136,7 @@ def compare(
     report = fv.report(found, opened)
     _show(found, json=json, files=files)
     say(f"report: {report}")
-    _end(found)
+    found.require_all()
 
 
 def results(
@@ -164,13 +163,7 @@ def results(
     if page is not None:
         for file in fv.write_page(found, page, command):
             say(f"written: {file}")
-    _end(found)
-
-
-def _end(found: fv.Comparison) -> None:
-    """Exit with the code of a run that diverged, after what can be said of the other plans."""
-    if found.diverged:
-        raise Diverged("; ".join(found.left_out))
+    found.require_all()
 
 
 def _show(found: fv.Comparison, *, json: bool, files: fv.PlanExports | None = None) -> None:

@@ -25,6 +25,7 @@ from foveate.studies.comparison.measure import TOP1, Measure
 from foveate.studies.comparison.plan_analysis import PlanAnalysis
 from foveate.studies.comparison.statistics import Difference
 from foveate.studies.reporting.terminal_table import terminal_table
+from foveate.training.metrics import Diverged
 from foveate.training.recipes.recipe import Recipe
 
 __all__ = ["Comparison", "Row"]
@@ -159,6 +160,15 @@ class Comparison:
         families = [rows for rows in self.setup.families if not self.diverged.keys().isdisjoint(rows.labels)]
         return plans + [f"{rows.family}: no effects of what varies, for not all of it is compared" for rows in families]
 
+    def require_all(self) -> None:
+        """Make sure that no plan is left out.
+
+        Raises:
+            Diverged: a run of a plan diverged, so that it is not compared.
+        """
+        if self.diverged:
+            raise Diverged("; ".join(self.left_out))
+
     @property
     def measure(self) -> Measure:
         """What the plans are compared by."""
@@ -194,19 +204,18 @@ class Comparison:
         """
         seeds = f"mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
         groups = [groups_of(self.setup.families).get(row.label) for row in self.rows]
-        measure = self.measure
         return terminal_table(
             [row.label for row in self.rows],
             {
                 "params": [f"{row.cost.params / 1e6:.3f}M" for row in self.rows],
                 "MACs": [f"{row.cost.macs / 1e6:.1f}M" for row in self.rows],
-                measure.column: [f"{mean(row.score):.1f}" for row in self.rows],
-                measure.second[1]: [f"{mean(row.second):.1f}" for row in self.rows],
+                self.measure.column: [f"{mean(row.score):.1f}" for row in self.rows],
+                self.measure.second[1]: [f"{mean(row.second):.1f}" for row in self.rows],
                 "difference [95%]": [str(row.difference or "") for row in self.rows],
             },
             title=f"{self.setup.data}: {self.setup.val_images} validation images, {seeds}",
             # The interval is in the verdict below, too.
-            leave_out=(measure.second[1], "params", "MACs", "difference [95%]"),
+            leave_out=(self.measure.second[1], "params", "MACs", "difference [95%]"),
             ends=[n for n in range(len(groups) - 1) if groups[n] != groups[n + 1]],
             console=console,
         )
@@ -214,19 +223,17 @@ class Comparison:
     def _repr_html_(self) -> str:
         rows = [
             (
-                row.label,
-                *(f"{row.cost.params:,}", f"{row.cost.macs:,}", f"{mean(row.score):.1f}", f"{mean(row.second):.1f}"),
-                row.difference,
-                row.verdict,
-                row.analysis.power_text if row.analysis else None,
+                *(row.label, f"{row.cost.params:,}", f"{row.cost.macs:,}"),
+                *(f"{mean(row.score):.1f}", f"{mean(row.second):.1f}"),
+                *(row.difference, row.verdict, row.analysis.power_text if row.analysis else None),
             )
             for row in self.rows
         ]
         scores = (self.measure.column, self.measure.second[1])
         headings = ["plan", "parameters", "MACs", *scores, "difference [95%]", "verdict", "what would be seen"]
         head = f"{self.setup.data}: {self.setup.val_images} validation images, {len(self.seeds)} seeds"
-        effects = (factor.text for factor in self.factors)
-        notes = [*self.left_out, *effects, self.tuning_words, f"in {self.folder}" * bool(self.folder)]
+        notes = [*self.left_out, *(factor.text for factor in self.factors), self.tuning_words]
+        notes += [f"in {self.folder}"] * bool(self.folder)
         return html_lines(head) + html_table(headings, rows, right=range(1, 6)) + html_lines("", notes)
 
     def print(self, console: Console | None = None) -> None:
@@ -235,8 +242,7 @@ class Comparison:
         console.print(self.table(console))
         for row in self.rows[1:]:
             console.print(f"{escape(row.label)}: [bold]{row.verdict}[/]", highlight=False)
-            if row.analysis:
-                console.print(f"  {escape(row.analysis.power_text)}", style="dim", highlight=False)
+            console.print(f"  {escape(row.analysis.power_text if row.analysis else '')}", style="dim", highlight=False)
         for line in self.left_out:
             console.print(escape(line), highlight=False)
         if self.factors:
@@ -244,12 +250,11 @@ class Comparison:
             for factor in self.factors:
                 console.print(escape(factor.text), highlight=False)
             console.print(effects_text(self.measure), style="dim", highlight=False)
-        console.print(escape(self.tuning_words), style="dim", highlight=False)
         explained = (
             f"The difference is in points of {self.measure.name} against 'none', paired over seeds and images, with a "
             "95% interval; p_Holm is corrected for the number of plans."
         )
-        console.print(explained, style="dim", highlight=False)
+        console.print(f"{escape(self.tuning_words)}\n{explained}", style="dim", highlight=False)
 
     @property
     def tuning_words(self) -> str:
@@ -264,8 +269,8 @@ class Comparison:
         The first two are the same, byte for byte, however often the grid was broken off and whoever did the runs, as
         long as these were of one kind of machine and one number of threads.
         """
-        tables: dict[str, Sequence[Mapping[str, Any]]]
-        tables = {"comparison.csv": self.plan_rows(), "runs.csv": self.run_rows(), "timing.csv": self.timing}
+        tables: dict[str, Any] = {"comparison.csv": self.plan_rows(), "runs.csv": self.run_rows()}
+        tables["timing.csv"] = self.timing
         if self.factors:
             tables["factors.csv"] = self.factor_rows()
         else:

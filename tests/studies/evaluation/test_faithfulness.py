@@ -248,6 +248,5 @@ def test_each_network_sees_images_as_it_is_used_to_them(folder):
     for measure in alone.measures:
         own = alone.values["", "gradcam", measure]
         assert torch.equal(beside.values["second", "gradcam", measure], own)
-    assert any(
-        not torch.equal(beside.values["first", "gradcam", m], alone.values["", "gradcam", m]) for m in MEASURES[:4]
-    )
+    first, own = beside.values["first", "gradcam", "insertion"], alone.values["", "gradcam", "insertion"]
+    assert not torch.equal(first, own)
