@@ -187,14 +187,14 @@ def test_code_that_was_typed_is_told_apart_by_what_it_was_compiled_to():
 def test_ours_has_none():
     assert own_code([find("se"), find("timm:eca"), nn.Linear, type(timm.create_model("test_resnet"))]).digest is None
     maker = Maker("test_resnet", False, None)
-    assert maker.code([(Spec("se"), "after"), (Spec("gap"), "as pool"), (Spec("timm:eca"), "after")], 0) is None
+    assert maker.code([(Spec("se"), "after"), (Spec("gap"), "as pool"), (Spec("timm:eca"), "after")], RECIPE) is None
 
 
 def test_what_has_no_source_is_named_once(caplog, monkeypatch):
     monkeypatch.setattr("foveate.registry._REGISTERED", {("attention", "built"): slice})
     maker = Maker("test_resnet", False, None)
     with caplog.at_level(logging.WARNING, "foveate"):
-        found = [maker.code([(Spec("built"), "after")], seed) for seed in (0, 1)]
+        found = [maker.code([(Spec("built"), "after")], RECIPE.with_(seed=seed)) for seed in (0, 1)]
     assert found[0] == found[1] is not None
     (record,) = caplog.records
     assert record.getMessage().startswith("slice: the code cannot be read, so a finished run is taken for the same")
