@@ -160,7 +160,7 @@ def lines_of_names(file: Path) -> list[str]:
     """Class names, one on each line, for the numbers from 0 on.
 
     Raises:
-        FoveateError: the file cannot be read, a line before the last name is empty, or a name stands twice.
+        FoveateError: the file cannot be read, or a line before the last name is empty.
     """
     try:
         names = [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
@@ -171,8 +171,6 @@ def lines_of_names(file: Path) -> list[str]:
             raise FoveateError(
                 f"{file}: line {number + 1} is empty, and a line is the name of a number: name it {number}"
             )
-        if name in names[:number]:
-            raise FoveateError(f"{file}: line {number + 1} names {name!r} again: give each class a name of its own")
     return names
 
 

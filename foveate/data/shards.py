@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tarfile
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -161,6 +162,8 @@ def _classes(file: Path, labels: Sequence[str]) -> tuple[tuple[str, ...], dict[s
     """Class names, and label as written -> position among them."""
     if file.is_file():
         names = tuple(lines_of_names(file))
+        if twice := next((name for name, times in Counter(names).items() if times > 1), None):
+            raise FoveateError(f"{file} names {twice!r} twice: give each class a name of its own")
         as_numbers, as_names = {str(at): at for at in range(len(names))}, {name: at for at, name in enumerate(names)}
         readings = [reading for reading in (as_numbers, as_names) if all(label in reading for label in labels)]
         if len(readings) == 2 and any(as_numbers[label] != as_names[label] for label in labels):
