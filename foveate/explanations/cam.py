@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from foveate.errors import FoveateError
 from foveate.explanations.layers import Layer, chosen_classes
@@ -68,7 +69,7 @@ def class_weights(model: nn.Module, images: Tensor, layer: Layer) -> tuple[Tenso
     Raises:
         FoveateError: the network ends in another way.
     """
-    names = _classifiers(model)
+    names = _classifiers(model, images)
     kept: dict[str, Tensor] = {}
 
     def keep_map(_: nn.Module, __: object, output: Tensor) -> None:
@@ -85,7 +86,12 @@ def class_weights(model: nn.Module, images: Tensor, layer: Layer) -> tuple[Tenso
         logits = check_logits(model(images.clone())).detach()
     maps = kept["maps"].detach()
     last = model.get_submodule(names[0]) if len(names) == 1 else None
-    if isinstance(last, nn.Linear | nn.Conv2d) and _are_means(kept["pooled"].flatten(1), maps):
+    if (
+        isinstance(last, nn.Linear | nn.Conv2d)
+        and "pooled" in kept
+        and _are_means(kept["pooled"].flatten(1), maps)
+        and _are_logits(logits, last, kept["pooled"])
+    ):
         return logits, maps, last.weight.detach().flatten(1)
     if _are_means(logits, maps):
         return logits, maps, None
@@ -95,11 +101,26 @@ def class_weights(model: nn.Module, images: Tensor, layer: Layer) -> tuple[Tenso
     )
 
 
-def _classifiers(model: nn.Module) -> tuple[str, ...]:
+def _classifiers(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    channels, height, width = images.shape[1:]
     try:
-        return classifier_of(model)
+        return classifier_of(model, (channels, height, width))
     except FoveateError:
         return ()
+
+
+def _are_logits(logits: Tensor, last: nn.Linear | nn.Conv2d, pooled: Tensor) -> bool:
+    """Whether the logits are the layer's weights times the pooled features and its biases, up to rounding.
+
+    A hidden layer may have a classifier's name, and something may come behind the last layer.
+    """
+    weight, features = last.weight.detach().flatten(1), pooled.detach().flatten(1)
+    if weight.shape != (logits.shape[1], features.shape[1]):
+        return False
+    bias = torch.zeros_like(logits[0]) if last.bias is None else last.bias.detach()
+    scale = F.linear(features.abs(), weight.abs(), bias.abs())
+    tolerance = TOLERANCE.get(logits.dtype, 0.05) * scale
+    return bool(((F.linear(features, weight, bias) - logits).abs() <= tolerance).all())
 
 
 def _are_means(given: Tensor, maps: Tensor) -> bool:

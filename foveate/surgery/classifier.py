@@ -12,26 +12,62 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, first_line
 from foveate.model_info import device_and_dtype
+from foveate.preserve import preserve_state
 from foveate.surgery.apply import Ends, hook_target
 from foveate.surgery.model_copy import copied, guarded
 from foveate.surgery.sites import Site
-from foveate.surgery.trace import ModuleTrace
-from foveate.surgery.wrappers import KEY
+from foveate.surgery.trace import ModuleTrace, input_size_of
+from foveate.surgery.wrappers import KEY, HeadWrapper
 
 __all__ = ["check_pooled_by_mean", "classifier_of", "ends_of", "last_map", "maps_for_head"]
 
 _NAMES = ("fc", "classifier", "head", "heads")
+_LIBRARIES = ("timm", "torchvision", "foveate")
 
 
-def classifier_of(model: nn.Module) -> tuple[str, ...]:
+def classifier_of(model: nn.Module, size: tuple[int, int, int] | None = None) -> tuple[str, ...]:
     """The dotted names of the layers that give the class scores; timm's distilled networks have two.
 
     timm's own word is taken; else the last Linear or 1x1 convolution of ``fc``, ``classifier``, ``head`` or ``heads``
-    (torchvision's names), or a Linear at the end of a Sequential.
+    (torchvision's names), or a Linear at the end of a Sequential. In a network of another library, or one's own, a
+    hidden layer may have such a name: a copy is run to see whether another layer gives the scores.
+
+    Args:
+        model: left as found.
+        size: (channels, height, width) of an image that it can run on; without it what the model says.
 
     Raises:
-        FoveateError: none is found.
+        FoveateError: none is found, or which of two it is cannot be seen.
     """
+    names = _by_name(model)
+    word = getattr(type(model), "get_classifier", None)
+    theirs = type(model).__module__.partition(".")[0] in _LIBRARIES
+    owners = word is not None and word.__module__.partition(".")[0] not in _LIBRARIES
+    if len(names) > 1 or theirs or owners:
+        return names
+    ends = (nn.Linear, HeadWrapper)
+    put = tuple(f"{name}." for name, each in model.named_modules() if isinstance(each, HeadWrapper))
+    layers = {
+        name: each
+        for name, each in model.named_modules()
+        if isinstance(each, (*ends, nn.Conv2d)) and not (put and name.startswith(put))
+    }
+    known, inside = list(layers), f"{names[0]}."
+    start = next((at for at, name in enumerate(known) if f"{name}.".startswith(inside)), 0)
+    outside = [name for name in known if not f"{name}.".startswith(inside)]
+    after = [name for name in outside if known.index(name) > start]
+    others = [
+        name
+        for name in outside
+        if isinstance(layers[name], ends) or (name in after and getattr(layers[name], "kernel_size", 0) == (1, 1))
+    ]
+    if not others:
+        return names
+    later = [name for name in after if isinstance(layers[name], ends)]
+    return (_that_gives_scores(model, names[0], others, later, size or input_size_of(model)),)
+
+
+def _by_name(model: nn.Module) -> tuple[str, ...]:
     names = {id(module): name for name, module in model.named_modules()}
     timms: Any = model
     if hasattr(model, "get_classifier"):
@@ -45,9 +81,10 @@ def classifier_of(model: nn.Module) -> tuple[str, ...]:
     for name in _NAMES:
         head = getattr(model, name, None)
         if isinstance(head, nn.Module):
+            put = [names[id(module)] for module in head.modules() if isinstance(module, HeadWrapper)]
             layers = [names[id(module)] for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-            if layers:
-                return (layers[-1],)
+            if put or layers:
+                return ((put or layers)[-1],)
     last = list(model.children())[-1] if isinstance(model, nn.Sequential) and len(model) else None
     if isinstance(last, nn.Linear):
         return (names[id(last)],)
@@ -55,6 +92,61 @@ def classifier_of(model: nn.Module) -> tuple[str, ...]:
         f"no classifier is found in {type(model).__name__}: it must be a timm or torchvision classification model, "
         f"or have a Linear named {', '.join(_NAMES[:-1])}, or end with one"
     )
+
+
+def _that_gives_scores(
+    model: nn.Module, named: str, others: list[str], later: list[str], size: tuple[int, int, int]
+) -> str:
+    """Of a layer with a classifier's name and the others the one whose output the network gives.
+
+    Where it gives none as it is, as behind a softmax: the last one that what the named layer gives reaches, if any.
+    """
+    try:
+        with preserve_state(), guarded(model):
+            net = copied(model, data=True).float()
+            given, scores = _given(net, [named, *others], size)
+            same = [name for name, x in given.items() if scores is not None and torch.equal(x.flatten(), scores)]
+            if same:
+                return named if named in same else same[-1]
+            # A value that is no number reaches whatever is computed from it.
+            net.get_submodule(named).register_forward_hook(lambda _module, _args, output: output * math.nan)
+            spoiled, _ = _given(net, [named, *others], size)
+            if not any(bool(x.isnan().any()) for x in given.values()):
+                reached = [name for name, x in spoiled.items() if bool(x.isnan().any()) and name != named]
+                if not reached:
+                    return named
+                if scores is None or given[reached[-1]].numel() == len(scores):
+                    return reached[-1]
+                later = reached
+    except Exception as error:  # noqa: BLE001 - it may need an image of another size: then the order must do
+        why = f" (a copy does not run on an image of {' x '.join(map(str, size))}: {first_line(error)})"
+    else:
+        why = ""
+    if not later:
+        return named
+    raise FoveateError(
+        f"{type(model).__name__} has the layers {named!r} and {later[-1]!r}, and which of them gives the class scores "
+        f"cannot be seen{why}: give the class a method get_classifier() that returns the layer"
+    )
+
+
+def _given(net: nn.Module, names: list[str], size: tuple[int, int, int]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """What layers give, by name, in the order in which they run, and the network's scores, flat, for one image."""
+    given: dict[str, Tensor] = {}
+    handles = [
+        net.get_submodule(name).register_forward_hook(
+            lambda _module, _args, output, name=name: given.__setitem__(name, output.detach().clone())
+        )
+        for name in names
+    ]
+    device, dtype = device_and_dtype(net)
+    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    with torch.no_grad():
+        output = net(image)
+    for handle in handles:
+        handle.remove()
+    scores = getattr(output, "logits", output)
+    return given, scores.flatten() if isinstance(scores, Tensor) else None
 
 
 def last_map(model: nn.Module, traces: dict[str, ModuleTrace]) -> str:

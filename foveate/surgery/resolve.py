@@ -71,7 +71,7 @@ def _at_the_end(
     """Where a pool or a head goes."""
     if placement.verb == "as pool":
         return ResolvedPlacement(last_map(model, traces), placement.verb, spec)
-    names = classifier_of(model)
+    names = classifier_of(model, _image_size(traces))
     shape = traces[names[0]].in_shape or ()
     if len(names) > 1 or traces[names[0]].calls != 1 or len(shape) < 2 or any(side != 1 for side in shape[2:]):
         raise FoveateError(
@@ -81,6 +81,11 @@ def _at_the_end(
     maps = tuple(site for pattern in placement.sites for site in resolve(pattern, listed, traces))
     levels = int(getattr(find(spec.name, "heads"), "levels", 1))
     return ResolvedPlacement(names[0], placement.verb, spec, maps or checked_names(maps_for_head(listed, levels)))
+
+
+def _image_size(traces: dict[str, ModuleTrace]) -> tuple[int, int, int] | None:
+    _, *sides = traces[""].in_shape or (1,)
+    return (sides[0], sides[1], sides[2]) if len(sides) == 3 else None
 
 
 def _check_replaceable(site: str, entry: ModuleTrace, listed: list[Site]) -> None:
@@ -145,7 +150,7 @@ def _ends(model: nn.Module, at: ResolvedPlacement, spec: Spec, traces: dict[str,
     if classes is None:
         return Step(at.site, at.verb, at.spec, pool, shape, shape[:2], nhwc=last)
     gives = (shape[0], int(classes), shape[1])
-    (name, *others) = classifier_of(model)
+    (name, *others) = classifier_of(model, _image_size(traces))
     classifier = model.get_submodule(name)
     asked = f"'{at.spec} as pool' gives features for each of {classes} classes, and {name!r} is"
     if others or not isinstance(classifier, nn.Linear) or classifier.out_features != classes:

@@ -24,15 +24,20 @@ from foveate.training.restore import own_batchnorms
 __all__ = ["adapt", "draw_small", "has_classes", "has_layers_for_classes", "replace_classifier", "write_config"]
 
 
-def replace_classifier(model: nn.Module, classes: int) -> None:
+def replace_classifier(model: nn.Module, classes: int, size: tuple[int, int, int] | None = None) -> None:
     """Give the model a new classifier, drawn from the global random numbers, on the old one's device.
 
     timm's ``reset_classifier`` where there is one; else a layer of the same kind in place of the found one.
 
+    Args:
+        model: changed in place.
+        classes: how many.
+        size: (channels, height, width) of an image that it can run on; without it what the model says.
+
     Raises:
         FoveateError: no classifier is found, or the model refuses.
     """
-    names = classifier_of(model)
+    names = classifier_of(model, size)
     old = model.get_submodule(names[0])
     like = next(old.parameters())
     timms: Any = model
@@ -58,12 +63,17 @@ def replace_classifier(model: nn.Module, classes: int) -> None:
 
 
 @torch.no_grad()
-def draw_small(model: nn.Module, std: float) -> None:
+def draw_small(model: nn.Module, std: float, size: tuple[int, int, int] | None = None) -> None:
     """Draw the classifier's weights from a normal distribution with this standard deviation; its biases become 0.
 
     A head that a plan put in the classifier's place keeps its own start.
+
+    Args:
+        model: changed in place.
+        std: the standard deviation.
+        size: (channels, height, width) of an image that it can run on; without it what the model says.
     """
-    for name in classifier_of(model):
+    for name in classifier_of(model, size):
         layer: Any = model.get_submodule(name)
         if isinstance(layer, HeadWrapper):
             continue
@@ -96,9 +106,15 @@ def has_layers_for_classes(plan: Plan) -> bool:
     )
 
 
-def has_classes(model: nn.Module, classes: tuple[str, ...]) -> bool:
-    """Whether the classifier of a model without a plan is for these classes, as far as the model says."""
-    count = len(next(model.get_submodule(classifier_of(model)[0]).parameters()))
+def has_classes(model: nn.Module, classes: tuple[str, ...], size: tuple[int, int, int] | None = None) -> bool:
+    """Whether the classifier of a model without a plan is for these classes, as far as the model says.
+
+    Args:
+        model: left as found.
+        classes: of the data.
+        size: (channels, height, width) of an image that it can run on; without it what the model says.
+    """
+    count = len(next(model.get_submodule(classifier_of(model, size)[0]).parameters()))
     own = stored_names(model, count)
     return own == classes if own else count == len(classes)
 
@@ -114,7 +130,9 @@ def _refuse_plan_for_classes(model: nn.Module, own: int, wanted: int) -> None:
             )
 
 
-def _fit_classes(model: nn.Module, count: int, classes: tuple[str, ...], recipe: Recipe) -> str:
+def _fit_classes(
+    model: nn.Module, count: int, classes: tuple[str, ...], recipe: Recipe, size: tuple[int, int, int]
+) -> str:
     """Bring the classifier to the data's classes as the recipe says, and give a line of text about what was done.
 
     Args:
@@ -122,6 +140,7 @@ def _fit_classes(model: nn.Module, count: int, classes: tuple[str, ...], recipe:
         count: of classes that the model has.
         classes: of the data.
         recipe: its ``classifier``, and whether it trains at all.
+        size: (channels, height, width) of its images.
     """
     own = stored_names(model, count)
     if recipe.classifier == "keep":
@@ -138,26 +157,27 @@ def _fit_classes(model: nn.Module, count: int, classes: tuple[str, ...], recipe:
         if known == tuple(range(count)):
             return ""
         if known is not None:
-            _take_outputs(model, count, known)
+            _take_outputs(model, count, known, size)
             return (
                 f"the classifier's outputs for {', '.join(classes[:8])}{' ...' * (len(classes) > 8)} are kept, by name"
             )
         if own and not recipe.epochs:
             class_positions(model, classes, count)  # raises, with both lists
     _refuse_plan_for_classes(model, count, len(classes))
-    replace_classifier(model, len(classes))
+    replace_classifier(model, len(classes), size)
     return f"a new classifier for {len(classes)} classes, untrained" + (
         f" (the model's {count} are others)" if own else ""
     )
 
 
 @torch.no_grad()
-def _take_outputs(model: nn.Module, count: int, wanted: tuple[int, ...]) -> None:
+def _take_outputs(model: nn.Module, count: int, wanted: tuple[int, ...], size: tuple[int, int, int]) -> None:
     """Give the model a classifier with some of its outputs, in this order."""
     _refuse_plan_for_classes(model, count, len(wanted))
-    states = [model.get_submodule(name).state_dict() for name in classifier_of(model)]
+    names = classifier_of(model, size)
+    states = [model.get_submodule(name).state_dict() for name in names]
     parts = [tensor for state in states for tensor in state.values()]
-    kinds = [model.get_submodule(name) for name in classifier_of(model)]
+    kinds = [model.get_submodule(name) for name in names]
     if not all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in kinds) or any(len(one) != count for one in parts):
         raise FoveateError(
             f"the data has the model's classes in another order or only some of them, and its classifier, a "
@@ -165,8 +185,8 @@ def _take_outputs(model: nn.Module, count: int, wanted: tuple[int, ...]) -> None
         )
     states = [{key: tensor[list(wanted)].clone() for key, tensor in state.items()} for state in states]
     if count != len(wanted):
-        replace_classifier(model, len(wanted))
-    for name, state in zip(classifier_of(model), states, strict=True):
+        replace_classifier(model, len(wanted), size)
+    for name, state in zip(classifier_of(model, size), states, strict=True):
         model.get_submodule(name).load_state_dict(state)
 
 
@@ -189,17 +209,18 @@ def adapt(
             parameter to train, or does not know the data's classes and is not to be trained.
     """
     preprocess = Preprocess.of(model, recipe.image_size)
-    seen, _ = probe(model, (len(preprocess.mean), *preprocess.size))
+    size = (len(preprocess.mean), *preprocess.size)
+    seen, _ = probe(model, size)
     shape = seen[""].out_shape
     if shape is None or len(shape) != 2:
         gives = f"shape {shape}" if shape else f"a {seen[''].out_type}"
         raise FoveateError(f"{type(model).__name__} gives {gives} for an image, not one score per class: no classifier")
     torch.manual_seed(mix(recipe.seed, "classifier"))
-    done = _fit_classes(model, shape[1], classes, recipe)
+    done = _fit_classes(model, shape[1], classes, recipe, size)
     if done:
         say(done)
     if recipe.head_init_scale is not None:
-        draw_small(model, recipe.head_init_scale)
+        draw_small(model, recipe.head_init_scale, size)
     if recipe.bn_momentum is not None:
         for norm in own_batchnorms(model):
             norm.momentum = recipe.bn_momentum

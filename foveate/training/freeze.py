@@ -74,7 +74,8 @@ def find_frozen(model: nn.Module, freeze: str, images: Tensor, *, head: tuple[st
     """
     if not freeze:
         return Frozen()
-    heads = (head or classifier_of(model)) if freeze == "trunk" else ()
+    channels, height, width = images.shape[1:]
+    heads = (head or classifier_of(model, (channels, height, width))) if freeze == "trunk" else ()
     modules = dict(model.named_modules())
     if not heads and freeze not in modules:
         raise FoveateError(f"freeze={freeze!r}: no such module; {near(freeze, ['trunk', *filter(None, modules)])}")

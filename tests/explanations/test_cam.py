@@ -106,3 +106,27 @@ def test_a_channel_of_large_values_excuses_no_other(model, images, end):
         explain(model, images, "cam")
     model.pool = nn.AdaptiveAvgPool2d(1)
     assert explain(model, images, "cam", target=1).maps[0].values.isfinite().all()
+
+
+class Hidden(nn.Module):
+    """A hidden layer with a classifier's name between the pooled features and the layer of the class scores."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU())
+        self.fc = nn.Linear(12, 5)
+        self.end = end
+
+    def forward(self, x):
+        return self.end(self.fc(self.body(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("end", ["linear", "softmax", "scale"])
+def test_a_hidden_layer_is_not_taken_for_the_classifier(images, end):
+    torch.manual_seed(0)
+    ends = {"linear": nn.Sequential(nn.ReLU(), nn.Linear(5, 9)), "softmax": nn.Softmax(1), "scale": nn.BatchNorm1d(5)}
+    model = Hidden(ends[end]).eval()
+    if end == "scale":
+        nn.init.constant_(ends[end].weight, 2.0)
+    with pytest.raises(FoveateError, match="cam needs global average pooling and one linear layer.*Hidden has"):
+        explain(model, images, "cam", target=3)

@@ -26,6 +26,7 @@ from foveate.surgery.families import resolve_family
 from foveate.surgery.insert import insert
 from foveate.surgery.resolve import KINDS
 from foveate.surgery.saving.checkpoint import load
+from foveate.surgery.trace import input_size_of
 from foveate.training.classifier import has_classes, has_layers_for_classes, replace_classifier
 from foveate.training.input.sampler import mix
 from foveate.training.recipes.recipe import Recipe
@@ -114,16 +115,17 @@ class Maker:
         if plan is None:
             return network
         if self.classes and recipe.classifier != "keep" and has_layers_for_classes(plan):
-            self._fit_classes(network, seed)
+            self._fit_classes(network, recipe, seed)
         return insert(network, plan, start=self.start, seed=seed, input_size=recipe.image_size)
 
-    def _fit_classes(self, network: nn.Module, seed: int) -> None:
+    def _fit_classes(self, network: nn.Module, recipe: Recipe, seed: int) -> None:
         """Give a network a classifier for the data's classes, if its own is for others."""
-        if has_classes(network, self.classes):
+        size = input_size_of(network, recipe.image_size)
+        if has_classes(network, self.classes, size):
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(seed, "classifier"))
-            replace_classifier(network, len(self.classes))
+            replace_classifier(network, len(self.classes), size)
         update_pretrained_config(network, {"num_classes": len(self.classes), "label_names": self.classes})
 
     def resolve(self, recipe: Recipe, seed: int, family: Family) -> Family:
