@@ -64,14 +64,15 @@ class Layer:
     def settled(self, model: nn.Module, output: Tensor, images: Tensor) -> Layer:
         """The same with ``nhwc`` known: the spatial axes are the two sides with the image's proportions.
 
-        Where both pairs of sides have these, the whole network is looked at.
+        Where these are not the last two alone, the whole network is looked at.
         """
         if self.nhwc is not None or output.ndim == 3:
             return self
         (one, two, three), (height, width) = output.shape[1:], images.shape[2:]
         # Each step of stride 2 may round a side up or down, by less than one position in the end.
         first, last = (abs(h / height - w / width) <= 1 / min(height, width) for h, w in ((one, two), (two, three)))
-        return find_layer(model, images, self.name, look=True) if first and last else replace(self, nhwc=first)
+        alone = last and not first
+        return replace(self, nhwc=False) if alone else find_layer(model, images, self.name, look=True)
 
 
 def _is_map(output: object) -> bool:

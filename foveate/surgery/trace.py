@@ -25,6 +25,11 @@ from foveate.surgery.model_copy import on_a_copy
 
 __all__ = ["ModuleTrace", "input_size_of", "probe", "run", "run_once"]
 
+_CHANNELS_FIRST = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.modules.batchnorm._BatchNorm, nn.InstanceNorm2d, nn.GroupNorm),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample),
+)
+
 
 @dataclass
 class ModuleTrace:
@@ -142,32 +147,48 @@ def _run(model: nn.Module, size: tuple[int, int, int], *, shapes_only: bool) -> 
     finally:
         for handle in handles:
             handle.remove()
-    _find_layouts(traces, size)
+    _find_layouts(model, traces, size)
     return traces
 
 
-def _find_layouts(traces: dict[str, ModuleTrace], size: tuple[int, int, int]) -> None:
-    """Tell (1, H, W, C) from (1, C, H, W): the two sides that have the image's proportions are the positions.
+def _find_layouts(model: nn.Module, traces: dict[str, ModuleTrace], size: tuple[int, int, int]) -> None:
+    """Tell (1, H, W, C) from (1, C, H, W).
 
-    Where both pairs have them, as in 64 x 64 x 64, a map is as most others of the network are.
+    What a convolution, a norm or a pool gives has the channels first, and so has a map of the shape of one of these;
+    one of such a shape with the channels moved to its end has them last. Of any other map, the two sides that have the
+    image's proportions are the positions: no channels are beside them, but strides may differ by axis. Where both pairs
+    have them, as in 64 x 64 x 64, a map is as most others of the network are.
     """
 
     def spatial(height: int, width: int) -> bool:
         # Each stride-2 step may round a side up or down, by less than one position in the end.
         return abs(height / size[1] - width / size[2]) <= 1 / min(size[1:])
 
+    first_by_kind = {name for name, module in model.named_modules() if _channels_first(module, traces[name])}
+    known = {shape for name in first_by_kind if (shape := traces[name].out_shape) is not None}
+    moved = {(batch, height, width, channels) for batch, channels, height, width in known}
     undecided, votes = [], 0
-    for entry in traces.values():
+    for name, entry in traces.items():
         if entry.out_shape is None or len(entry.out_shape) != 4:
             continue
         _, one, two, three = entry.out_shape
         first, last = spatial(one, two), spatial(two, three)
-        entry.nhwc = first and not last
+        told = (entry.out_shape in moved) - (entry.out_shape in known)  # 1: the channels are last, -1: first, 0: either
+        entry.nhwc = name not in first_by_kind and (told > 0 or (told == 0 and first and not last))
         votes += (entry.nhwc and two > 1) - (last and not first)
-        if first and last and two > 1:
+        if name not in first_by_kind and told == 0 and first and last and two > 1:
             undecided.append(entry)
     for entry in undecided:
         entry.nhwc = votes > 0
+
+
+def _channels_first(module: nn.Module, entry: ModuleTrace) -> bool:
+    """Whether a module's kind says that its map is (1, C, H, W); one of a subclass may give another."""
+    if not isinstance(module, _CHANNELS_FIRST) or entry.out_shape is None or len(entry.out_shape) != 4:
+        return False
+    given = entry.in_shape[1] if entry.in_shape is not None and len(entry.in_shape) == 4 else None
+    counts = (getattr(module, key, None) for key in ("out_channels", "num_features", "num_channels"))
+    return entry.out_shape[1] == next((count for count in counts if count is not None), given)
 
 
 def probe(

@@ -7,6 +7,7 @@ from torch import nn
 
 import foveate as fv
 from foveate.errors import FoveateError
+from foveate.surgery.trace import probe
 
 
 class LastBlock(nn.Module):
@@ -52,6 +53,78 @@ def test_channels_are_found_when_they_come_last(last, size):
     assert found["stages.1.0"] == (32, 4, False)
     height, width = (size, size) if isinstance(size, int) else size
     assert all((s.height, s.width) == (height // s.stride, width // s.stride) for s in fv.sites(last, size))
+
+
+class Block(nn.Module):
+    """A residual block whose stride differs by axis."""
+
+    def __init__(self, channels, out, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, 3, stride, 1)
+        self.norm = nn.BatchNorm2d(out)
+        self.beside = nn.Conv2d(channels, out, 1, stride)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(x)) + self.beside(x))
+
+
+class Sound(nn.Module):
+    """A network for spectrograms; of a square one it has as many channels as rows."""
+
+    def __init__(self, *, last=False):
+        super().__init__()
+        self.a, self.b = Block(1, 32, (2, 1)), Block(32, 48, (2, 1))
+        if last:
+            self.a, self.b = Last(self.a), Last(self.b)
+        self.last, self.fc = last, nn.Linear(48, 5)
+
+    def forward(self, x):
+        x = self.b(self.a(x.permute(0, 2, 3, 1) if self.last else x))
+        return self.fc(x.mean((1, 2) if self.last else (2, 3)))
+
+
+class Last(nn.Module):
+    """A block that takes and gives (B, H, W, C)."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return self.block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_strides_that_differ_by_axis(last):
+    torch.manual_seed(0)
+    model = Sound(last=last).eval()
+    traces, _ = probe(model, 64)
+    inner = ".block" if last else ""
+    names = ("a", f"a{inner}.act", f"a{inner}.conv", f"a{inner}.norm")
+    assert {traces[name].map_shape for name in names} == {(1, 32, 32, 64)}
+    assert traces["b"].map_shape == (1, 48, 16, 64)
+    images = torch.randn(2, 1, 64, 64)
+    for name, shape in {"a": (32, 64), "b": (16, 64), f"a{inner}.act": (32, 64), f"a{inner}.norm": (32, 64)}.items():
+        assert fv.explain(model, images, "gradcam", layer=name, target=1).maps[0].values.shape[1:] == shape
+    fv.insert(model, "se after a", input_size=64)
+    assert fv.attentions(model)["a"].fc1.in_features == 32
+    assert model(torch.randn(2, 1, 64, 80)).shape == (2, 5)  # a width is no number of channels
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "last"),
+    [("swin_tiny_patch4_window7_224", 224, {"layers.0", "layers.1", "layers.3"}), ("test_convnext", 64, set())],
+)
+def test_timms_networks_keep_their_layouts(name, size, last):
+    options = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)} if "swin" in name else {}
+    traces = probe(timm.create_model(name, **options), size)[0]
+    stages = {name for name, entry in traces.items() if entry.nhwc and name.count(".") == 1 and "layers" in name}
+    assert last <= stages
+    assert not any(entry.nhwc for name, entry in traces.items() if name.startswith("stages.") and name.count(".") == 1)
+    assert not any(
+        entry.nhwc for name, entry in traces.items() if name.endswith(("conv_dw", "proj")) and "attn" not in name
+    )
 
 
 @pytest.mark.parametrize("plan", ["se after stages.0.1", "se replacing stages.1.1", "se after stages.1"])
