@@ -8,7 +8,6 @@ the form of the command ``sha256sum``, is checked when it is there.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections import OrderedDict
@@ -33,9 +32,9 @@ from foveate.surgery.apply import undo
 from foveate.surgery.insert import insert, plan_of
 from foveate.surgery.presets import PRESETS
 from foveate.surgery.record import plans_within, record_of, unwrapped
+from foveate.surgery.saving.structure import runs_as_described, structure_of
 from foveate.surgery.saving.weights_file import CONFIG, as_text, model_folder, read, write_model_files
 from foveate.surgery.trace import input_size_of
-from foveate.surgery.wrappers import KEY
 
 __all__ = ["LoadReport", "describe", "load", "load_report", "save"]
 
@@ -109,20 +108,6 @@ def _preparation(model: nn.Module) -> dict[str, object]:
     return {key: list(v) if isinstance(v := config[key], tuple) else v for key in _PREPARATION if key in config}
 
 
-def _structure(model: nn.Module) -> str:
-    """A digest of what keys and shapes do not show: strides, paddings, pools, activations.
-
-    Left out is what does not change a prediction (identities, dropout), the class of batch norms, and attention.
-    """
-    lines = []
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        leaf = next(module.children(), None) is None and not hasattr(module, "running_mean")
-        if leaf and KEY not in name and not kind.startswith(("Identity", "Drop")):
-            lines.append(f"{name} {kind} {[getattr(module, key, None) for key in ('stride', 'padding', 'dilation')]}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 def describe(model: nn.Module) -> JsonObject:
     """What is kept of a model beside its weights: architecture, classes, plan, and how images are prepared for it."""
     origin, record = origin_of(model), record_of(model)
@@ -133,7 +118,7 @@ def describe(model: nn.Module) -> JsonObject:
         "num_classes": origin.num_classes if origin else None,
         "in_chans": origin.in_chans if origin else input_size_of(model)[0],
         "options": dict(origin.options) if origin else {},
-        "structure": _structure(model),
+        **structure_of(model),
         "plan": str(plan_of(model) or ""),
         "plan_input_size": list(record.size) if record else None,
         "preparation": _preparation(model),
@@ -214,7 +199,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, stri
     if config.get("plan"):
         size = config.get("plan_input_size")
         insert(network, Plan.parse(config["plan"]), seed=0, input_size=tuple(size) if isinstance(size, list) else None)
-    alike = model is not None or config.get("structure") == _structure(network)
+    alike = model is not None or runs_as_described(network, config)
     report, name = LoadReport.of(network, state, structure=alike), config.get("architecture")
     if report != LoadReport():
         text = f"the weights in {path} do not fit {name}: {report}"

@@ -18,6 +18,7 @@ from foveate.io import Content, JsonObject, json_text, state_digest, write_files
 __all__ = ["CONFIG", "SUMS", "WEIGHTS", "as_text", "model_folder", "read", "write_model_files"]
 
 WEIGHTS, CONFIG, SUMS, HEADER = "model.safetensors", "config.json", "SHA256SUMS", "foveate"
+FORMAT = "pt"  # safetensors' word for tensors of PyTorch, which no digest covers
 
 
 _OF_A_RUN = ("model_best", "last")  # what a training run keeps, the better first
@@ -67,7 +68,7 @@ def write_model_files(
 
     def write_weights(path: Path) -> None:
         try:
-            save_file(state, path, {"format": "pt", HEADER: as_text(config)})
+            save_file(state, path, {"format": FORMAT, HEADER: as_text(config)})
         except SafetensorError as error:  # of Rust's, without a number
             raise OSError(first_line(error)) from error
         if listed:
@@ -102,14 +103,15 @@ def read(folder: Path) -> tuple[Path, dict[str, Tensor], JsonObject]:
     _check_sums(folder)
     try:
         with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get(HEADER, "null"))
+            metadata = file.metadata() or {}
+            config = json.loads(metadata.get(HEADER, "null"))
             names = file.keys()
             state = {key: file.get_tensor(key) for key in names}
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise FoveateError(f"{path} is not a safetensors file that can be read: {first_line(error)}") from error
     if not isinstance(config, dict):
         raise FoveateError(f"{path} was not written by foveate.save: load its weights with safetensors instead")
-    if config.get("sha256") != _digest(state, config):
+    if config.get("sha256") != _digest(state, config) or metadata.get("format") != FORMAT:
         raise FoveateError(f"{path} is damaged: what it holds does not have the SHA-256 that was saved with it")
     return path, state, config
 

@@ -24,6 +24,7 @@ import foveate as fv
 from foveate.errors import FoveateError
 from foveate.surgery.saving import weights_file as files
 from foveate.surgery.saving.checkpoint import LoadReport, load_report
+from foveate.surgery.saving.structure import runs_as_described, structure_of
 
 
 def header_of(path):
@@ -169,6 +170,55 @@ def test_a_network_that_was_changed_by_hand_is_not_rebuilt_wrongly(how, resnet, 
     fv.save(resnet, tmp_path)
     with pytest.raises(FoveateError, match=r"was not built or run as test_resnet .* load\(folder, model\)"):
         fv.load(tmp_path)
+
+
+CHANGES = {
+    "window of a pool": lambda m: setattr(m.maxpool, "kernel_size", 2),
+    "ceil_mode": lambda m: setattr(m.maxpool, "ceil_mode", True),
+    "eps": lambda m: [setattr(n, "eps", 1e-3) for n in m.modules() if isinstance(n, nn.BatchNorm2d)],
+    "padding_mode": lambda m: setattr(m.layer1[0].conv1, "padding_mode", "circular"),
+    "groups": lambda m: setattr(m.layer1[0].conv1, "groups", 2),
+}
+SLOPES = {
+    "negative_slope": (nn.LeakyReLU(0.01), lambda act: setattr(act, "negative_slope", 0.3)),
+    "approximate": (nn.GELU(), lambda act: setattr(act, "approximate", "tanh")),
+    "output_size": (nn.AdaptiveAvgPool2d(2), lambda pool: setattr(pool, "output_size", (3, 3))),
+    "num_heads": (nn.MultiheadAttention(8, 2), lambda attention: setattr(attention, "num_heads", 4)),
+    "eps of a layer norm": (nn.LayerNorm(8), lambda norm: setattr(norm, "eps", 1e-2)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_settings_changed_by_hand_are_noticed(change, resnet, tmp_path):
+    CHANGES[change](resnet)
+    fv.save(resnet, tmp_path)
+    with pytest.raises(FoveateError, match=r"not built or run as test_resnet.*build the network and give it"):
+        fv.load(tmp_path)
+    assert not load_report(fv.load(tmp_path, strict=False)).structure
+    assert load_report(fv.load(tmp_path, resnet)) == LoadReport()
+
+
+@pytest.mark.parametrize("change", SLOPES)
+def test_settings_of_layers_that_are_not_in_a_resnet(change):
+    layer, alter = SLOPES[change]
+    network, other = nn.Sequential(nn.Identity(), layer), nn.Sequential(nn.Identity(), copy.deepcopy(layer))
+    alter(other[1])
+    said = structure_of(network)
+    assert runs_as_described(network, said)
+    assert not runs_as_described(other, said)
+    assert runs_as_described(other, {"structure": said["structure"]})  # of a file that was written before
+
+
+def test_what_changes_no_prediction_does_not_count(resnet):
+    said = structure_of(resnet)
+    resnet.maxpool.return_indices = resnet.layer1[0].act1.inplace = False
+    for module in resnet.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.01
+    resnet.set_grad_checkpointing()
+    freeze(resnet, ["bn1", "layer1"])
+    assert runs_as_described(resnet.train(), said)
+    assert runs_as_described(nn.SyncBatchNorm.convert_sync_batchnorm(resnet), said)
 
 
 def test_frozen_batch_norms(planned, tmp_path, images):

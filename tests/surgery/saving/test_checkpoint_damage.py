@@ -64,6 +64,16 @@ def test_any_flipped_bit_of_the_header_is_refused(folder):
             )
 
 
+@pytest.mark.parametrize("word", [b'"format"', b'"pt"'])
+def test_a_flipped_bit_of_the_format_is_refused(word, folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[content.index(word) + 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FoveateError, match="damaged"):
+        fv.load(folder)
+
+
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
 def test_a_truncated_file_is_refused(keep, folder):
     path = folder / "model.safetensors"
