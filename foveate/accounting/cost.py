@@ -29,7 +29,6 @@ from foveate.surgery.insert import plan_of, replaced_by
 from foveate.surgery.model_copy import copied, on_a_copy
 from foveate.surgery.record import part, record_of
 from foveate.surgery.trace import input_size_of
-from foveate.surgery.wrappers import HeadWrapper, Replacement
 
 __all__ = ["Cost", "ModuleCost", "cost", "dropped"]
 
@@ -225,9 +224,8 @@ def _on_a_copy(
 def _exact(model: nn.Module, size: Size, *, plain: bool = False, time: bool = False) -> Cost:
     """Everything that is counted, of a network with or without its plan."""
     record = record_of(model)
-    # What was replaced stays so as long as the wrapper stands there.
-    replaced = [site for site in record.removed if _holds(part(model, site))] if record else []
-    changed = replaced if plain or not record else [*replaced, *(at.path for at in record.placed)]
+    placed = [at.path for at in record.placed if part(model, at.path) is not None] if record else []
+    changed = [*replaced_by(model), *(() if plain else placed)]
 
     copies: list[nn.Module] = []
 
@@ -279,10 +277,6 @@ def _saved(model: nn.Module, size: Size, *, plain: bool) -> int:
         name = type(model).__name__
         logger.warning("%s does not run in training mode; its training activations are eval mode's: %s", name, error)
         return _on_a_copy(model, size, saved_bytes, plain=plain)
-
-
-def _holds(module: nn.Module | None) -> bool:
-    return isinstance(module, Replacement | HeadWrapper)
 
 
 def _has_ours(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from foveate.explanations.transformers.networks import has_windows, transformer_
 from foveate.pooling.gap import GlobalAveragePool
 from foveate.preserve import preserve_state
 from foveate.scores import check_logits
-from foveate.surgery.record import part, record_of
+from foveate.surgery.record import part, record_of, shown_names
 from foveate.surgery.wrappers import Gate, mechanism_of
 
 __all__ = ["Reader", "attention_maps", "readers"]
@@ -32,7 +32,8 @@ class Reader:
     """A module with a map of its own.
 
     Attributes:
-        name: the site, "pool" or "head" of an inserted one; the dotted name of one that the network has anyway.
+        name: the site, "pool" or "head" of an inserted one, with its verb where another has this name; the dotted name
+            of one that the network has anyway.
         outer: what runs in the network: the module, or the gate around it.
         module: it has ``attend`` and ``map_axes``.
         inserted: whether a plan put it there.
@@ -58,21 +59,21 @@ def readers(model: nn.Module) -> list[Reader]:
         FoveateError: there is none.
     """
     record = record_of(model)
-    special = {"as pool": "pool", "as head": "head"}
-    placed = {at.path: special.get(at.verb, at.site) for at in record.placed} if record else {}
+    taken = [f"{at.path}." for at in record.placed] if record else []
+    own: list[Reader] = []
+    for name, module in model.named_modules():
+        # Spatial maps: a network may have channel weights in each of its blocks.
+        spatial = hasattr(module, "attend") and "h" in str(getattr(module, "map_axes", "")).split()
+        if spatial and not isinstance(module, GlobalAveragePool) and not f"{name}.".startswith(tuple(taken)):
+            own.append(Reader(name, module, module, False))
+            taken.append(f"{name}.")
+    placed = shown_names(record, [one.name for one in own])
     inserted = [(name, part(model, path)) for path, name in placed.items()]
     found = [Reader(name, outer, mechanism_of(outer), True) for name, outer in inserted if outer is not None]
     if found and not any(hasattr(one.module, "attend") for one in found):
         kinds = ", ".join(sorted({type(one.module).__name__ for one in found}))
         raise FoveateError(f"the inserted attention ({kinds}) has no map of its own (attend): use method='gradcam'")
-    found = [one for one in found if hasattr(one.module, "attend")]
-    taken = [f"{path}." for path in placed]
-    for name, module in model.named_modules():
-        # Spatial maps: a network may have channel weights in each of its blocks.
-        spatial = hasattr(module, "attend") and "h" in str(getattr(module, "map_axes", "")).split()
-        if spatial and not isinstance(module, GlobalAveragePool) and not f"{name}.".startswith(tuple(taken)):
-            found.append(Reader(name, module, module, False))
-            taken.append(f"{name}.")
+    found = [*(one for one in found if hasattr(one.module, "attend")), *own]
     if not found and transformer_of(model) is None:
         if has_windows(model):
             raise FoveateError(

@@ -14,11 +14,11 @@ from foveate.spec import Plan
 from foveate.surgery.apply import Step, apply_steps, hook_target, undo
 from foveate.surgery.classifier import check_pooled_by_mean, ends_of
 from foveate.surgery.model_copy import copied, is_compiled, on_a_copy
-from foveate.surgery.record import Record, part, plans_within, record_of, unwrapped
+from foveate.surgery.record import Record, part, plans_within, record_of, shown_names, unwrapped
 from foveate.surgery.resolve import STARTS, build_step, check_shape, resolve_plan
 from foveate.surgery.sites import list_sites
 from foveate.surgery.trace import ModuleTrace, input_size_of, probe, run
-from foveate.surgery.wrappers import Gate, mechanism_of
+from foveate.surgery.wrappers import Gate, HeadWrapper, Replacement, mechanism_of
 
 __all__ = ["attentions", "insert", "plan_of", "remove", "replaced_by"]
 
@@ -54,7 +54,8 @@ def plan_of(model: nn.Module) -> Plan | None:
 def attentions(model: nn.Module) -> dict[str, nn.Module]:
     """The inserted mechanisms by site, without the gates around them; empty when the model carries no plan.
 
-    A pool and a head stand under ``pool`` and ``head``.
+    A pool and a head stand under ``pool`` and ``head``; where the plan names a module of this name for a site, they
+    stand under ``as pool`` and ``as head``.
 
     Args:
         model: a network; one inside ``torch.compile`` or data parallelism is looked into.
@@ -63,16 +64,19 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
         The module of each site.
     """
     model = unwrapped(model)
-    record = record_of(model)
-    names = {"as pool": "pool", "as head": "head"}
-    found = {names.get(at.verb, at.site): part(model, at.path) for at in record.placed} if record else {}
+    found = {name: part(model, path) for path, name in shown_names(record_of(model)).items()}
     return {site: mechanism_of(module) for site, module in found.items() if module is not None}
 
 
 def replaced_by(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks that the plan replaced, and the classifier that a head replaced, by site."""
-    record = record_of(unwrapped(model))
-    return {site: removed.module for site, removed in record.removed.items()} if record else {}
+    """The blocks that the plan replaced, and the classifier that a head replaced, by site.
+
+    Those alone in whose place the plan's wrapper still stands.
+    """
+    model = unwrapped(model)
+    record = record_of(model)
+    removed = record.removed if record else {}
+    return {site: at.module for site, at in removed.items() if isinstance(part(model, site), Replacement | HeadWrapper)}
 
 
 def insert(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,7 +13,8 @@ from torch import nn
 from foveate.model_info import unwrapped
 from foveate.spec import Placement, Plan, Spec
 
-__all__ = ["ATTRIBUTE", "Placed", "Record", "Removed", "kinds_at", "part", "plans_within", "record_of", "unwrapped"]
+__all__ = ["ATTRIBUTE", "Placed", "Record", "Removed", "kinds_at", "part", "plans_within", "record_of"]
+__all__ += ["shown_names", "unwrapped"]
 
 ATTRIBUTE = "_foveate"
 Kinds: TypeAlias = frozenset[tuple[torch.device, torch.dtype]]
@@ -70,6 +73,27 @@ def part(model: nn.Module, path: str) -> nn.Module | None:
         return model.get_submodule(path)
     except AttributeError:
         return None
+
+
+def shown_names(record: Record | None, others: Iterable[str] = ()) -> dict[str, str]:
+    """What each inserted mechanism is called in results, by its path: its site, and ``pool`` or ``head`` at the end.
+
+    Where two would be called the same, the verb tells them apart: ``as pool`` beside attention at a module ``pool``,
+    ``after att`` beside a module ``att`` that is attention itself.
+
+    Args:
+        record: of the model.
+        others: names that modules of the network itself have in the same result.
+    """
+    special = {"as pool": "pool", "as head": "head"}
+    placed = record.placed if record else ()
+    taken = Counter([*others, *(at.site for at in placed if at.verb not in special)])
+    return {
+        at.path: (at.verb if taken[special[at.verb]] else special[at.verb])
+        if at.verb in special
+        else (at.site if taken[at.site] == 1 else f"{at.verb} {at.site}")
+        for at in placed
+    }
 
 
 def kinds_at(model: nn.Module, site: str) -> Kinds:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from foveate.surgery.insert import attentions, replaced_by
-from foveate.surgery.record import record_of
+from foveate.surgery.insert import replaced_by
+from foveate.surgery.record import part, record_of
 from foveate.surgery.trace import probe
+from foveate.surgery.wrappers import mechanism_of
 
 __all__ = ["PRINTED", "Counted", "as_printed", "parameters_of", "with_the_plan"]
 
@@ -66,12 +67,12 @@ def with_the_plan(model: nn.Module, size: tuple[int, int, int], whole: Counted, 
 
 def _mechanisms(model: nn.Module, size: tuple[int, int, int], whole: Counted) -> Iterator[tuple[int, int]]:
     """(parameters, MACs) of each inserted mechanism."""
-    record, inserted = record_of(model), attentions(model)
-    if record is None:
-        return
-    formulas = any(hasattr(mechanism, "paper_cost") for mechanism in inserted.values())
+    record = record_of(model)
+    placed = [(at, part(model, at.path)) for at in record.placed] if record else []
+    inserted = [(at, mechanism_of(module)) for at, module in placed if module is not None]
+    formulas = any(hasattr(mechanism, "paper_cost") for _, mechanism in inserted)
     seen = probe(model, size)[0] if formulas else {}
-    for at, mechanism in zip(record.placed, inserted.values(), strict=True):
+    for at, mechanism in inserted:
         formula = getattr(mechanism, "paper_cost", None)
         shape = seen[at.path].out_shape if formula is not None else None
         if formula is not None and shape is not None:

@@ -29,7 +29,7 @@ from foveate.studies.evaluation.judges import Audited, Judge, load_judged
 from foveate.studies.evaluation.low_precision import LowPrecision
 from foveate.studies.evaluation.verdict import Effect, Measures, verdict_of
 from foveate.studies.evaluation.whole_in_memory import LoadedWhole
-from foveate.surgery.record import part, record_of, unwrapped
+from foveate.surgery.record import part, record_of, shown_names, unwrapped
 from foveate.surgery.wrappers import Gate, mechanism_of
 from foveate.training.metrics import Diverged
 
@@ -111,10 +111,10 @@ def audit(
 
 def _inserted(model: nn.Module) -> list[_Module]:
     record = record_of(model)
-    special = {"as pool": "pool", "as head": "head"}
+    names = shown_names(record)
     found = [(at, part(model, at.path)) for at in record.placed] if record else []
     modules = [
-        _Module(special.get(at.verb, at.site), str(at.spec), at.verb, outer, mechanism_of(outer), LowPrecision(outer))
+        _Module(names[at.path], str(at.spec), at.verb, outer, mechanism_of(outer), LowPrecision(outer))
         for at, outer in found
         if outer is not None
     ]
