@@ -19,7 +19,7 @@ __all__ = ["MatrixPool", "with_matrix_pools"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-class MatrixPool(nn.Module):
+class MatrixPool(nn.AdaptiveAvgPool2d):
     """The same as ``AdaptiveAvgPool2d``, in operations that any size goes through.
 
     Args:
@@ -31,13 +31,20 @@ class MatrixPool(nn.Module):
     """
 
     def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        self.height, self.width = height, width
+        super().__init__((height, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """The means of the bins."""
-        rows, columns = _weights(self.height, x.shape[-2], x), _weights(self.width, x.shape[-1], x)
+        height, width = _bins(self)
+        rows, columns = _weights(height, x.shape[-2], x), _weights(width, x.shape[-1], x)
         return rows @ x @ columns.transpose(0, 1)
+
+
+def _bins(pool: nn.AdaptiveAvgPool2d) -> tuple[int, int]:
+    """Rows and columns of what a pool gives; 0 where it keeps those of its input."""
+    given = pool.output_size if isinstance(pool.output_size, tuple | list) else (pool.output_size,) * 2
+    height, width = (int(side or 0) for side in given)
+    return height, width
 
 
 def _weights(bins: int, length: int, like: Tensor) -> Tensor:
@@ -52,17 +59,19 @@ def _weights(bins: int, length: int, like: Tensor) -> Tensor:
 def with_matrix_pools(network: ModuleT) -> ModuleT:
     """A copy of a network whose adaptive average pools to more than one position are products of matrices.
 
-    Without such a pool it is the network itself.
+    They keep what hangs on them: hooks, and attention that was inserted after them. Without such a pool it is the
+    network itself.
     """
-    found = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.AdaptiveAvgPool2d):
-            given = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * 2
-            if None not in given and given != (1, 1):
-                found[name] = MatrixPool(*map(int, given))  # type: ignore[arg-type]  # none of them is None
-    if not found:
+    if not any(map(_is_fitting, network.modules())):
         return network
     made = copy.deepcopy(network)
-    for name, pool in found.items():
-        made.set_submodule(name, pool)
+    for module in filter(_is_fitting, made.modules()):
+        module.__class__ = MatrixPool
     return made
+
+
+def _is_fitting(module: nn.Module) -> bool:
+    """Whether a module is an adaptive average pool to a fixed number of positions, with torch's own forward pass."""
+    if not isinstance(module, nn.AdaptiveAvgPool2d) or "forward" in vars(module):
+        return False
+    return type(module).forward is nn.AdaptiveAvgPool2d.forward and 0 not in (bins := _bins(module)) and bins != (1, 1)
