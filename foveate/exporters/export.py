@@ -28,6 +28,7 @@ from foveate.exporters.sample_images import Samples, SampleSource, random_sample
 from foveate.exporters.verify import Verification, failed, verify
 from foveate.io import make_folder
 from foveate.networks.class_names import class_positions, to_outputs
+from foveate.surgery.model_copy import changed_by_own_hooks
 from foveate.surgery.saving.checkpoint import load
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def export(
     asked = (images, preprocess, options)
     calibration = source.samples("train", *asked) if options.precision == "int8" and source else None
     samples = source.samples("val", *asked) if source else random_samples(min(_RANDOM, images), preprocess, options)
+    _refuse_own_hooks(network, samples)
     if detector is not None:
         program = prepare_detector(detector, options, format_name=format)
     else:
@@ -199,6 +201,17 @@ def export(
         images=f"checked with {samples.description}" if check else "not checked",
         notes=(*notes, *program.notes),
     )
+
+
+def _refuse_own_hooks(network: nn.Module, samples: Samples) -> None:
+    """Say so where hooks of the user's own take part in what the network computes: a copy has none."""
+    changed = changed_by_own_hooks(network, samples.normalised[:1])
+    if changed is not None:
+        name, what = changed
+        raise FoveateError(
+            f"a hook of your own on {(name or type(network).__name__)!r} changes what it {what}, and a file is made "
+            "without your hooks: put what it does into the network, as a module or in its forward, or remove the hook"
+        )
 
 
 def _place(output: Path, form: Format, network: nn.Module, options: ExportOptions, overwrite: bool) -> Path:

@@ -14,7 +14,7 @@ import functools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -23,11 +23,12 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
 from foveate.errors import FoveateError, first_line
+from foveate.model_info import device_and_dtype, unwrapped
 from foveate.preserve import preserve_state
 from foveate.surgery.functions import DEPTH, LENGTH, ORIGINAL, Functions
 from foveate.surgery.record import record_of
 
-__all__ = ["copied", "guarded", "is_compiled", "on_a_copy"]
+__all__ = ["changed_by_own_hooks", "copied", "guarded", "is_compiled", "on_a_copy"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LOCKS: dict[type, Callable[[], object]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
@@ -53,6 +54,74 @@ def _foreign_hooks(module: nn.Module) -> Iterator[tuple[dict[int, object], int, 
         for key, hook in list(hooks.items()):
             if _is_foreign(hook):
                 yield hooks, key, hook
+
+
+def changed_by_own_hooks(model: nn.Module, images: Tensor) -> tuple[str, str] | None:
+    """The first module whose values the user's own forward hooks change, which copies do not have.
+
+    The model itself runs once, if it has any: a hook may only watch, which is seen by what it returns and leaves.
+
+    Args:
+        model: left as found: modes, gradients, buffers, random numbers and hooks.
+        images: (B, C, H, W), normalised.
+
+    Returns:
+        The module's dotted name, and ``takes`` or ``gives``; None where no hook changes anything.
+
+    Raises:
+        FoveateError: the model does not run with its hooks.
+    """
+    found: list[tuple[str, str]] = []
+    held: list[tuple[dict[int, Any], int, object]] = []
+    whole = unwrapped(model)
+    with preserve_state(model, evaluation=True, no_grad=True, buffers=True):
+        try:
+            for name, module in model.named_modules():
+                kinds = {id(module._forward_hooks): "gives", id(module._forward_pre_hooks): "takes"}
+                for hooks, key, hook in list(_foreign_hooks(module)):
+                    if kind := kinds.get(id(hooks)):
+                        held.append((hooks, key, hook))
+                        hooks[key] = _telling(hook, kind, functools.partial(found.append, (name, kind)))
+                        whole = whole if module in set(whole.modules()) else model
+            if held:
+                whole(images.to(*device_and_dtype(whole), copy=True))
+        except Exception as error:
+            said = f"{type(model).__name__} does not run with hooks of your own: {first_line(error)}"
+            raise FoveateError(said) from error
+        finally:
+            for hooks, key, hook in held:
+                hooks[key] = hook
+    return found[0] if found else None
+
+
+def _telling(hook: Any, kind: str, tell: Callable[[], None]) -> Callable[..., Any]:
+    """A hook that also tells when it changes what its module gives or takes."""
+
+    def call(module: nn.Module, *given: Any) -> Any:
+        values = given[-1] if kind == "gives" else given  # with the keyword arguments, where the hook asked for them
+        before = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
+        result = hook(module, *given)
+        after = list(_leaves(values if result is None else result))
+        if len(before) != len(after) or not all(map(_is_same, before, after)):
+            tell()
+        return result
+
+    return call
+
+
+def _leaves(value: object) -> Iterator[object]:
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    if isinstance(parts, list | tuple):
+        for part in parts:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _is_same(one: object, other: object) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one is other
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and _equal(one, other)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -209,3 +209,13 @@ def test_where_neither_finds_an_object_nothing_is_called_equal(tmp_path):
     assert not row.exported.compared
     assert any(note.startswith("NOTHING WAS COMPARED") for note in row.exported.notes)
     assert not table.failed
+
+
+def test_a_hook_that_takes_part_is_refused(tmp_path):
+    model = detector("ssdlite(width=0.1)")
+    name = next(name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d))
+    handle = model.get_submodule(name).register_forward_hook(lambda _module, _args, output: 2 * output)
+    with pytest.raises(FoveateError, match=f"a hook of your own on '{name}' changes what it gives"):
+        fv.export(model, "onnx", tmp_path, time=False)
+    handle.remove()
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch import nn
 
 import foveate as fv
 from foveate.data.split import Split
@@ -399,3 +400,69 @@ def test_a_map_is_compared_by_its_own_largest_value(precision):
     assert _compare_output(program, "cam", nothing.numpy(), nothing, same)[0].passed
     few = torch.full((2, 4), 1e-6)  # of probabilities the limit is absolute
     assert _compare_output(program, "top_probabilities", 2 * few.numpy(), few, same)[0].passed
+
+
+def double(_module, *given):
+    values = given[-1]
+    return tuple(2 * part for part in values) if isinstance(values, tuple) else 2 * values
+
+
+def in_place(_module, _args, output):
+    output.mul_(2)
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    ("place", "hook", "before"),
+    [
+        ("fc", double, False),
+        ("layer2.0", double, False),
+        ("layer2.0", double, True),
+        ("layer3", in_place, False),
+        ("", double, False),
+    ],
+)
+def test_hooks_that_take_part_are_refused(network, place, hook, before, check, tmp_path):
+    model = network(PLAN).train()
+    module = model.get_submodule(place)
+    handle = (module.register_forward_pre_hook if before else module.register_forward_hook)(hook)
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    held = {name: list(module._forward_hooks.values()) for name, module in model.named_modules()}
+    torch.manual_seed(5)
+    name, what = place or "ResNet", "takes" if before else "gives"
+    with pytest.raises(FoveateError, match=f"a hook of your own on '{name}' changes what it {what}.*remove the hook"):
+        fv.export(model, "pt2", tmp_path, size=SIZE, time=False, check=check)
+    assert torch.initial_seed() == 5
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(5)))
+    assert all(module.training for module in model.modules())
+    assert {name: list(module._forward_hooks.values()) for name, module in model.named_modules()} == held
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert not list(tmp_path.iterdir())
+    handle.remove()
+    assert fv.export(model, "pt2", tmp_path, size=SIZE, time=False, images=2).path.exists()
+
+
+def test_hooks_that_watch_are_no_obstacle(network, tmp_path):
+    model, seen = network(PLAN), []
+    model.layer2.register_forward_hook(lambda _module, _args, output: seen.append(tuple(output.shape)))
+    model.layer3.register_forward_hook(lambda _module, _args, output: output)
+    model.layer1.register_forward_pre_hook(lambda _module, args, kwargs: (args, kwargs), with_kwargs=True)
+    model.fc.register_forward_hook(lambda _module, _args, _kwargs, output: output.clone(), with_kwargs=True)
+    model.register_forward_hook(lambda _module, _args, output: seen.append(output.shape))
+    made = fv.export(nn.DataParallel(model), "pt2", tmp_path, size=SIZE, time=False, images=2)
+    assert made.path.exists()
+    assert len(seen) == 2
+
+
+def test_a_hook_on_what_is_around_the_network_is_refused(network, tmp_path):
+    whole = nn.DataParallel(network())
+    whole.register_forward_hook(double)
+    with pytest.raises(FoveateError, match="a hook of your own on 'DataParallel' changes what it gives"):
+        fv.export(whole, "pt2", tmp_path, size=SIZE, time=False)
+
+
+def test_a_hook_that_raises(network, tmp_path):
+    model = network()
+    model.fc.register_forward_hook(lambda _module, _args, output: output.nothing)
+    with pytest.raises(FoveateError, match="ResNet does not run with hooks of your own: .*nothing"):
+        fv.export(model, "pt2", tmp_path, size=SIZE, time=False)
