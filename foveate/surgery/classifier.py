@@ -108,7 +108,7 @@ def _that_gives_scores(
             same = [name for name, x in given.items() if scores is not None and torch.equal(x.flatten(), scores)]
             if same:
                 return named if named in same else same[-1]
-            # A value that is no number reaches whatever is computed from it.
+            # NaN reaches whatever is computed from it.
             net.get_submodule(named).register_forward_hook(lambda _module, _args, output: output * math.nan)
             spoiled, _ = _given(net, [named, *others], size)
             if not any(bool(x.isnan().any()) for x in given.values()):
@@ -188,7 +188,7 @@ def check_pooled_by_mean(model: nn.Module, site: str, size: tuple[int, int, int]
 
 def _stays_with_mean(net: nn.Module, site: str, size: tuple[int, int, int], nhwc: bool, tolerance: float) -> bool:
     try:
-        end: nn.Module = net.get_submodule(classifier_of(net)[0])
+        end: nn.Module = net.get_submodule(classifier_of(net, size)[0])
     except FoveateError:
         end = net
     inputs: list[Tensor] = []

@@ -27,7 +27,8 @@ __all__ = ["adapt", "draw_small", "has_classes", "has_layers_for_classes", "repl
 def replace_classifier(model: nn.Module, classes: int, size: tuple[int, int, int] | None = None) -> None:
     """Give the model a new classifier, drawn from the global random numbers, on the old one's device.
 
-    timm's ``reset_classifier`` where there is one; else a layer of the same kind in place of the found one.
+    timm's ``reset_classifier`` where there is one for this layer; else a layer of the same kind in place of the found
+    one.
 
     Args:
         model: changed in place.
@@ -41,7 +42,7 @@ def replace_classifier(model: nn.Module, classes: int, size: tuple[int, int, int
     old = model.get_submodule(names[0])
     like = next(old.parameters())
     timms: Any = model
-    if hasattr(model, "reset_classifier"):
+    if _resets(model, old):
         try:
             timms.reset_classifier(classes)
         except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
@@ -60,6 +61,17 @@ def replace_classifier(model: nn.Module, classes: int, size: tuple[int, int, int
     setattr(model.get_submodule(parent), leaf, new)
     if isinstance(getattr(model, "num_classes", None), int):
         model.num_classes = classes  # type: ignore[assignment]  # timm's networks have it
+
+
+def _resets(model: nn.Module, layer: nn.Module) -> bool:
+    """Whether ``reset_classifier`` is there and replaces a layer: a network built on timm's may have one behind it."""
+    timms: Any = model
+    if not hasattr(model, "reset_classifier") or not hasattr(model, "get_classifier"):
+        return hasattr(model, "reset_classifier")
+    word = timms.get_classifier()
+    layers = word if isinstance(word, tuple | list) else [word]
+    trained = [one for one in layers if isinstance(one, nn.Module) and any(True for _ in one.parameters())]
+    return not trained or any(one is layer for one in trained)
 
 
 @torch.no_grad()

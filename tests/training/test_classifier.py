@@ -101,6 +101,25 @@ def test_a_hidden_layer_with_a_classifiers_name(hidden, first, end):
     assert torch.equal(model.get_submodule(hidden).weight, before)
 
 
+class Behind(timm.models.ResNet):
+    """timm's network with another layer behind its classifier."""
+
+    def __init__(self):
+        super().__init__(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=6, channels=(8, 8, 8, 8))
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.out(super().forward(x).relu())
+
+
+def test_a_layer_behind_timms_classifier():
+    model = Behind().eval()
+    assert classifier_of(model, (3, 32, 32)) == ("out",)
+    replace_classifier(model, 7, (3, 32, 32))
+    assert model.fc.out_features == model.out.in_features == 6
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
 def test_a_layer_beside_the_scores_is_no_classifier():
     assert classifier_of(Aside()) == ("fc",)
 
