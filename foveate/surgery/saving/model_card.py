@@ -11,9 +11,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import model_entrypoint
 from torch import nn
 
+from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.io import JsonObject, markdown_table, markdown_text
 from foveate.model_info import pretrained_config
+from foveate.spec import Spec
 from foveate.surgery.record import unwrapped
 from foveate.surgery.saving.checkpoint import describe
 from foveate.surgery.saving.weights_file import as_text
@@ -27,6 +29,11 @@ _KEPT = (
     *("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "label_names"),
     *("label_descriptions", "pool_size", "first_conv", "classifier"),
 )
+# The task, in the hub's words, of a network that is no classifier, and what it does.
+_TASKS: Mapping[type[nn.Module], tuple[str, str]] = {
+    Segmenter: ("image-segmentation", "It gives each pixel a class."),
+    Detector: ("object-detection", "It finds objects: boxes, each with a class."),
+}
 
 
 def model_card(
@@ -53,8 +60,9 @@ def model_card(
     """
     facts, results = describe(unwrapped(model)), _results(metrics, dataset)
     classes = facts["num_classes"]
-    task = "image-feature-extraction" if classes == 0 else "image-classification"
-    title = f"{facts['architecture']}{' with attention' if facts['plan'] else ''}"
+    usual = "image-feature-extraction" if classes == 0 else "image-classification"
+    task, does = next((said for kind, said in _TASKS.items() if isinstance(unwrapped(model), kind)), (usual, ""))
+    title = f"{_architecture(facts)}{' with attention' if facts['plan'] else ''}"
     data = ModelCardData(
         library_name="foveate",
         license=license,
@@ -73,7 +81,7 @@ def model_card(
     )
     ending = f", {classes} classes" if classes else ""
     parts = {
-        "": f"The network is `{facts['architecture']}` of {facts['library'] or 'its author'}{ending}.",
+        "": f"The network is {_origin(facts)}{ending}.{' ' * bool(does)}{does}",
         "Plan": f"```\n{facts['plan']}\n```" if facts["plan"] else "",
         "Cost": "" if cost is None else str(cost),
         "Results": _table(("metric", f"on {markdown_text(str(dataset))}"), results),
@@ -83,6 +91,23 @@ def model_card(
     }
     text = "\n\n".join(f"## {heading}\n\n{part}" if heading else part for heading, part in parts.items() if part)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}")
+
+
+def _is_dense(facts: Mapping[str, Any]) -> bool:
+    """Whether it is a segmentation network or a detector that is built anew on a trunk."""
+    return facts["library"] in ("segmenter", "detector")
+
+
+def _architecture(facts: Mapping[str, Any]) -> str:
+    """The name; of a network on a trunk no name of timm's, which would build the trunk as a classifier."""
+    head = f", {Spec.parse(facts['options']['head']).name}" if _is_dense(facts) else ""
+    return f"{facts['architecture']}{head}"
+
+
+def _origin(facts: Mapping[str, Any]) -> str:
+    if _is_dense(facts):
+        return f"the head `{facts['options']['head']}` on `{facts['architecture']}` of timm"
+    return f"`{facts['architecture']}` of {facts['library'] or 'its author'}"
 
 
 def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> dict[str, float]:
@@ -116,7 +141,7 @@ def _loading(facts: Mapping[str, object]) -> str:
     lines = ["import foveate as fv", "", 'model = fv.from_pretrained("NAME OR FOLDER")']
     if facts["library"] is None:
         lines[1:] = ["", "network = ...  # the plain network", 'model = fv.from_pretrained("NAME OR FOLDER", network)']
-    else:
+    elif not _is_dense(facts):
         alone = is_timms(facts) and model_entrypoint(facts["architecture"]).__module__.startswith("timm.")
         ours = [] if alone else ["import foveate  # after timm, which learns to build this network from it"]
         lines += ["", "# or", "import timm", *ours, "", 'model = timm.create_model("hf-hub:NAME", pretrained=True)']
@@ -129,9 +154,12 @@ def is_timms(facts: Mapping[str, Any]) -> bool:
 
 
 def timm_config(model: nn.Module, facts: Mapping[str, Any]) -> str:
-    """``config.json``: what timm reads, and under ``foveate`` the description of the weights file."""
-    config: JsonObject = {"architecture": facts["architecture"]}
-    if facts["library"]:
+    """``config.json``: what timm reads, and under ``foveate`` the description of the weights file.
+
+    Nothing for timm of a network that timm cannot build: one of one's own, a segmentation network, a detector.
+    """
+    config: JsonObject = {"architecture": _architecture(facts)}
+    if facts["library"] and not _is_dense(facts):
         arguments = {
             **facts["options"],
             "num_classes": facts["num_classes"],

@@ -445,6 +445,51 @@ def test_the_code_of_the_card_runs(served):
     assert same(found["model"].eval(), make())
 
 
+DENSE = {
+    "segmenter": (
+        lambda trunk, **options: fv.create_segmenter(trunk, "lraspp(width=8)", **options),
+        "image-segmentation",
+        "the head `lraspp(width=8)` on `test_resnet` of timm, 3 classes. It gives each pixel a class.",
+    ),
+    "detector": (
+        lambda trunk, **options: fv.create_detector(trunk, "ssdlite", **options),
+        "object-detection",
+        "the head `ssdlite` on `test_resnet` of timm, 3 classes. It finds objects: boxes, each with a class.",
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", ["", "se after layer2"])
+@pytest.mark.parametrize("case", DENSE)
+def test_the_card_of_a_network_that_is_no_classifier(case, plan, tmp_path):
+    create, task, says = DENSE[case]
+    model = create("test_resnet", classes=("a", "b", "c"))
+    if plan:
+        fv.insert(model, plan.replace("layer2", "backbone.layer2"), input_size=64)
+    save_pretrained(model, tmp_path, metrics={"quality": 0.5}, dataset="x")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == card.data.eval_results[0].task_type == task
+    assert says in card.text
+    assert "classification" not in card.content
+    assert "timm." not in card.text
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    found = {}
+    exec(code.replace("NAME OR FOLDER", str(tmp_path)), found)  # noqa: S102
+    again = found["model"]
+    assert type(again) is type(model)
+    assert fv.plan_of(again) == fv.plan_of(model)
+    assert all(torch.equal(one, model.state_dict()[key]) for key, one in again.state_dict().items())
+    assert written(tmp_path).keys() == {"architecture", "foveate"}
+    with pytest.raises(RuntimeError, match="Unknown model"):  # and not the trunk with a classifier
+        timm.create_model(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize("case", DENSE)
+def test_the_task_of_a_dense_network_of_ones_own(case):
+    create, task, _ = DENSE[case]
+    assert model_card(create(timm.create_model("test_resnet"), classes=2)).data.pipeline_tag == task
+
+
 @pytest.mark.parametrize(
     ("metrics", "dataset", "says"),
     [
