@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from foveate.errors import FoveateError, near
 
-__all__ = ["UnknownName", "WrongArguments", "checked_call", "checked_class", "no_attribute"]
+__all__ = ["UnknownName", "WrongArguments", "checked_call", "checked_class", "no_attribute", "whole_number"]
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., object])
@@ -29,6 +30,17 @@ class WrongArguments(FoveateError, TypeError):
 def no_attribute(name: str, exist: Collection[str]) -> UnknownName:
     """The error for a name that the package does not have."""
     return UnknownName(f"foveate has no {name!r}; {near(name, exist)}")
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of Python's, numpy's or torch's as an int; None for anything else, and for True and False."""
+    flag = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    if flag or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _home_of(name: str, function: Callable[..., object], parameters: Mapping[str, inspect.Parameter]) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from foveate.accounting.profiling.timer import Quantiles, interleaved
+from foveate.arguments import whole_number
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
 from foveate.exporters.detection.checks import for_objects, map_of, verify_objects
@@ -102,12 +103,10 @@ def export(
         FoveateError: the request cannot be met, the network cannot be written in this format, or the file does not do
             what the network does. Nothing is left behind, and what was there before is untouched.
     """
-    named = (maps,) if isinstance(maps, str) else tuple(maps)
-    elsewhere = None if python is None else os.fspath(python)
-    options = ExportOptions(precision, named, input, batch, size, keep, softmax, top, elsewhere)
+    options = ExportOptions(precision, maps, input, batch, size, keep, softmax, top, python)
     form = find_format(format)
-    if images < 1:
-        raise FoveateError(f"images={images}: a file is checked with 1 image at least")
+    if (whole_number(images) or 0) < 1:
+        raise FoveateError(f"images={images!r}: a file is checked with 1 image at least")
     form.check_installed()
     form.check_options(options)
     notes: list[str] = []

@@ -93,10 +93,10 @@ class ExportTable:
 
 def export_all(
     model: nn.Module | str | os.PathLike[str],
-    formats: Sequence[str],
+    formats: Sequence[str] | str,
     output: str | os.PathLike[str],
     *,
-    precisions: Sequence[str] = ("fp32",),
+    precisions: Sequence[str] | str = ("fp32",),
     data: str | os.PathLike[str] | ImageData | SegmentationData | DetectionData | None = None,
     started: Callable[[str, str], object] = lambda _format, _precision: None,
     options: JsonObject | None = None,
@@ -118,6 +118,8 @@ def export_all(
     Raises:
         FoveateError: a format or precision does not exist, the model or the data cannot be opened, or nothing is asked.
     """
+    formats = [formats] if isinstance(formats, str) else formats
+    precisions = [precisions] if isinstance(precisions, str) else precisions
     if not formats or not precisions:
         raise FoveateError("export needs a format and a precision at least, such as onnx and fp32")
     for name in formats:

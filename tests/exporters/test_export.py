@@ -1,6 +1,8 @@
 """Every mechanism, pool and head of the registry as ONNX and .pt2; a file that differs from the network is not kept."""
 
+import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from foveate.errors import FoveateError
 from foveate.exporters import export as export_module
 from foveate.exporters.format import format_names
 from foveate.exporters.formats.onnx import Onnx
+from foveate.exporters.options import ExportOptions
 from foveate.exporters.verify import _compare_output
 from foveate.images import Preprocess
 from foveate.registry import names
@@ -295,6 +298,54 @@ def test_bad_requests(model, tmp_path, options, message):
         fv.export(model, given.pop("format"), given.pop("output"), **given)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.onnx"))
+
+
+# Another kind of value for each option that is not a switch, and what is kept of it.
+KINDS = [
+    ("maps", ["cam", "cam"], ("cam",)),
+    ("maps", "cam", ("cam",)),
+    ("batch", np.int64(2), 2),
+    ("size", [64, 96], (64, 96)),
+    ("size", [64], 64),
+    ("size", torch.Size((64, 96)), (64, 96)),
+    ("size", np.array([64, 96]), (64, 96)),
+    ("size", np.int64(64), 64),
+    ("top", np.int32(2), 2),
+    ("python", Path("python3"), "python3"),
+]
+
+
+@pytest.mark.parametrize("name, given, kept", KINDS)
+def test_options_of_other_kinds_are_the_same_options(name, given, kept):
+    found = ExportOptions(**{name: given})
+    assert getattr(found, name) == kept
+    assert type(getattr(found, name)) is type(kept)
+    assert hash(found) == hash(ExportOptions(**{name: kept}))
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ExportOptions) if field.name != "softmax"])
+def test_what_no_option_can_be_is_one_line(name):
+    usual = getattr(ExportOptions(), name)
+    for given in (None, 1.5, -1, True, (), [[1]], [None], object(), np.array([1.5, 2]), "no such word"):
+        allowed = usual if not isinstance(given, str) or name != "python" else given
+        if type(given) is type(allowed) and given == allowed:
+            continue
+        with pytest.raises(FoveateError, match=f"^{name}=") as caught:
+            ExportOptions(**{name: given})
+        assert "\n" not in str(caught.value)
+
+
+def test_a_size_in_a_list_and_numbers_of_numpys(network, folder, tmp_path):
+    model, asked = network(classes=2), {"size": [64, 96], "batch": np.int64(1), "images": np.int64(2)}
+    made = fv.export(model, "pt2", tmp_path, data=folder, time=False, **asked)
+    assert made.metadata["input"]["shape"] == [1, 3, 64, 96]
+    with pytest.raises(FoveateError, match="^images='2': a file is checked with 1 image"):
+        fv.export(model, "pt2", tmp_path, images="2")
+
+
+def test_one_format_and_one_precision_need_no_list(model, tmp_path):
+    (row,) = fv.export_all(model, "pt2", tmp_path, precisions="fp32", options={"size": SIZE, "check": False}).rows
+    assert row.exported
 
 
 def test_data_of_other_classes(network, model, folder, tmp_path):
