@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, ImageOps
 
+from foveate.arguments import at_least
 from foveate.errors import FoveateError, near
 from foveate.image_formats import MAX_PIXELS, NOT_READ, SUFFIXES, check_size, naming, open_file, undecoded
 from foveate.model_info import pretrained_config
@@ -172,7 +173,8 @@ class Preprocess:
             average of mean and std.
 
         Raises:
-            FoveateError: the model's first convolution takes neither 1 nor 3 channels.
+            FoveateError: the model's first convolution takes neither 1 nor 3 channels, or the size is no number of
+                pixels.
         """
         from timm.data import resolve_data_config
 
@@ -188,7 +190,7 @@ class Preprocess:
                 f"the model takes {channels} channels and pictures have 3 (or 1 as grey): "
                 "build it with in_chans=3, for example timm.create_model(name, in_chans=3)"
             )
-        height, width = (image_size, image_size) if image_size is not None else data["input_size"][-2:]
+        height, width = data["input_size"][-2:] if image_size is None else (at_least(1, image_size=image_size),) * 2
         return cls((height, width), mean, std, data["interpolation"], float(data["crop_pct"]))
 
     def view(self, image: Image.Image) -> Image.Image:

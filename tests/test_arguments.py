@@ -1,10 +1,13 @@
 """Every public name is called as it is written down, or one line names the nearest."""
 
 import inspect
+import itertools
 import pickle
 import types
 
 import pytest
+from PIL import Image
+from torch import nn
 
 import foveate as fv
 from foveate.arguments import WrongArguments
@@ -14,9 +17,66 @@ def takes(function, kind):
     return any(p.kind is kind for p in inspect.signature(function).parameters.values())
 
 
+BY_NAME = ("compare", "export", "export_all", "search")  # these take a name or a path, too
+OR_A_CLASSIFIER = ("evaluate", "predict")  # these take what gives scores, be it a network or not
+BY_FUNCTION = ("compare", "search")  # and these a function that makes a network
 VERBS = [name for name in fv.__all__ if isinstance(getattr(fv, name), types.FunctionType)]
 KEYWORD, POSITIONAL = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
 MADE_BY_USERS = ("FeatureCache", "ImageData", "Placement", "Plan", "Recipe", "Spec")
+
+
+NETWORKS = [
+    (verb, name)
+    for verb in VERBS
+    if verb not in OR_A_CLASSIFIER
+    for name in ("model", "reference", "teacher")
+    if name in inspect.signature(getattr(fv, verb)).parameters
+]
+
+
+@pytest.mark.parametrize("given", ["resnet18", None, 3, object(), nn.Conv2d], ids=str)
+@pytest.mark.parametrize("verb, name", NETWORKS)
+def test_what_is_no_network_is_one_line(verb, name, given):
+    """At the door, before anything else is looked at: all other arguments make no sense."""
+    called = getattr(fv, verb)
+    parameters = inspect.signature(called).parameters.values()
+    optional = next(p.default is None for p in parameters if p.name == name)
+    by_name, by_function = isinstance(given, str) and verb in BY_NAME, given is nn.Conv2d and verb in BY_FUNCTION
+    if by_name or by_function or (given is None and optional):
+        return  # it may stand there
+    needed = {p.name: nn.Identity() for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    with pytest.raises(fv.FoveateError, match=r"^a network \(torch.nn.Module\).* is expected, not a") as caught:
+        called(**(needed | {name: given}))
+    assert "\n" not in str(caught.value)
+    assert ("foveate.create_model('resnet18') makes one" in str(caught.value)) == isinstance(given, str)
+
+
+@pytest.mark.parametrize("given", [None, 3, object()], ids=str)
+def test_what_gives_no_scores_is_one_line(given, tmp_path):
+    for part, label in itertools.product(("train", "val"), "ab"):
+        (tmp_path / part / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / label / "0.png")
+    for call in (fv.evaluate, fv.predict):
+        with pytest.raises(fv.FoveateError, match="^the model is a network, .* not [a-zA-Z]+$"):
+            call(given, tmp_path)
+
+
+def test_a_network_by_name_among_several():
+    with pytest.raises(fv.FoveateError, match="is expected, not a str: foveate.create_model"):
+        fv.faithfulness({"plain": nn.Identity(), "other": "resnet18"}, None, ["gradcam"])
+
+
+def test_the_functions_that_take_a_network():
+    """So that the test above is of them all."""
+    verbs = {verb for verb, _ in NETWORKS}
+    assert {"cost", "explain", "export", "fit", "fuse", "insert", "latency", "plan_of", "save", "sites"} <= verbs
+    annotated = {
+        verb
+        for verb in VERBS
+        for name, p in inspect.signature(getattr(fv, verb)).parameters.items()
+        if "nn.Module" in str(p.annotation) and name != "trunk"
+    }
+    assert annotated <= verbs
 
 
 def last_keyword(function):

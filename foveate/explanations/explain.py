@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from foveate.arguments import at_least, plain_values, whole_number
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError, near
 from foveate.explanations.attention import readers
@@ -35,7 +36,7 @@ def explain(
     images: OneImage | Sequence[OneImage] | Tensor,
     method: str = "attention",
     *,
-    target: int | str | Sequence[int | str] | None = None,
+    target: int | str | Sequence[int | str] | Tensor | None = None,
     layer: str | None = None,
     image_size: int | None = None,
     batch_size: int = 8,
@@ -85,9 +86,11 @@ def explain(
             attention to show or does not fit the method, or an option does not belong to the method.
     """
     if method not in METHODS:
-        raise FoveateError(f"no method is called {method!r}; {near(method, METHODS)}")
-    if batch_size < 1:
-        raise FoveateError(f"batch_size={batch_size}: at least one image goes through at a time")
+        raise FoveateError(f"no method is called {method!r}; {near(str(method), METHODS)}")
+    if not isinstance(layer, str | None):
+        raise FoveateError(f"layer={layer!r}: give the dotted name of a layer, as in model.named_modules()")
+    batch_size = at_least(1, batch_size=batch_size)
+    target, box, head, window = map(plain_values, (target, box, head, window))
     model = unwrapped(model)  # hooks do not run inside what torch.compile wraps
     wanted = TokenMaps(layer if method == "attention" else None, head, rollout)
     _check_options(model, method, target, layer, wanted)
@@ -201,16 +204,13 @@ def _joined(same: tuple[Map, ...]) -> Map:
     return Map(name, torch.cat([one.values for one in same]), same[0].module, torch.cat(targets) if targets else None)
 
 
-def _one_for_each(
-    model: nn.Module, target: int | str | Sequence[int | str] | Tensor | None, count: int
-) -> list[int] | None:
+def _one_for_each(model: nn.Module, target: Any, count: int) -> list[int] | None:
     if target is None:
         return None
-    if isinstance(target, Tensor):
-        target = target.tolist()
-    given = [target] * count if isinstance(target, int | str) else list(target)
-    classes = [class_index(model, each) if isinstance(each, str) else each for each in given]
-    if len(classes) != count or any(not isinstance(index, int) or isinstance(index, bool) for index in classes):
+    given = target if isinstance(target, Sequence) and not isinstance(target, str) else [target] * count
+    found = [class_index(model, each) if isinstance(each, str) else whole_number(each) for each in given]
+    classes = [index for index in found if index is not None]
+    if not len(given) == len(classes) == count:
         raise FoveateError(
             f"target={target!r}: give one class, by index or name, or one for each of the {count} images"
         )

@@ -10,6 +10,7 @@ from typing import TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
+from foveate.arguments import at_least
 from foveate.classifier_protocol import batched_logits
 from foveate.dense import Detector, Segmenter
 from foveate.errors import FoveateError
@@ -107,8 +108,8 @@ def predict(
         FoveateError: there is no such model or image, the images are something else, or an option is out of range.
     """
     for name, value in (("top", top), ("batch_size", batch_size), ("threads", threads)):
-        if value is not None and value < 1:
-            raise FoveateError(f"{name}={value}: must be at least 1")
+        if value is not None:
+            at_least(1, **{name: value})
     model = open_model(model)
     views = TestTime.of(flip, scales, window)
     if isinstance(model, Segmenter | ExportedSegmenter):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from foveate.arguments import not_a_network
 from foveate.errors import FoveateError, first_line, near
 from foveate.model_info import device_and_dtype
 from foveate.spec import Plan
@@ -131,7 +132,7 @@ def insert(
 
 def _check_bare(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise FoveateError(f"attention goes into a torch.nn.Module, not into a {type(model).__name__}")
+        raise not_a_network(model)
     for name, carried in plans_within(model).items():
         where = f"part {name!r} of the model" if name else "the model"
         how = f" with {_remove_from(name)}" if name else ", or write one plan"

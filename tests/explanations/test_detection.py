@@ -205,6 +205,8 @@ def test_an_image_without_an_object(x):
     ({"box": 99}, r"image: box=99: 7 objects were found, counted from 1 by their score"),
     ({"box": 0}, r"box=0: give the number of a box, counted from 1"),
     ({"box": [1]}, r"one for each of the 2 images"),
+    ({"box": 1.5}, r"box=1.5: give the number of a box"),
+    ({"box": object()}, r"box=<object.*: give the number of a box"),
     ({"box": "some"}, r"box='some': give the number of a box"),
     ({"box": True}, r"box=True: give the number of a box"),
     ({"box": "all"}, r"image: no object has a score of 0.5 or more; without box= the best one is explained"),
@@ -228,3 +230,9 @@ def test_what_cannot_be_explained_is_one_line(detectors, x, options, message):
 def test_box_is_refused_of_other_networks(model):
     with pytest.raises(FoveateError, match="box= is for the gradients of a detector"):
         fv.explain(model, torch.zeros(1, 3, 32, 32), "gradcam", box=1)
+
+
+@pytest.mark.parametrize("box", [np.int64(2), np.array([2, 2]), torch.tensor(2), [np.int8(2), 2]], ids=repr)
+def test_a_boxs_number_is_any_whole_number(detectors, x, box):
+    found = fv.explain(detectors["faster_rcnn"], x, "gradcam", box=box)
+    assert torch.equal(found.maps[0].values, fv.explain(detectors["faster_rcnn"], x, "gradcam", box=2).maps[0].values)

@@ -211,3 +211,49 @@ def test_overlay_goes_from_the_grey_image_to_the_map(model, photo):
 def test_overlay_of_what_is_not_there(model, photo, given, words):
     with pytest.raises(FoveateError, match=words):
         explain(model, photo, "gradcam").overlay(**given)
+
+
+IMAGES = 2
+ONE_FOR_ALL = [3, np.int64(3), np.array(3), torch.tensor(3)]
+FOR_EACH = [np.array([3, 4]), torch.tensor([3, 4]), [np.int64(3), torch.tensor(4)], (3, np.int8(4)), range(3, 5)]
+
+
+@pytest.mark.parametrize("target", [*ONE_FOR_ALL, *FOR_EACH], ids=repr)
+def test_a_class_is_any_whole_number_and_an_array_one_for_each_image(attentive, images, target):
+    found = explain(attentive, images[:IMAGES], "gradcam", target=target)
+    assert found.targets.tolist() == ([3, 4] if any(target is one for one in FOR_EACH) else [3, 3])
+
+
+def test_numbers_of_numpys_are_numbers(attentive):
+    picture = Image.new("RGB", (64, 64))
+    found = explain(attentive, picture, "gradcam", image_size=np.int64(64), batch_size=np.int64(1))
+    assert len(found.pictures) == 1
+
+
+SLIPS = {
+    "target": [
+        1.5,
+        object(),
+        {},
+        {1, 2},
+        np.array([[1, 2]]),
+        np.array([1.0, 2.0]),
+        True,
+        [True, False],
+        (),
+        np.bool_(1),
+    ],
+    "layer": [5, ["body"], object()],
+    "batch_size": ["2", None, 0, 1.5, True],
+    "image_size": [(64, 96), "64", 0, 1.5, [64]],
+    "method": [5, None, ["gradcam"]],
+}
+
+
+@pytest.mark.parametrize("name, given", [(name, given) for name, several in SLIPS.items() for given in several])
+def test_slips_are_one_line_that_names_the_argument(attentive, name, given):
+    pictures = [Image.new("RGB", (64, 64))] * IMAGES
+    words = "no method is called" if name == "method" else f"{name}="
+    with pytest.raises(FoveateError, match=f"^{words}") as caught:
+        explain(attentive, pictures, **({"method": "gradcam"} | {name: given}))
+    assert "\n" not in str(caught.value)

@@ -134,6 +134,10 @@ def test_refused(model, x, tmp_path):
     assert not model._forward_hooks
     refused = [
         ({"region": "images"}, "region='images'.*'image'"),
+        ({"region": object()}, "region=<object.*predicted, image; or give a mask"),
+        ({"region": [["road"]]}, r"region=\[\['road'\]\].*predicted, image; or give a mask"),
+        ({"window": "32"}, "window='32': give the side of a window in pixels"),
+        ({"window": (32, 32)}, "window=.*: give the side of a window in pixels"),
         ({"region": torch.ones(3, 4, 4)}, r"region of the shape \(3, 4, 4\): give a mask"),
         ({"region": torch.zeros(4, 4)}, "has no pixel"),
         ({"method": "cam"}, "cam is for classifiers"),

@@ -83,7 +83,7 @@ def test_a_part_with_a_plan(blocks, untouched):
 
 
 def test_what_is_no_module():
-    with pytest.raises(FoveateError, match="not into a str"):
+    with pytest.raises(FoveateError, match="is expected, not a str: foveate.create_model"):
         fv.insert("resnet18", "se after layer1")
 
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from foveate.accounting.counting.formulas import tensors_in
 from foveate.accounting.counting.products import Arguments, Keywords
-from foveate.errors import FoveateError
+from foveate.arguments import not_a_network
 from foveate.kernels.dispatch import use_fused
 from foveate.model_info import device_and_dtype, unwrapped
 
@@ -27,8 +27,7 @@ def network_of(given: object) -> nn.Module:
     """
     if isinstance(given, nn.Module):
         return given if isinstance(given, torch.jit.ScriptModule) else unwrapped(given)
-    hint = f": foveate.create_model({given!r}) makes one" if isinstance(given, str) else ""
-    raise FoveateError(f"a network (torch.nn.Module) is expected, not a {type(given).__name__}{hint}")
+    raise not_a_network(given)
 
 
 def images_for(model: nn.Module, size: tuple[int, int, int], batch_size: int = 1) -> Tensor:

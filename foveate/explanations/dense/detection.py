@@ -44,7 +44,7 @@ class Boxes:
     def __init__(self, given: int | str | Sequence[int] | None, by_class: bool, count: int) -> None:
         numbers = [given] * count if isinstance(given, int) or given is None else given
         right = numbers == ALL or (
-            not isinstance(numbers, str)
+            isinstance(numbers, list | tuple)
             and len(numbers) == count
             and all(one is None or (type(one) is int and one > 0) for one in numbers)
         )

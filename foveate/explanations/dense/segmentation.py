@@ -46,7 +46,10 @@ class Region:
                 raise FoveateError(f"region={given!r}: {near(given, REGIONS)}; or give a mask (H, W) of the pixels")
             self.name = given or "predicted"
             return
-        mask = torch.as_tensor(given)
+        try:
+            mask = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise FoveateError(f"region={given!r}: {near('', REGIONS)}; or give a mask (H, W) of the pixels") from error
         mask = mask[None] if mask.ndim == 2 else mask
         if mask.ndim != 3 or len(mask) not in (1, count):
             raise FoveateError(
