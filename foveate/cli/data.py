@@ -34,11 +34,11 @@ def check(source: str, *, val_fraction: float = 0.2, split_seed: int = 0, json: 
         json: print everything as JSON.
     """
     if fv.find_segmentation(source):
-        maps = fv.check_segmentation(source)
+        maps = fv.check_segmentation(source, seed=split_seed, val_fraction=val_fraction)
         print(jsons.dumps(maps.to_dict(), indent=2)) if json else _print_maps(maps)
         sys.exit(0 if maps.sound else 1)
     if fv.find_detection(source):
-        boxes = fv.check_detection(source)
+        boxes = fv.check_detection(source, seed=split_seed, val_fraction=val_fraction)
         print(jsons.dumps(boxes.to_dict(), indent=2)) if json else _print_boxes(boxes)
         sys.exit(0 if boxes.sound else 1)
     found = fv.check_data(source, seed=split_seed, val_fraction=val_fraction)

@@ -243,8 +243,9 @@ def _say_bad(reasons: Sequence[str]) -> None:
 
 def open_label_maps(source: str, options: DataOptions) -> Any:
     """The data set of images with label maps, with what there is to say about it."""
-    if options.allow_empty or options.on_bad_image != "stop":
-        raise FoveateError("--allow-empty and --on-bad-image are for classification, and this data has label maps")
+    if options.allow_empty or options.on_bad_image != "stop" or options.parts is not None:
+        only = "--allow-empty, --on-bad-image and --parts are for classification"
+        raise FoveateError(f"{only}, and this data has label maps")
     data = fv.open_segmentation(source, seed=options.split_seed, val_fraction=options.val_fraction, limit=options.limit)
     counts = f"{len(data.train)} training and {len(data.val)} validation images with label maps"
     say(f"{data.name}: {counts}, {len(data.classes)} classes")

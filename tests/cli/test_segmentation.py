@@ -64,6 +64,12 @@ def test_train_evaluate_predict_check(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["sound"]
 
 
+@pytest.mark.parametrize("option, given", [("--on-bad-image", ["skip"]), ("--allow-empty", []), ("--parts", ["a:b"])])
+def test_options_that_are_for_classification(folder, tmp_path, option, given):
+    with pytest.raises(FoveateError, match=f"{option}.* for classification, and this data has label maps"):
+        app(["train", str(folder), option, *given, "--output", str(tmp_path / "run")])
+
+
 def test_compare(folder, tmp_path, capsys):
     options = ("--model", "test_efficientnet", "--head", "lraspp(width=8)", "--epochs", 1, "--image-size", 32)
     plans = ("--seeds", 1, "--plans", "se after backbone.blocks.1.0", "--output", tmp_path)

@@ -68,21 +68,28 @@ class DetectionReport:
 
 
 def check_detection(
-    source: str | os.PathLike[str] | DetectionData, *, classes: Sequence[str] | None = None
+    source: str | os.PathLike[str] | DetectionData,
+    *,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.2,
 ) -> DetectionReport:
     """Read every annotation and every image of a data set and say what is wrong with it.
 
     Args:
         source: as ``open_detection`` takes it.
         classes: as there.
+        seed: of the split, where the source has none.
+        val_fraction: part for validation, where the source has no split.
 
     Returns:
         What was found; nothing is changed.
 
     Raises:
-        FoveateError: the data set cannot be opened: it has another layout, or no image of a part can be used.
+        FoveateError: the data set cannot be opened: it has another layout, or no image of a part can be used; or the
+            part for validation is none.
     """
-    data = open_detection(source, classes=classes, on_bad_image="skip")
+    data = open_detection(source, classes=classes, on_bad_image="skip", seed=seed, val_fraction=val_fraction)
     bad, empty, ignored = list(data.bad), [], 0
     for split in (data.train, data.val):
         for index, name in enumerate(split.names):

@@ -62,19 +62,24 @@ class SegmentationReport:
         return html_lines(self.name, lines) + html_table(("class", "training pixels", "validation pixels"), self.pixels)
 
 
-def check_segmentation(source: str | os.PathLike[str] | SegmentationData) -> SegmentationReport:
+def check_segmentation(
+    source: str | os.PathLike[str] | SegmentationData, *, seed: int = 0, val_fraction: float = 0.2
+) -> SegmentationReport:
     """Read every image and label map of a data set and say what is wrong with it.
 
     Args:
         source: as ``open_segmentation`` takes it.
+        seed: of the split, where the source has none.
+        val_fraction: part for validation, where the source has no split.
 
     Returns:
         What was found; nothing is changed.
 
     Raises:
-        FoveateError: the data set cannot be opened: a file is missing, or sizes differ.
+        FoveateError: the data set cannot be opened: a file is missing, or sizes differ; or the part for
+            validation is none.
     """
-    data = open_segmentation(source)
+    data = open_segmentation(source, seed=seed, val_fraction=val_fraction)
     bad: list[tuple[str, str]] = []
     ignored: list[str] = []
     counts = np.zeros((2, len(data.classes)), np.int64)
