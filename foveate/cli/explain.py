@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import ModelOptions, open_network
+from foveate.cli.options import ModelOptions, open_network, say_random
 from foveate.cli.process.stopping import kept, when_stopped
 from foveate.errors import printable
 from foveate.io import JsonObject
@@ -83,6 +83,7 @@ def explain(
         head=head,
         rollout=rollout,
     )
+    say_random(model, pretrained=pretrained)
     when_stopped(lambda: kept(output or npz or Path("explained")))
     files = [found.npz(npz)] if npz is not None else []
     if output is not None or npz is None:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 import foveate as fv
-from foveate.cli.options import DataOptions, ModelOptions, open_any, open_network, say
+from foveate.cli.options import DataOptions, ModelOptions, open_any, open_network, say, say_random
+from foveate.cli.process.given import refuse_unused
 from foveate.cli.tables import csv_lines
 from foveate.errors import FoveateError
 
@@ -76,6 +77,14 @@ def export(
         options: how the data is read.
     """
     csv_lines.check(csv, json=json)
+    if data is None:
+        refuse_unused(options, "the images of --data: add --data")
+    if keep != "auto" and "int8" not in (precision or ()):
+        raise FoveateError(f"--keep {keep} is for 8 bits: add --precision int8, or leave it out")
+    if python is not None and "litert" not in to:
+        raise FoveateError("--python is for litert: add --to litert, or leave it out")
+    if keep_failed and not check:
+        raise FoveateError("--keep-failed is for a file that failed a check: leave it or --no-check out")
     asked: dict[str, Any] = {
         "images": images,
         "maps": tuple(maps or ()),
@@ -103,6 +112,7 @@ def export(
         started=lambda name, bits: say(f"{name} {bits} ..."),
         options=asked,
     )
+    say_random(model, pretrained=pretrained)
     if csv is not None:
         csv_lines.write_csv([row.to_dict() for row in found.rows], csv)
     if json:

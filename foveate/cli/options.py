@@ -30,9 +30,13 @@ __all__ = [
     "open_network",
     "open_network_or_file",
     "say",
+    "say_random",
 ]
 
 _SHOWN = 20  # images that are left out
+_RANDOM = (
+    "as the name of a network it has random weights, which predict nothing: add --pretrained for its ImageNet weights"
+)
 
 
 @Parameter(name="*")
@@ -112,6 +116,12 @@ def say(text: str) -> None:
     """A line for the person, on stderr: stdout is for results. Of several processes the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
         print(printable(text), file=sys.stderr)
+
+
+def say_random(model: str, *, pretrained: bool) -> None:
+    """Say so where a network is only named, and nothing that it predicts means anything."""
+    if not pretrained and not is_folder(model):
+        say(f"{model}: {_RANDOM}")
 
 
 def open_network(options: NetworkOptions, input_size: int | None = None) -> Any:
@@ -200,10 +210,7 @@ def open_classifier(model: str, *, pretrained: bool) -> Any:
             raise FoveateError(f"--pretrained: {model} has weights of its own: leave it out")
         return model  # the library opens it
     if not pretrained:
-        raise FoveateError(
-            f"{model!r} is not a folder that foveate saved; as the name of a network it has random weights, which "
-            "predict nothing: add --pretrained for its ImageNet weights"
-        )
+        raise FoveateError(f"{model!r} is not a folder that foveate saved; {_RANDOM}")
     return open_network(ModelOptions(model, pretrained=True))
 
 

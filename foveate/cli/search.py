@@ -18,11 +18,10 @@ from foveate.cli.options import (
     open_network,
     say,
 )
-from foveate.cli.process.given import as_words, is_folder
+from foveate.cli.process.given import as_words, by_name, is_folder
 from foveate.cli.process.helpers import check_jobs, helpers
 from foveate.cli.process.stopping import after_search, when_stopped
 from foveate.cli.train import RECIPE_GROUP, RecipeOptions, chosen_recipe
-from foveate.errors import FoveateError
 
 __all__ = ["search"]
 
@@ -76,7 +75,7 @@ def search(
     when_stopped(lambda: after_search(output))
     network, chosen = network or NetworkOptions(), chosen_recipe(recipe, fields)
     check_jobs(jobs)
-    limits = _budget(budget or [])
+    limits = by_name("--budget", budget or [], "macs=-15% or parameters=3M")
     check_names(network, chosen, [family])
     opened = open_images(data, images or DataOptions())
     request = {
@@ -110,11 +109,3 @@ def search(
         given = [part for part in (network, images, fields) if part is not None]
         words = [*(["--recipe", recipe] if recipe else ()), *(word for part in given for word in as_words(part))]
         say(f"to train the best: foveate train {shlex.join([data, *words, '--plan', str(found.best.plan)])}")
-
-
-def _budget(parts: list[str]) -> dict[str, str | float]:
-    pairs = [part.partition("=") for part in parts]
-    for name, mark, value in pairs:
-        if not mark or not value:
-            raise FoveateError(f"--budget {name}: write NAME=VALUE, such as macs=-15% or parameters=3M")
-    return {name: value for name, _, value in pairs}

@@ -1,6 +1,8 @@
 """What the command line says to slips: one line on stderr that names what exists, and nothing is lost."""
 
+import dataclasses
 import io
+import json
 import shlex
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from rich.console import Console
 import foveate as fv
 from foveate.cli import main
 from foveate.cli.app import app
+from foveate.cli.options import DataOptions
 from foveate.cli.process.usage_errors import nearest
 from foveate.studies.reporting.terminal_table import terminal_table
 
@@ -41,6 +44,14 @@ SLIPS = {
     "predict nowhere images": ["'nowhere' is not a folder that foveate saved"],
     "explain test_resnet nowhere.png": ["no image nowhere.png"],
     "export test_resnet --to onxx --output o": ["no export format 'onxx'; did you mean 'onnx'?"],
+    "export test_resnet --to pt2 --output o --keep attention": ["--keep attention is for 8 bits: add --precision int8"],
+    "export test_resnet --to pt2 --output o --precision fp32 fp16 --keep none": ["--keep none is for 8 bits"],
+    "export test_resnet --to pt2 --output o --python python3": ["--python is for litert: add --to litert"],
+    "export test_resnet --to pt2 --output o --no-check --keep-failed": ["--keep-failed is for a file that failed"],
+    "search nowhere --family 'se after a' --budget macs=-15% macs=-50%": [
+        "--budget has macs=-15% and macs=-50%: write each name once"
+    ],
+    "search nowhere --family 'se after a' --budget =3": ["--budget =3: write NAME=VALUE, such as macs=-15%"],
     "cost test_resnet --plan 'ulsm after layer2.0'": ["no mechanism is called 'ulsm'; did you mean 'ulsam'?"],
     "cost test_resnet --plan 'se after layer9'": ["no site 'layer9'; did you mean 'layer"],
     "reproduce ulsm": ["no table is called 'ulsm'; there are: "],
@@ -238,6 +249,47 @@ def test_explain_takes_a_class_by_name(capsys, trained):
     code, _, err = run(capsys, f"{line} --target beagel")
     assert code == 2
     assert "'beagle'" in err
+
+
+# A value other than the default for each option of how data is read.
+READING = {
+    "--on-bad-image": "skip",
+    "--allow-empty": None,
+    "--val-fraction": 0.9,
+    "--split-seed": 1,
+    "--limit": 3,
+    "--parts": "train:test",
+}
+
+
+def test_options_of_data_without_data_are_refused(capsys, tmp_path):
+    assert READING.keys() == {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(DataOptions)}
+    for option, value in READING.items():
+        given = option if value is None else f"{option} {value}"
+        code, out, err = run(capsys, f"export test_resnet --to pt2 --output {tmp_path}/o {given}")
+        assert (code, out) == (2, "")
+        assert f"{option} is for the images of --data: add --data, or leave it out" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_random_weights_say_is_said_to_be_nothing(capsys, trained):
+    """As predict refuses them."""
+    picture = f"{trained}/dogs/val/boxer/0.png"
+    words = "random weights, which predict nothing: add --pretrained"
+    code, _, err = run(capsys, f"predict test_resnet {picture}")
+    assert (code, words in err) == (2, True)
+    line = f"{picture} --method gradcam --output {trained}/map.png --json"
+    code, out, err = run(capsys, f"explain test_resnet {line}")
+    assert code == 0
+    assert json.loads(out)["predictions"]
+    assert words in err
+    code, _, err = run(capsys, f"explain {trained}/run/last {line}")
+    assert (code, words in err) == (0, False)
+    line = f"--to pt2 --size 32 --images 1 --no-time --output {trained}/exported"
+    code, _, err = run(capsys, f"export test_resnet {line}")
+    assert (code, words in err) == (0, True)
+    code, _, err = run(capsys, f"export {trained}/run/last {line} --overwrite")
+    assert (code, words in err) == (0, False)
 
 
 @pytest.mark.parametrize("width", [40, 60, 72, 80, 120])

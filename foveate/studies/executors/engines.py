@@ -123,7 +123,7 @@ def _slurm(text: str, rest: str, folder: Path) -> Iterator[Engine]:
     options = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if not partition or len(options) < len(pairs):
         raise FoveateError(
-            f"executor={text!r}: write slurm:PARTITION[,key=value], such as slurm:gpu,time=240,workers=8"
+            f"executor={text!r}: write slurm:PARTITION[,key=value], each key once, such as slurm:gpu,time=240,workers=8"
         )
     values = {key: int(value) if value.isdecimal() else value for key, value in options.items()}
     try:
