@@ -173,8 +173,8 @@ class Preprocess:
             average of mean and std.
 
         Raises:
-            FoveateError: the model's first convolution takes neither 1 nor 3 channels, or the size is no number of
-                pixels.
+            FoveateError: the model's first convolution takes neither 1 nor 3 channels, or the size is not a number
+                of pixels.
         """
         from timm.data import resolve_data_config
 
