@@ -61,6 +61,19 @@ def test_what_gives_no_scores_is_one_line(given, tmp_path):
             call(given, tmp_path)
 
 
+# Each function whose batches are of one size; to time a network several can be given.
+IN_BATCHES = [verb for verb in VERBS if "batch_size" in inspect.signature(getattr(fv, verb)).parameters]
+
+
+@pytest.mark.parametrize("given", ["2", 0, -1, 1.5, True, None, [2], object()], ids=str)
+@pytest.mark.parametrize("verb", [verb for verb in IN_BATCHES if verb != "latency"])
+def test_a_batch_size_that_is_none_is_one_line(verb, given):
+    values = {"model": nn.Identity(), "images": [], "data": "nowhere", "methods": ["gradcam"], "method": "gradcam"}
+    parameters = inspect.signature(getattr(fv, verb)).parameters
+    with pytest.raises(fv.FoveateError, match="^batch_size=.*: (give a whole number,|must be) at least 1$"):
+        getattr(fv, verb)(**{name: value for name, value in values.items() if name in parameters}, batch_size=given)
+
+
 def test_a_network_by_name_among_several():
     with pytest.raises(fv.FoveateError, match="is expected, not a str: foveate.create_model"):
         fv.faithfulness({"plain": nn.Identity(), "other": "resnet18"}, None, ["gradcam"])

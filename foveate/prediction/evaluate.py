@@ -9,6 +9,7 @@ from typing import Literal, TypedDict, Unpack, overload
 
 from torch import Tensor
 
+from foveate.arguments import at_least
 from foveate.classifier_protocol import Classifier, batched_logits
 from foveate.data.detection import DetectionData, DetectionSplit, find_detection, open_detection
 from foveate.data.opening import open_data
@@ -116,8 +117,7 @@ def evaluate(
     if part not in _PARTS:
         raise FoveateError(f"part {part!r}: {near(str(part), _PARTS)}")
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise FoveateError(f"{name}={value}: must be at least {least}")
+        at_least(least, **{name: value})
     views = TestTime.of(flip, scales, window)
     if isinstance(data, SegmentationData | SegmentationSplit) or find_segmentation(data):
         if preprocess is not None:

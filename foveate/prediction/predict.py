@@ -108,7 +108,7 @@ def predict(
         FoveateError: there is no such model or image, the images are something else, or an option is out of range.
     """
     for name, value in (("top", top), ("batch_size", batch_size), ("threads", threads)):
-        if value is not None:
+        if value is not None or name != "threads":
             at_least(1, **{name: value})
     model = open_model(model)
     views = TestTime.of(flip, scales, window)

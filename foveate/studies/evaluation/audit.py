@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.arguments import at_least
 from foveate.errors import FoveateError
 from foveate.progress import ProgressBar
 from foveate.studies.comparison.statistics import holm
@@ -100,7 +101,7 @@ def audit(
         Diverged: the model's scores are NaN or infinite, or a weight of a detector is.
     """
     model = unwrapped(model)
-    if batch_size < 2:
+    if at_least(1, batch_size=batch_size) < 2:
         raise FoveateError(f"batch_size={batch_size}: an audit exchanges maps between images, give at least 2")
     modules = _inserted(model)
     loaded, judge = load_judged(data, model, limit=limit, image_size=image_size, seed=seed)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from foveate.arguments import at_least
 from foveate.errors import FoveateError, near
 from foveate.explanations.attention import attention_maps, readers
 from foveate.explanations.explain import METHODS, OF_A_CLASS
@@ -77,8 +78,7 @@ def faithfulness(
     models = dict(model) if isinstance(model, Mapping) else {"": model}
     models = {name: unwrapped(one) for name, one in models.items()}
     chosen = _checked(methods, measures, placed=masks is not None or boxes is not None)
-    if steps < 1:
-        raise FoveateError(f"steps={steps}: give at least 1")
+    batch_size, steps = at_least(1, batch_size=batch_size), at_least(1, steps=steps)
     loaded = load_images(data, next(iter(models.values())), limit=limit, image_size=image_size, seed=seed)
     for network in models.values():
         outputs_of(network, loaded)  # each must know the classes of the data
