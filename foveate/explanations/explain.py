@@ -57,9 +57,9 @@ def explain(
             where its classifier reads the patches, how much each of them is looked at. "gradcam", "gradcam++",
             "hirescam": of a class, by gradients; "cam": of a class, exactly, for networks that end in global average
             pooling and one linear layer.
-        target: the class to explain, by index or by the name that the model gives it, or one for each image; without it
-            the predicted class, of segmentation that of most pixels, of detection that of the best box. For "attention"
-            only where there is a map for each class.
+        target: the class to explain, by index or by the name that the model gives it, or one for each image, in a list,
+            an array or a tensor; without it the predicted class, of segmentation that of most pixels, of detection that
+            of the best box. For "attention" only where there is a map for each class.
         layer: the dotted name of the layer to look at. For methods with gradients; without it the last feature map, of
             segmentation that of the trunk, of a vision transformer what enters the last block's attention. For the
             "attention" of a vision transformer a block, as "blocks.5"; without it the last one.
