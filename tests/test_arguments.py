@@ -13,6 +13,16 @@ import foveate as fv
 from foveate.arguments import WrongArguments
 
 
+class Anything:
+    """What nothing takes; its text is the same in each process."""
+
+    def __repr__(self):
+        return "anything"
+
+
+ANYTHING = Anything()
+
+
 def takes(function, kind):
     return any(p.kind is kind for p in inspect.signature(function).parameters.values())
 
@@ -34,7 +44,7 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("given", ["resnet18", None, 3, object(), nn.Conv2d], ids=str)
+@pytest.mark.parametrize("given", ["resnet18", None, 3, ANYTHING, nn.Conv2d], ids=str)
 @pytest.mark.parametrize("verb, name", NETWORKS)
 def test_what_is_no_network_is_one_line(verb, name, given):
     """At the door, before anything else is looked at: all other arguments make no sense."""
@@ -51,7 +61,7 @@ def test_what_is_no_network_is_one_line(verb, name, given):
     assert ("foveate.create_model('resnet18') makes one" in str(caught.value)) == isinstance(given, str)
 
 
-@pytest.mark.parametrize("given", [None, 3, object()], ids=str)
+@pytest.mark.parametrize("given", [None, 3, ANYTHING], ids=str)
 def test_what_gives_no_scores_is_one_line(given, tmp_path):
     for part, label in itertools.product(("train", "val"), "ab"):
         (tmp_path / part / label).mkdir(parents=True)
@@ -65,7 +75,7 @@ def test_what_gives_no_scores_is_one_line(given, tmp_path):
 IN_BATCHES = [verb for verb in VERBS if "batch_size" in inspect.signature(getattr(fv, verb)).parameters]
 
 
-@pytest.mark.parametrize("given", ["2", 0, -1, 1.5, True, None, [2], object()], ids=str)
+@pytest.mark.parametrize("given", ["2", 0, -1, 1.5, True, None, [2], ANYTHING], ids=str)
 @pytest.mark.parametrize("verb", [verb for verb in IN_BATCHES if verb != "latency"])
 def test_a_batch_size_that_is_none_is_one_line(verb, given):
     values = {"model": nn.Identity(), "images": [], "data": "nowhere", "methods": ["gradcam"], "method": "gradcam"}
