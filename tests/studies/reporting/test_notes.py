@@ -22,7 +22,7 @@ def comparison(recipe, seeds=(0, 1), margin=None):
         licence=None,
         measure=TOP1,
     )
-    return SimpleNamespace(setup=setup, tuning_words="none was tuned", made_with=({"torch": "2"},))
+    return SimpleNamespace(setup=setup, left_out=[], tuning_words="none was tuned", made_with=({"torch": "2"},))
 
 
 def test_the_recipe_is_what_differs_from_the_default():

@@ -248,7 +248,8 @@ def test_predictions_are_written_drawn_and_read_back(trained, folder, tmp_path):
     assert [entry["area"] for entry in content["annotations"]] == one.masks.areas()
     assert one.to_dict()["objects"][0]["segmentation"] == content["annotations"][0]["segmentation"]
     assert (tmp_path / "drawn/000001_0.png").is_file()
-    both = {**content, "images": [content["images"][0], {**content["images"][0], "id": 2}]}
+    picture.save(tmp_path / "1.png")
+    both = {**content, "images": [content["images"][0], {**content["images"][0], "id": 2, "file_name": "1.png"}]}
     (tmp_path / "out.json").write_text(json.dumps(both))
     data = open_detection(tmp_path / "out.json", on_bad_image="skip", val_fraction=0.5)
     first = next(part for part in (data.train, data.val) if len(part.objects[0]))
