@@ -22,6 +22,7 @@ __all__ = [
     "compiled_text",
     "device_and_dtype",
     "is_library",
+    "is_plain",
     "pretrained_config",
     "unwrapped",
     "update_pretrained_config",
@@ -164,14 +165,14 @@ def value_text(value: object, _outside: tuple[int, ...] = ()) -> str:
         return name + inside([(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)])
     if known is value:
         return name
-    plain = [(key, held) for key, held in sorted(getattr(value, "__dict__", {}).items()) if _is_plain(held)]
+    plain = [(key, held) for key, held in sorted(getattr(value, "__dict__", {}).items()) if is_plain(held)]
     return name + inside(plain) if plain else name
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
     """A number or a text, or a list or tuple of them: what needs no walk through other objects."""
     if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return isinstance(value, bool | int | float | complex | str | bytes | type(None))
 
 

@@ -11,7 +11,17 @@ from dataclasses import replace
 from foveate.data.split import Split
 from foveate.errors import FoveateError
 
-__all__ = ["divide", "sample", "spread", "stratified"]
+__all__ = ["check_fraction", "divide", "sample", "spread", "stratified"]
+
+
+def check_fraction(val_fraction: float) -> None:
+    """Make sure that a part for validation leaves something on both sides.
+
+    Raises:
+        FoveateError: it does not lie between 0 and 1.
+    """
+    if not 0 < val_fraction < 1:
+        raise FoveateError(f"val_fraction {val_fraction}: must lie between 0 and 1, both excluded")
 
 
 def divide(whole: Split, fraction: float, seed: int) -> tuple[Split, Split, str]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from foveate.data.check import damaged, unusable
 from foveate.data.detection import DetectionData, DetectionSplit, find_detection
-from foveate.data.division import sample
+from foveate.data.division import check_fraction, sample
 from foveate.data.elpv import read_elpv
 from foveate.data.folder import read_folder
 from foveate.data.libraries import read_hugging_face, read_torchvision
@@ -70,7 +70,7 @@ def open_data(
     """
     if on_bad_image not in ("stop", "skip"):
         raise FoveateError(f"on_bad_image {on_bad_image!r}: {near(on_bad_image, ('stop', 'skip'))}")
-    _check_fraction(val_fraction)
+    check_fraction(val_fraction)
     for name, value in (("limit", limit), ("min_classes", min_classes)):
         if value is not None and value < 1:
             raise FoveateError(f"{name} {value}: must be at least 1")
@@ -96,18 +96,13 @@ def open_unchecked(source: str | os.PathLike[str], seed: int, val_fraction: floa
     Raises:
         FoveateError: the source does not exist or is in no known form, or the fraction is none.
     """
-    _check_fraction(val_fraction)
+    check_fraction(val_fraction)
     return _read(source, seed, val_fraction)
 
 
 def is_by_name(source: object) -> bool:
     """Whether data is named, and no path, whatever files are called: ``elpv``, ``hf:NAME``, ``torchvision:NAME``."""
     return source == "elpv" or (isinstance(source, str) and source.partition(":")[0] in _LIBRARIES)
-
-
-def _check_fraction(val_fraction: float) -> None:
-    if not 0 < val_fraction < 1:
-        raise FoveateError(f"val_fraction {val_fraction}: must lie between 0 and 1, both excluded")
 
 
 def _read(

@@ -173,10 +173,12 @@ def _find_layouts(model: nn.Module, traces: dict[str, ModuleTrace], size: tuple[
             continue
         _, one, two, three = entry.out_shape
         first, last = spatial(one, two), spatial(two, three)
-        told = (entry.out_shape in moved) - (entry.out_shape in known)  # 1: the channels are last, -1: first, 0: either
-        entry.nhwc = name not in first_by_kind and (told > 0 or (told == 0 and first and not last))
+        shaped = (entry.out_shape in moved) - (
+            entry.out_shape in known
+        )  # 1: the channels are last, -1: first, 0: either
+        entry.nhwc = name not in first_by_kind and (shaped > 0 or (shaped == 0 and first and not last))
         votes += (entry.nhwc and two > 1) - (last and not first)
-        if name not in first_by_kind and told == 0 and first and last and two > 1:
+        if name not in first_by_kind and shaped == 0 and first and last and two > 1:
             undecided.append(entry)
     for entry in undecided:
         entry.nhwc = votes > 0

@@ -149,7 +149,7 @@ def test_maps_are_those_of_explain(model, complete, folder):
 
 @pytest.mark.parametrize("size", [120, "dynamic"])
 def test_maps_of_several_sizes_lie_where_they_are_in_the_image(size, tmp_path):
-    """Those of Learn to Pay Attention, 15, 8 and 4 wide: nearest neighbours would move them by half a position."""
+    """Those of Learn to Pay Attention, 15, 8 and 4 wide: nearest neighbours would move them."""
     torch.manual_seed(0)
     model = fv.insert(fv.create_model("resnet10t", num_classes=3).eval(), "ltpa as head", input_size=120)
     x = torch.randn(2, 3, 120, 120)

@@ -1,4 +1,4 @@
-"""Attention that shares a name with another is told apart, and what was cut off is no more counted."""
+"""Attention that shares a name with another is kept apart, and what was cut off is no more counted."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ from foveate.data.detection.masks import InstanceMasks, can_read_masks, parse_ma
 from foveate.data.detection.record import Box, Found, Record
 from foveate.data.detection.split import DetectionData, DetectionSplit, Objects
 from foveate.data.detection.voc import is_voc, read_voc
-from foveate.data.division import sample, stratified
+from foveate.data.division import check_fraction, sample, stratified
 from foveate.data.parts import check_apart
 from foveate.data.segmentation.label_map import image_size
 from foveate.errors import FoveateError, near
@@ -86,8 +86,7 @@ def open_detection(
         FoveateError: there is no such folder, it has another layout, something in it is bad, or an argument is out of
             range.
     """
-    if not 0 < val_fraction < 1:
-        raise FoveateError(f"val_fraction {val_fraction}: must lie between 0 and 1, both excluded")
+    check_fraction(val_fraction)
     if limit is not None and limit < 1:
         raise FoveateError(f"limit {limit}: must be at least 1")
     if on_bad_image not in _BAD:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from foveate.data.division import sample, stratified
+from foveate.data.division import check_fraction, sample, stratified
 from foveate.data.libraries import load_hugging_face, shown_name
 from foveate.data.parts import check_apart
 from foveate.data.segmentation.label_map import IGNORE, UNKNOWN, Source, image_size, read_values
@@ -78,8 +78,7 @@ def open_segmentation(
         FoveateError: the folder does not exist or has another layout, an image and its label map differ in size, a
             file is missing, or an argument is out of range.
     """
-    if not 0 < val_fraction < 1:
-        raise FoveateError(f"val_fraction {val_fraction}: must lie between 0 and 1, both excluded")
+    check_fraction(val_fraction)
     if limit is not None and limit < 1:
         raise FoveateError(f"limit {limit}: must be at least 1")
     if isinstance(source, SegmentationData):

@@ -135,11 +135,8 @@ def compare(
         setup.write(make_folder(folder))
     of_seeds = [found[k] for k in range(len(chosen)) for found in jobs.values()]
     results = _complete(grid, of_seeds, opened, runs, keep=[found[0] for found in jobs.values()])
-    of_label = {
-        label: (found[0], results[names[label][0]])
-        for label, found in jobs.items()
-        if label not in diverged_plans(setup, results)
-    }
+    lost = diverged_plans(setup, results)
+    of_label = {label: (found[0], results[names[label][0]]) for label, found in jobs.items() if label not in lost}
     absent = [label for label, (job, result) in of_label.items() if not grid.has_model(job, result)]
     models = Networks({label: partial(grid.model, *of_job) for label, of_job in of_label.items()}, absent)
     comparison = collect(setup, results, folder, models)

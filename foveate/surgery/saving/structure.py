@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from foveate.model_info import is_plain
 from foveate.surgery.wrappers import KEY
 
 __all__ = ["runs_as_described", "structure_of"]
@@ -58,15 +59,10 @@ def _settings(model: nn.Module) -> str:
     lines = []
     for name, module in model.named_modules():
         held = vars(module)
-        values = {key: _listed(held[key]) for key in _SETTINGS if key in held and _is_plain(held[key])}
+        values = {key: _listed(held[key]) for key in _SETTINGS if key in held and is_plain(held[key])}
         if values and KEY not in name.split("."):
             lines.append(f"{name} {values}")
     return _digest(lines)
-
-
-def _is_plain(value: object) -> bool:
-    parts = value if isinstance(value, list | tuple) else [value]
-    return all(isinstance(part, bool | int | float | str | type(None)) for part in parts)
 
 
 def _listed(value: object) -> object:
