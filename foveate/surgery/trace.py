@@ -173,9 +173,8 @@ def _find_layouts(model: nn.Module, traces: dict[str, ModuleTrace], size: tuple[
             continue
         _, one, two, three = entry.out_shape
         first, last = spatial(one, two), spatial(two, three)
-        shaped = (entry.out_shape in moved) - (
-            entry.out_shape in known
-        )  # 1: the channels are last, -1: first, 0: either
+        # By its shape 1: the channels are last, -1: first, 0: either.
+        shaped = (entry.out_shape in moved) - (entry.out_shape in known)
         entry.nhwc = name not in first_by_kind and (shaped > 0 or (shaped == 0 and first and not last))
         votes += (entry.nhwc and two > 1) - (last and not first)
         if name not in first_by_kind and shaped == 0 and first and last and two > 1:
